@@ -1,0 +1,384 @@
+"""Every setting, its default and what is allowed. Frozen dataclasses; no torch, no side effects.
+
+Defaults live here and nowhere else. Read next: selfplay.py, which turns them into a run.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from shmzero import _core
+from shmzero.errors import ConfigError
+
+PRESETS: dict[str, tuple[int, int]] = {"light": (2, 20), "medium": (3, 30), "heavy": (5, 50)}
+"""Determinizations and simulations in each."""
+
+SUITS = ("spades", "hearts", "clubs", "diamonds", "none")
+"""Names of the trumps, by the core's index; the last is a round without trumps."""
+
+
+def _check(name: str, value: float, low: float, high: float) -> None:
+    if not (isinstance(value, (int, float)) and math.isfinite(value) and low <= value <= high):
+        raise ConfigError(f"{name} is {value!r}; allowed: {low:g} to {high:g}")
+
+
+def _choice(name: str, value: str, allowed: Iterable[str]) -> None:
+    if value not in allowed:
+        raise ConfigError(f"{name} is {value!r}; allowed: {', '.join(allowed)}")
+
+
+@dataclass(frozen=True)
+class SearchConfig:
+    """One decision's search. Utilities are about 0 to 1, and so are `c_puct` and its like."""
+
+    determinizations: int = 3
+    """Worlds D drawn for a decision."""
+    simulations: int = 30
+    """Simulations S in each world; 0 plays the policy itself."""
+    leaves_in_flight: int = 1
+    """Leaves per tree and step; capped at simulations / 4."""
+    c_puct: float = 1.25
+    fpu_reduction: float = 0.1
+    """An untried action counts as its parent's estimate less this."""
+    opponents: Literal["policy", "maximise"] = "policy"
+    """How the other seats choose: by their policy, or each for its own utility (max^n)."""
+    root: Literal["puct", "halving"] = "puct"
+    target: Literal["visits", "improved"] = "visits"
+    """Policy target: visit counts, or prior x exp(improved_beta x Q)."""
+    improved_beta: float = 8.0
+    considered: int = 16
+    """Root actions that sequential halving starts with."""
+    known_hands: bool = False
+    """Search the deal as it is, in one world. For analysis and tests; never set by self-play."""
+    noise_fraction: float = 0.0
+    """Share of Dirichlet noise in the root's prior; it never enters a target."""
+    noise_alpha: float = 1.0
+    temperature: float = 1.0
+    temperature_decisions: int = 99
+    """Decisions of a round played with `temperature`; later ones with `final_temperature`."""
+    final_temperature: float = 0.0
+    rivalry: float = 0.0
+    """Weight of the others' mean score in the utility."""
+
+    def __post_init__(self) -> None:
+        _check("determinizations", self.determinizations, 1, 10_000)
+        _check("simulations", self.simulations, 0, 1_000_000)
+        _check("leaves_in_flight", self.leaves_in_flight, 1, 4096)
+        _check("c_puct", self.c_puct, 0, 1000)
+        _check("fpu_reduction", self.fpu_reduction, -10, 10)
+        _choice("opponents", self.opponents, ("policy", "maximise"))
+        _choice("root", self.root, ("puct", "halving"))
+        _choice("target", self.target, ("visits", "improved"))
+        _check("improved_beta", self.improved_beta, 0, 1000)
+        _check("considered", self.considered, 1, _core.NUM_ACTIONS)
+        _check("noise_fraction", self.noise_fraction, 0, 1)
+        _check("noise_alpha", self.noise_alpha, 1e-3, 1000)
+        _check("temperature", self.temperature, 0, 100)
+        _check("temperature_decisions", self.temperature_decisions, 0, 1000)
+        _check("final_temperature", self.final_temperature, 0, 100)
+        _check("rivalry", self.rivalry, 0, 10)
+
+    def to_core(self) -> _core.SearchConfig:
+        """The same settings as the core takes them."""
+        core = _core.SearchConfig()
+        enums = {"opponents": _core.Opponents, "root": _core.RootRule, "target": _core.Target}
+        for name, value in asdict(self).items():
+            setattr(core, name, getattr(enums[name], value) if name in enums else value)
+        return core
+
+
+@dataclass(frozen=True)
+class NetConfig:
+    """Sizes of a BlobNet. `trunks` 2: policy and value have blocks of their own."""
+
+    width: int = 256
+    hidden: int = 1024
+    blocks: int = 6
+    trunks: int = 1
+
+    def __post_init__(self) -> None:
+        _check("width", self.width, 8, 4096)
+        _check("hidden", self.hidden, 8, 16384)
+        _check("blocks", self.blocks, 0, 64)
+        _check("trunks", self.trunks, 1, 2)
+
+
+NETS: dict[str, NetConfig] = {
+    "plan": NetConfig(),
+    "small": NetConfig(width=128, hidden=256, blocks=3, trunks=2),
+}
+
+
+def weighted(name: str, text: str, low: int, high: int) -> list[tuple[int, float]]:
+    """Whole numbers with weights out of "4", "3-6", "4,5" or "4:15,5:70,6:15"."""
+    problem = ConfigError(
+        f"{name} is {text!r}; allowed: a number {low}..{high}, a range as 3-6, or weights as 4:15,5:70"
+    )
+    pairs: list[tuple[int, float]] = []
+    for part in str(text).split(","):
+        value, _, weight = part.partition(":")
+        first, dash, last = value.partition("-")
+        try:
+            numbers = range(int(first), int(last if dash else first) + 1)
+            share = float(weight) if weight else 1.0
+        except ValueError:
+            raise problem from None
+        if not numbers or numbers[0] < low or numbers[-1] > high:
+            raise problem
+        if not (math.isfinite(share) and share > 0):
+            raise problem
+        pairs += [(number, share / len(numbers)) for number in numbers]
+    return pairs
+
+
+def trump_weights(text: str) -> list[tuple[int, float]]:
+    """Trumps with weights out of "random", a suit's name, "none", or several of these."""
+    if text == "random":
+        return [(suit, 1.0) for suit in range(len(SUITS))]
+    pairs = []
+    for part in text.split(","):
+        name, _, weight = part.partition(":")
+        try:
+            pairs.append((SUITS.index(name), float(weight) if weight else 1.0))
+        except ValueError:
+            raise ConfigError(
+                f"trump is {text!r}; allowed: random, or one or more of {', '.join(SUITS)}"
+            ) from None
+    return pairs
+
+
+def play_settings(
+    search: SearchConfig,
+    seed: int = 0,
+    players: str = "4",
+    cards: str = "5",
+    trump: str = "random",
+    dealer: str = "random",
+    games: bool = False,
+    rules: _core.Rules | None = None,
+) -> _core.PlaySettings:
+    """What self-play plays, as the core takes it. Raises ConfigError for deals that cannot be."""
+    _check("seed", seed, 0, 2**64 - 1)
+    if search.known_hands:
+        raise ConfigError("known_hands is set; self-play never looks at hidden hands")
+    core = _core.PlaySettings()
+    core.seed = seed
+    core.search = search.to_core()
+    core.players = weighted("players", players, _core.MIN_PLAYERS, _core.MAX_PLAYERS)
+    core.cards = weighted("cards", cards, 1, _core.NUM_CARDS // _core.MIN_PLAYERS)
+    core.trumps = trump_weights(trump)
+    smallest = min(size for size, _ in core.cards)
+    for number, _ in core.players:
+        if smallest * number > _core.NUM_CARDS:
+            raise ConfigError(
+                f"cards is {cards!r} with {number} players; the deck allows at most "
+                f"{_core.NUM_CARDS // number} cards each"
+            )
+    fewest = min(number for number, _ in core.players)
+    if dealer == "random":
+        core.dealer = -1
+    elif dealer.isdecimal() and int(dealer) < fewest:
+        core.dealer = int(dealer)
+    else:
+        raise ConfigError(f"dealer is {dealer!r}; allowed: random, or a seat 0..{fewest - 1}")
+    core.games = games
+    if rules is not None:
+        core.rules = rules
+    return core
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+@dataclass(frozen=True)
+class SelfPlayConfig:
+    """A self-play run. No setting is required; what is None follows from the machine."""
+
+    rounds: int | None = None
+    """Rounds the run folder shall hold in the end (default: 100)."""
+    games: int | None = None
+    """Whole games instead of single rounds."""
+    players: str = "4"
+    """Number of players: 4, 3-6, or with weights 4:15,5:70,6:15."""
+    cards: str = "5"
+    """Cards dealt to each, written likewise; with --games the largest hand."""
+    trump: str = "random"
+    """random, spades, hearts, clubs, diamonds, none, or several with commas."""
+    dealer: str = "random"
+    """random, or a seat."""
+    preset: Literal["light", "medium", "heavy"] = "medium"
+    """Search effort, worlds x simulations: light 2x20, medium 3x30, heavy 5x50."""
+    determinizations: int | None = None
+    """Worlds for each decision; overrides the preset."""
+    simulations: int | None = None
+    """Simulations in each world; overrides the preset. 0 plays the policy itself."""
+    leaves_in_flight: int = 1
+    """Leaves per tree and step, at most simulations / 4."""
+    opponents: Literal["policy", "maximise"] = "policy"
+    root: Literal["puct", "halving"] = "puct"
+    target: Literal["visits", "improved"] = "visits"
+    noise_fraction: float = 0.25
+    noise_alpha: float = 1.0
+    temperature: float = 1.0
+    temperature_decisions: int = 99
+    rivalry: float = 0.0
+    workers: int | None = None
+    """Worker processes (default: one a core, at most 8, at least one for each inference process)."""
+    lanes: int | None = None
+    """Rounds that a worker plays at once (default: so that the batches are full)."""
+    slots: int = 2
+    """Slots of shared memory a worker has."""
+    device: str = "auto"
+    """auto, cpu, cpu*2 (two processes), cuda, cuda:0,cuda:1."""
+    inference_threads: int | None = None
+    """Threads of each inference process on a CPU (default: the cores divided among them)."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    compile: bool = True
+    """Serve a compiled network as soon as it is ready."""
+    max_batch: int | None = None
+    """Rows of a batch at most (default: 512 on a CPU, 8192 on CUDA)."""
+    timeout_ms: float = 2.0
+    """A batch waits no longer than this for further rows."""
+    evaluator: Literal["net", "hash", "uniform"] = "net"
+    """The network, or a stand-in that needs no torch."""
+    net: Literal["plan", "small"] = "plan"
+    """Sizes of a fresh network."""
+    checkpoint: Path | None = None
+    """Weights (.safetensors). Without it the network is initialised from the seed."""
+    follow: bool = False
+    """Take up the checkpoint file's new weights whenever it is replaced."""
+    out: Path | None = None
+    """Run folder; an existing one is continued (default: a new folder under runs/)."""
+    seed: int = 0
+    stall_s: float = 120.0
+    """An inference process that finishes no batch for so long, with work waiting, is replaced."""
+    json: bool = False
+    """Print one JSON object at the end and nothing else on standard output."""
+
+    def __post_init__(self) -> None:
+        if self.rounds is not None and self.games is not None:
+            raise ConfigError("rounds and games are both set; allowed: one of them")
+        for name, high in (("rounds", 10**12), ("games", 10**10), ("workers", 256), ("lanes", 10**6),
+                           ("inference_threads", 1024), ("max_batch", 2**20)):
+            value = getattr(self, name)
+            if value is not None:
+                _check(name, value, 1, high)
+        _check("slots", self.slots, 2, 8)
+        _check("timeout_ms", self.timeout_ms, 0, 10_000)
+        _check("stall_s", self.stall_s, 1, 86_400)
+        _choice("preset", self.preset, PRESETS)
+        _choice("precision", self.precision, ("auto", "fp32", "bf16", "fp16"))
+        _choice("evaluator", self.evaluator, ("net", "hash", "uniform"))
+        _choice("net", self.net, NETS)
+        self.devices(resolve_auto=False)
+        self.play_settings()
+
+    def search(self) -> SearchConfig:
+        """The search that preset and overrides come to."""
+        worlds, simulations = PRESETS[self.preset]
+        return SearchConfig(
+            determinizations=worlds if self.determinizations is None else self.determinizations,
+            simulations=simulations if self.simulations is None else self.simulations,
+            leaves_in_flight=self.leaves_in_flight,
+            opponents=self.opponents,
+            root=self.root,
+            target=self.target,
+            noise_fraction=self.noise_fraction,
+            noise_alpha=self.noise_alpha,
+            temperature=self.temperature,
+            temperature_decisions=self.temperature_decisions,
+            rivalry=self.rivalry,
+        )
+
+    def play_settings(self) -> _core.PlaySettings:
+        """What the workers play."""
+        return play_settings(
+            self.search(), self.seed, self.players, self.cards, self.trump, self.dealer,
+            self.games is not None,
+        )
+
+    def devices(self, resolve_auto: bool = True) -> list[str]:
+        """One entry an inference process: "cpu" or "cuda:N"."""
+        text = self.device
+        if text == "auto":
+            if not resolve_auto:
+                return []
+            if self.evaluator != "net":
+                return ["cpu"]
+            return ["cuda:0"] if _has_cuda() else ["cpu"] * min(cores(), 8)
+        found: list[str] = []
+        for part in text.split(","):
+            name, star, times = part.partition("*")
+            kind, colon, index = name.partition(":")
+            fits = (kind == "cpu" and not colon) or (kind == "cuda" and (not colon or index.isdecimal()))
+            if not fits or (star and not (times.isdecimal() and 1 <= int(times) <= 64)):
+                raise ConfigError(
+                    f"device is {text!r}; allowed: auto, cpu, cpu*2, cuda, cuda:0, cuda:0,cuda:1"
+                )
+            found += ["cuda:0" if name == "cuda" else name] * (int(times) if star else 1)
+        return found
+
+    def identity(self) -> dict[str, Any]:
+        """The settings that make a round what it is; a run folder keeps to them."""
+        names = ("players", "cards", "trump", "dealer", "opponents", "root", "target",
+                 "noise_fraction", "noise_alpha", "temperature", "temperature_decisions", "rivalry",
+                 "evaluator", "seed")
+        settings: dict[str, Any] = {name: getattr(self, name) for name in names}
+        search = self.search()
+        settings |= {
+            "unit": "round" if self.games is None else "game",
+            "determinizations": search.determinizations,
+            "simulations": search.simulations,
+            "leaves_in_flight": search.to_core().wave_leaves,
+            "record_version": _core.RECORD_VERSION,
+        }
+        return settings
+
+
+def _has_cuda() -> bool:
+    """Whether there is an NVIDIA device, without importing torch."""
+    return Path("/dev/nvidia0").exists() or Path("/dev/nvidiactl").exists()
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The settings of a TOML file; keys are SelfPlayConfig's fields, with - or _."""
+    try:
+        table = tomllib.loads(path.read_text())
+    except OSError as error:
+        raise ConfigError(f"--config {path}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--config {path} is not TOML: {error}") from None
+    known = {field.name for field in fields(SelfPlayConfig)}
+    settings = {key.replace("-", "_"): value for key, value in table.items()}
+    for key in settings:
+        if key not in known:
+            raise ConfigError(f"--config {path}: unknown setting {key!r}; known: {', '.join(sorted(known))}")
+    for key in ("checkpoint", "out"):
+        if settings.get(key) is not None:
+            settings[key] = Path(settings[key])
+    for key in ("players", "cards", "dealer"):
+        if key in settings:
+            settings[key] = str(settings[key])
+    return settings
+
+
+def to_toml(settings: Mapping[str, Any]) -> str:
+    """Flat settings as TOML; None is left out."""
+
+    def literal(value: Any) -> str:
+        if isinstance(value, bool):
+            return str(value).lower()
+        if isinstance(value, (int, float)):
+            return repr(value)
+        text = str(value).replace("\\", "\\\\").replace('"', '\\"')
+        return f'"{text}"'
+
+    return "".join(f"{key} = {literal(value)}\n" for key, value in settings.items() if value is not None)

@@ -1,0 +1,16 @@
+// The Python module shmzero._core.
+#include "bind.h"
+
+PYBIND11_MODULE(_core, m) {
+  m.doc() = "The C++ core of shmzero: rules, search, slots.";
+  shmzero::bind_game(m);
+  shmzero::bind_search(m);
+  shmzero::bind_shm(m);
+#ifdef __SANITIZE_ADDRESS__
+  m.attr("BUILD") = "sanitized";
+#elif defined(NDEBUG)
+  m.attr("BUILD") = "release";
+#else
+  m.attr("BUILD") = "debug";
+#endif
+}

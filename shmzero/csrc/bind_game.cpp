@@ -1,0 +1,382 @@
+// Python's face of the rules: Rules, Round, Game. Checks everything that the core assumes.
+#include <pybind11/numpy.h>
+#include <pybind11/stl.h>
+
+#include <optional>
+#include <string>
+
+#include "bind.h"
+#include "determinize.h"
+#include "encode.h"
+#include "tracked_round.h"
+
+namespace py = pybind11;
+
+namespace shmzero {
+namespace {
+
+std::string show(const std::vector<int>& values) {
+  std::string text = "[";
+  for (std::size_t i = 0; i < values.size(); ++i) {
+    text += (i ? ", " : "") + std::to_string(values[i]);
+  }
+  return text + "]";
+}
+
+std::vector<int> as_list(std::uint64_t bits) {
+  std::vector<int> list;
+  for_each_card(bits, [&](int bit) { list.push_back(bit); });
+  return list;
+}
+
+void check_range(const char* what, long long value, long long low, long long high) {
+  if (value < low || value > high) {
+    throw py::value_error(std::string(what) + " is " + std::to_string(value) + "; allowed: " +
+                          std::to_string(low) + ".." + std::to_string(high));
+  }
+}
+
+int trump_index(std::optional<long long> trump) {
+  if (!trump) return kNoTrump;
+  check_range("trump", *trump, 0, kNumSuits - 1);
+  return static_cast<int>(*trump);
+}
+
+py::object trump_object(int trump) {
+  return trump == kNoTrump ? py::object(py::none()) : py::object(py::int_(trump));
+}
+
+void check_settings(long long players, long long cards, long long dealer) {
+  check_range("players", players, kMinPlayers, kMaxPlayers);
+  check_range("cards", cards, 1, kNumCards / players);
+  check_range("dealer", dealer, 0, players - 1);
+}
+
+RoundRules round_rules(const Rules* rules) { return rules ? rules->round : RoundRules{}; }
+
+int checked_seat(const Round& round, std::optional<long long> seat) {
+  if (!seat) return round.seat;
+  check_range("seat", *seat, 0, round.num_players - 1);
+  return static_cast<int>(*seat);
+}
+
+void apply_checked(TrackedRound& self, const py::int_& value) {
+  const std::uint64_t allowed = legal(self.state);
+  const std::string shown = py::str(value);
+  if (allowed == 0) {
+    raise_error("IllegalAction", "action " + shown + ": the round is over, no action is allowed");
+  }
+  int overflow = 0;
+  const long wide = PyLong_AsLongAndOverflow(value.ptr(), &overflow);
+  const int action = overflow != 0 || wide < 0 || wide >= kNumActions ? -1 : static_cast<int>(wide);
+  if (action < 0 || !(allowed >> action & 1)) {
+    const bool bidding = self.state.phase == Phase::kBidding;
+    raise_error("IllegalAction", std::string(bidding ? "bid " : "card ") + shown +
+                                     " of seat " + std::to_string(self.state.seat) +
+                                     " is not allowed; allowed: " + show(as_list(allowed)));
+  }
+  apply(self.state, action);
+  self.actions.push_back(static_cast<std::uint8_t>(action));
+}
+
+TrackedRound from_hands(const std::vector<std::vector<long long>>& hands,
+                        std::optional<long long> trump, long long dealer, const Rules* rules) {
+  const int players = static_cast<int>(hands.size());
+  check_range("number of hands", players, kMinPlayers, kMaxPlayers);
+  const int cards = static_cast<int>(hands[0].size());
+  check_settings(players, cards, dealer);
+  CardSet seen = 0;
+  CardSet sets[kMaxPlayers] = {};
+  for (int s = 0; s < players; ++s) {
+    const auto& hand = hands[static_cast<std::size_t>(s)];
+    if (static_cast<int>(hand.size()) != cards) {
+      throw py::value_error("seat " + std::to_string(s) + " has " + std::to_string(hand.size()) +
+                            " cards; seat 0 has " + std::to_string(cards));
+    }
+    for (const long long wide : hand) {
+      check_range("card", wide, 0, kNumCards - 1);
+      const int card = static_cast<int>(wide);
+      if (seen & one_card(card)) {
+        throw py::value_error("card " + std::to_string(card) + " is dealt twice");
+      }
+      seen |= one_card(card);
+      sets[s] |= one_card(card);
+    }
+  }
+  return {make_round({players, cards, trump_index(trump), static_cast<int>(dealer),
+                      round_rules(rules), {}},
+                     sets),
+          {}};
+}
+
+TrackedRound deal(long long players, long long cards, std::optional<long long> trump,
+                  long long dealer, std::uint64_t seed, const Rules* rules) {
+  check_settings(players, cards, dealer);
+  return {deal_round({static_cast<int>(players), static_cast<int>(cards), trump_index(trump),
+                      static_cast<int>(dealer), round_rules(rules), {}},
+                     Rng(stream_key(seed, 0, 0, Purpose::kDeal))),
+          {}};
+}
+
+const char* phase_name(Phase phase) {
+  switch (phase) {
+    case Phase::kBidding: return "bidding";
+    case Phase::kPlaying: return "playing";
+    case Phase::kDone: return "done";
+  }
+  return "";
+}
+
+void check_done(const Round& round, const char* what) {
+  if (round.phase != Phase::kDone) {
+    throw py::value_error(std::string(what) + " of a round that is still " +
+                          phase_name(round.phase) + "; play it to the end first");
+  }
+}
+
+const char* const kScoringNames[] = {"exact", "tricks", "penalty"};
+
+Rules make_rules(std::optional<long long> hook_from, const std::string& scoring,
+                 const std::vector<long long>& sequence,
+                 const std::vector<std::optional<long long>>& trumps) {
+  Rules rules;
+  if (hook_from) check_range("hook_from", *hook_from, 0, kNumCards);
+  rules.round.hook_from = static_cast<std::uint8_t>(hook_from.value_or(kHookNever));
+  int found = -1;
+  for (int i = 0; i < 3; ++i) {
+    if (scoring == kScoringNames[i]) found = i;
+  }
+  if (found < 0) {
+    throw py::value_error("scoring is '" + scoring + "'; allowed: exact, tricks, penalty");
+  }
+  rules.round.scoring = static_cast<Scoring>(found);
+  for (const long long cards : sequence) {
+    check_range("hand size in the sequence", cards, 1, kNumCards / kMinPlayers);
+    rules.sequence.push_back(static_cast<std::uint8_t>(cards));
+  }
+  if (trumps.empty()) throw py::value_error("trumps is empty; allowed: at least one of 0..3, None");
+  rules.trumps.clear();
+  for (const auto& trump : trumps) {
+    rules.trumps.push_back(static_cast<std::uint8_t>(trump_index(trump)));
+  }
+  return rules;
+}
+
+/// A game and the round at hand; the round is shared with Python, which plays it.
+struct PyGame {
+  Game game;
+  std::uint64_t seed;
+  std::shared_ptr<TrackedRound> round;
+
+  void deal_next() {
+    const Rng rng(stream_key(seed, static_cast<std::uint64_t>(game.round_index), 0, Purpose::kDeal));
+    round = std::make_shared<TrackedRound>(
+        TrackedRound{deal_round(game.settings(), rng), {}});
+  }
+};
+
+}  // namespace
+
+void bind_game(py::module_& m) {
+  m.attr("NUM_FEATURES") = kNumFeatures;
+  m.attr("NUM_ACTIONS") = kNumActions;
+  m.attr("FEATURE_VERSION") = kFeatureVersion;
+  m.attr("MIN_PLAYERS") = kMinPlayers;
+  m.attr("MAX_PLAYERS") = kMaxPlayers;
+  m.attr("NUM_CARDS") = kNumCards;
+  m.attr("PLAYING_FEATURE") = static_cast<int>(feature::kIsPlaying);
+
+  py::class_<Rules>(m, "Rules", "Rules of a round and of a game, as data.")
+      .def(py::init(&make_rules), py::arg("hook_from") = 0, py::arg("scoring") = "exact",
+           py::arg("sequence") = std::vector<long long>{},
+           py::arg("trumps") = std::vector<std::optional<long long>>{0, 1, 2, 3, std::nullopt})
+      .def_property_readonly("hook_from",
+                             [](const Rules& self) -> std::optional<int> {
+                               if (self.round.hook_from == kHookNever) return std::nullopt;
+                               return self.round.hook_from;
+                             })
+      .def_property_readonly("scoring",
+                             [](const Rules& self) {
+                               return kScoringNames[static_cast<int>(self.round.scoring)];
+                             })
+      .def("hand_sizes", [](const Rules& self, long long players, long long cards) {
+        check_settings(players, cards, 0);
+        const auto sizes =
+            self.hand_sizes(static_cast<int>(players), static_cast<int>(cards));
+        return std::vector<int>(sizes.begin(), sizes.end());
+      }, py::arg("players"), py::arg("cards"));
+
+  py::class_<TrackedRound, std::shared_ptr<TrackedRound>>(m, "Round", "One round of Blob.")
+      .def_static("deal", &deal, py::arg("players") = 4, py::arg("cards") = 5,
+                  py::arg("trump") = py::none(), py::arg("dealer") = 0, py::arg("seed") = 0,
+                  py::arg("rules") = nullptr)
+      .def_static("from_hands", &from_hands, py::arg("hands"), py::arg("trump") = py::none(),
+                  py::arg("dealer") = 0, py::arg("rules") = nullptr)
+      .def("apply", &apply_checked, py::arg("action"))
+      .def("copy", [](const TrackedRound& self) { return self; })
+      .def("__copy__", [](const TrackedRound& self) { return self; })
+      .def("__deepcopy__", [](const TrackedRound& self, const py::dict&) { return self; })
+      .def("legal_actions", [](const TrackedRound& self) { return as_list(legal(self.state)); })
+      .def_property_readonly("phase",
+                             [](const TrackedRound& self) { return phase_name(self.state.phase); })
+      .def_property_readonly("players", [](const TrackedRound& self) { return self.state.num_players; })
+      .def_property_readonly("cards", [](const TrackedRound& self) { return self.state.cards; })
+      .def_property_readonly("trump",
+                             [](const TrackedRound& self) { return trump_object(self.state.trump); })
+      .def_property_readonly("dealer", [](const TrackedRound& self) { return self.state.dealer; })
+      .def_property_readonly("seat", [](const TrackedRound& self) { return self.state.seat; })
+      .def_property_readonly("leader", [](const TrackedRound& self) { return self.state.leader; })
+      .def_property_readonly("actions",
+                             [](const TrackedRound& self) {
+                               return std::vector<int>(self.actions.begin(), self.actions.end());
+                             })
+      .def_property_readonly("played",
+                             [](const TrackedRound& self) {
+                               const auto first = self.actions.begin() + self.state.bids_made;
+                               return std::vector<int>(first, self.actions.end());
+                             })
+      .def_property_readonly("hands",
+                             [](const TrackedRound& self) {
+                               std::vector<std::vector<int>> hands;
+                               for (int s = 0; s < self.state.num_players; ++s) {
+                                 hands.push_back(as_list(self.state.hands[s]));
+                               }
+                               return hands;
+                             })
+      .def_property_readonly("bids",
+                             [](const TrackedRound& self) {
+                               std::vector<std::optional<int>> bids;
+                               for (int s = 0; s < self.state.num_players; ++s) {
+                                 const int bid = self.state.bids[s];
+                                 bids.push_back(bid < 0 ? std::nullopt : std::optional<int>(bid));
+                               }
+                               return bids;
+                             })
+      .def_property_readonly("tricks_won",
+                             [](const TrackedRound& self) {
+                               return std::vector<int>(self.state.tricks_won,
+                                                       self.state.tricks_won + self.state.num_players);
+                             })
+      .def_property_readonly("trick",
+                             [](const TrackedRound& self) {
+                               std::vector<std::pair<int, int>> trick;
+                               for (int i = 0; i < self.state.trick_size; ++i) {
+                                 trick.emplace_back((self.state.leader + i) % self.state.num_players,
+                                                    self.state.trick[i]);
+                               }
+                               return trick;
+                             })
+      .def_property_readonly("voids",
+                             [](const TrackedRound& self) {
+                               std::vector<std::vector<int>> voids;
+                               for (int s = 0; s < self.state.num_players; ++s) {
+                                 voids.push_back(as_list(self.state.voids[s]));
+                               }
+                               return voids;
+                             })
+      .def("scores",
+           [](const TrackedRound& self) {
+             check_done(self.state, "scores");
+             std::vector<int> scores;
+             for (int s = 0; s < self.state.num_players; ++s) scores.push_back(score(self.state, s));
+             return scores;
+           })
+      .def("utilities",
+           [](const TrackedRound& self, float rivalry) {
+             check_done(self.state, "utilities");
+             std::vector<float> utilities;
+             for (int s = 0; s < self.state.num_players; ++s) {
+               utilities.push_back(utility(self.state, s, rivalry));
+             }
+             return utilities;
+           },
+           py::arg("rivalry") = 0.0f)
+      .def("features",
+           [](const TrackedRound& self, std::optional<long long> seat) {
+             std::uint16_t halves[kNumFeatures];
+             encode(self.state, checked_seat(self.state, seat), halves);
+             py::array_t<float> features(kNumFeatures);
+             float* out = features.mutable_data();
+             for (int i = 0; i < kNumFeatures; ++i) out[i] = half_value(halves[i]);
+             return features;
+           },
+           py::arg("seat") = py::none())
+      .def("mask",
+           [](const TrackedRound& self, std::optional<long long> seat) {
+             const int ego = checked_seat(self.state, seat);
+             const std::uint64_t actions = ego == self.state.seat ? legal(self.state) : 0;
+             const std::uint64_t bits =
+                 canonical_mask(self.state, actions, suit_order(self.state, ego));
+             py::array_t<bool> mask(kNumActions);
+             bool* out = mask.mutable_data();
+             for (int a = 0; a < kNumActions; ++a) out[a] = bits >> a & 1;
+             return mask;
+           },
+           py::arg("seat") = py::none())
+      .def("suit_order",
+           [](const TrackedRound& self, std::optional<long long> seat) {
+             const SuitOrder order = suit_order(self.state, checked_seat(self.state, seat));
+             return std::vector<int>(order.from_canonical, order.from_canonical + kNumSuits);
+           },
+           py::arg("seat") = py::none())
+      .def("action_from_canonical",
+           [](const TrackedRound& self, int action) {
+             check_range("action", action, 0, kNumActions - 1);
+             return action_from_canonical(self.state, action, suit_order(self.state, self.state.seat));
+           },
+           py::arg("action"))
+      .def("action_to_canonical",
+           [](const TrackedRound& self, int action) {
+             check_range("action", action, 0, kNumActions - 1);
+             return action_to_canonical(self.state, action, suit_order(self.state, self.state.seat));
+           },
+           py::arg("action"))
+      .def("determinize",
+           [](const TrackedRound& self, std::uint64_t seed) {
+             if (self.state.phase == Phase::kDone) return self;  // nothing is hidden any more
+             Rng rng(stream_key(seed, 0, 0, Purpose::kDeterminize));
+             return TrackedRound{WorldSampler(self.state, self.state.seat).sample(rng), self.actions};
+           },
+           py::arg("seed"))
+      .def("__repr__", [](const TrackedRound& self) {
+        return "<Round players=" + std::to_string(self.state.num_players) + " cards=" +
+               std::to_string(self.state.cards) + " " + phase_name(self.state.phase) + " seat=" +
+               std::to_string(self.state.seat) + ">";
+      });
+
+  py::class_<PyGame>(m, "Game", "A sequence of rounds; the dealer moves on and trump rotates.")
+      .def(py::init([](long long players, long long cards, const Rules* rules, long long dealer,
+                       std::uint64_t seed) {
+             check_settings(players, cards, dealer);
+             const Rules game_rules = rules ? *rules : Rules{};
+             for (const int size : game_rules.hand_sizes(static_cast<int>(players),
+                                                        static_cast<int>(cards))) {
+               check_range("hand size in the sequence", size, 1, kNumCards / players);
+             }
+             PyGame game{Game(static_cast<int>(players), static_cast<int>(cards), game_rules,
+                             static_cast<int>(dealer)),
+                        seed, nullptr};
+             game.deal_next();
+             return game;
+           }),
+           py::arg("players") = 4, py::arg("cards") = 5, py::arg("rules") = nullptr,
+           py::arg("dealer") = 0, py::arg("seed") = 0)
+      .def_property_readonly("round", [](const PyGame& self) { return self.round; })
+      .def_property_readonly("round_index", [](const PyGame& self) { return self.game.round_index; })
+      .def_property_readonly("num_rounds", [](const PyGame& self) { return self.game.sizes.size(); })
+      .def_property_readonly("totals",
+                             [](const PyGame& self) {
+                               return std::vector<int>(
+                                   self.game.totals.begin(),
+                                   self.game.totals.begin() + self.game.num_players);
+                             })
+      .def_property_readonly("done", [](const PyGame& self) { return self.game.done(); })
+      .def("next_round", [](PyGame& self) {
+        if (self.game.done()) throw py::value_error("next_round: the game is over");
+        check_done(self.round->state, "next_round");
+        self.game.finish(self.round->state);
+        if (!self.game.done()) self.deal_next();
+      });
+}
+
+}  // namespace shmzero

@@ -1,0 +1,255 @@
+// What one seat knows of a round, as 256 float16 features in canonical suit order.
+// Reads public state and the ego's own hand, nothing else: features are a function of the
+// information set. The table of the 256 entries stands at `encode`.
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <bit>
+#include <cstdint>
+#include <cstring>
+
+#include "rules.h"
+
+namespace shmzero {
+
+inline constexpr int kNumFeatures = 256;
+/// Changes whenever a feature changes its meaning; a checkpoint of another version is refused.
+inline constexpr int kFeatureVersion = 1;
+
+/// Bits of the float16 nearest to `value` (ties to even). Finite, within the float16 range.
+constexpr std::uint16_t half_bits(float value) {
+  const std::uint32_t bits = std::bit_cast<std::uint32_t>(value);
+  const std::uint32_t sign = (bits >> 16) & 0x8000u;
+  const std::int32_t exponent = static_cast<std::int32_t>((bits >> 23) & 0xff) - 127 + 15;
+  std::uint32_t mantissa = (bits & 0x7fffffu) | 0x800000u;
+  if ((bits & 0x7fffffffu) == 0 || exponent < -10) return static_cast<std::uint16_t>(sign);
+  const int shift = exponent <= 0 ? 14 - exponent : 13;
+  const std::uint32_t half = 1u << (shift - 1);
+  const std::uint32_t rest = mantissa & ((1u << shift) - 1);
+  mantissa >>= shift;
+  if (rest > half || (rest == half && (mantissa & 1u))) ++mantissa;
+  const std::uint32_t base = exponent <= 0 ? 0u : static_cast<std::uint32_t>(exponent - 1) << 10;
+  return static_cast<std::uint16_t>(sign | (base + mantissa));
+}
+
+constexpr float half_value(std::uint16_t bits) {
+  const std::uint32_t exponent = (bits >> 10) & 31u;
+  const std::uint32_t mantissa = bits & 1023u;
+  const float magnitude =
+      exponent == 0 ? static_cast<float>(mantissa) * 0x1.0p-24f
+                    : std::bit_cast<float>(((exponent + 112u) << 23) | (mantissa << 13));
+  return bits & 0x8000u ? -magnitude : magnitude;
+}
+static_assert(half_bits(1.0f) == 0x3c00 && half_bits(-2.0f) == 0xc000 && half_bits(0.1f) == 0x2e66);
+
+namespace feature {
+inline constexpr int kHand = 0, kTrick = 52, kPlayed = 104, kBids = 156, kTricksWon = 164,
+                     kNeeded = 172, kVoids = 180, kScores = 208, kDealer = 216, kLeader = 224,
+                     kPlayers = 232, kCards = 238, kCardsLeft = 239, kTrickNumber = 240,
+                     kHasTrump = 241, kIsPlaying = 242, kBidBalance = 243, kHook = 244,
+                     kForbidden = 245, kGameShare = 246, kNextCards = 247;
+
+inline constexpr int kHalfRange = 64;
+/// Halves of (i - kHalfRange) / divisor for small whole numerators.
+constexpr std::array<std::uint16_t, 2 * kHalfRange> fractions(int divisor) {
+  std::array<std::uint16_t, 2 * kHalfRange> table = {};
+  for (int i = 0; i < 2 * kHalfRange; ++i) {
+    table[static_cast<std::size_t>(i)] =
+        half_bits(static_cast<float>(i - kHalfRange) / static_cast<float>(divisor));
+  }
+  return table;
+}
+inline constexpr auto kNinths = fractions(9);
+inline constexpr auto kThirteenths = fractions(13);
+inline constexpr auto kFourteenths = fractions(14);
+inline constexpr std::uint16_t kOne = half_bits(1.0f);
+inline constexpr std::uint16_t kTwo = half_bits(2.0f);
+constexpr std::uint16_t at(const std::array<std::uint16_t, 2 * kHalfRange>& table, int numerator) {
+  return table[static_cast<std::size_t>(numerator + kHalfRange)];
+}
+}  // namespace feature
+
+/// A renaming of the suits and its inverse.
+struct SuitOrder {
+  std::uint8_t to_canonical[kNumSuits];
+  std::uint8_t from_canonical[kNumSuits];
+};
+
+/// The canonical order: trump first, the others by everything `ego` knows about them.
+///
+/// Two suits compare equal only if they are interchangeable for the ego, so information sets that
+/// differ by a renaming get one order. Seats enter relative to the dealer: turning the table
+/// changes nothing.
+inline SuitOrder suit_order(const Round& round, int ego) {
+  struct Key {
+    std::uint64_t cards;  // own count, own ranks, played ranks, ranks in the current trick
+    std::uint64_t seats;  // voids by seat, then who played each rank
+    std::uint8_t suit;
+  };
+  CardSet trick = 0;
+  for (int i = 0; i < round.trick_size; ++i) trick |= one_card(round.trick[i]);
+  const CardSet own = round.hands[ego];
+  std::uint64_t void_bits[kNumSuits] = {};
+  for (int s = 0, relative = round.relative(0, round.dealer); s < round.num_players; ++s) {
+    for (std::uint32_t voids = round.voids[s]; voids != 0; voids &= voids - 1) {
+      void_bits[std::countr_zero(voids)] |= std::uint64_t{1} << relative;
+    }
+    if (++relative == round.num_players) relative = 0;
+  }
+  Key keys[kNumSuits];
+  int num_keys = 0;
+  for (int suit = 0; suit < kNumSuits; ++suit) {
+    if (suit == round.trump) continue;
+    const std::uint64_t own_ranks = ranks_of(own, suit);
+    Key key = {(static_cast<std::uint64_t>(std::popcount(own_ranks)) << 39) | (own_ranks << 26) |
+                   (static_cast<std::uint64_t>(ranks_of(round.played, suit)) << 13) |
+                   ranks_of(trick, suit),
+               (void_bits[suit] << 39) | round.played_by[suit], static_cast<std::uint8_t>(suit)};
+    int place = num_keys++;
+    // Longest own suit first; at most three moves.
+    while (place > 0 && (keys[place - 1].cards < key.cards ||
+                         (keys[place - 1].cards == key.cards && keys[place - 1].seats < key.seats))) {
+      keys[place] = keys[place - 1];
+      --place;
+    }
+    keys[place] = key;
+  }
+  SuitOrder order = {};
+  int next = 0;
+  if (round.trump != kNoTrump) order.from_canonical[next++] = round.trump;
+  for (int i = 0; i < num_keys; ++i) order.from_canonical[next++] = keys[i].suit;
+  for (int i = 0; i < kNumSuits; ++i) {
+    order.to_canonical[order.from_canonical[i]] = static_cast<std::uint8_t>(i);
+  }
+  return order;
+}
+
+/// Cards of a set, each suit moved to its canonical place.
+inline CardSet canonical_cards(CardSet cards, const SuitOrder& order) {
+  CardSet moved = 0;
+  for (int i = 0; i < kNumSuits; ++i) {
+    moved |= static_cast<CardSet>(ranks_of(cards, order.from_canonical[i])) << (i * kNumRanks);
+  }
+  return moved;
+}
+
+/// A mask of actions in the same coordinates as the features. Bids have no suit and stay.
+inline std::uint64_t canonical_mask(const Round& round, std::uint64_t actions,
+                                    const SuitOrder& order) {
+  return round.phase == Phase::kPlaying ? canonical_cards(actions, order) : actions;
+}
+
+inline int action_from_canonical(const Round& round, int action, const SuitOrder& order) {
+  if (round.phase != Phase::kPlaying) return action;
+  return order.from_canonical[suit_of(action)] * kNumRanks + rank_of(action);
+}
+
+inline int action_to_canonical(const Round& round, int action, const SuitOrder& order) {
+  if (round.phase != Phase::kPlaying) return action;
+  return order.to_canonical[suit_of(action)] * kNumRanks + rank_of(action);
+}
+
+/// Writes what `ego` knows into out[256], float16 bits, and returns the suit order used.
+///
+/// Relative seat i is the i-th clockwise from the ego; suits are canonical.
+///   0-51 own hand, 2 where the card would take the trick as it stands | 52-103 current trick,
+///   (relative seat + 1)/9, + 1 for the winning card | 104-155 finished tricks, (relative seat + 1)/9
+///   156 bids (bid + 1)/14 | 164 tricks won /13 | 172 still needed /13 | 180 voids, relative seats
+///   1-7 x suit | 208 total score minus own, /100 | 216 dealer | 224 leader | 232 number of players
+///   238 cards/13 | 239 left/13 | 240 trick/cards | 241 has trump | 242 playing | 243 (bids - cards)/13
+///   244 hook applies | 245 (bid forbidden to the
+///   dealer as things stand + 1)/14 | 246 share of the game | 247 next cards/13
+inline SuitOrder encode(const Round& round, int ego, std::uint16_t* out) {
+  using namespace feature;
+  const SuitOrder order = suit_order(round, ego);
+  const int num_players = round.num_players;
+  std::memset(out, 0, kNumFeatures * sizeof *out);
+
+  // Ninths of (relative seat + 1), looked up by dealer-relative seat.
+  std::uint16_t ninths[kMaxPlayers];
+  const int dealer = round.relative(round.dealer, ego);
+  for (int s = 0, relative = dealer; s < num_players; ++s) {
+    ninths[s] = at(kNinths, relative + 1);
+    if (++relative == num_players) relative = 0;
+  }
+
+  CardSet trick = 0;
+  for (int i = 0; i < round.trick_size; ++i) trick |= one_card(round.trick[i]);
+  for (int canonical = 0; canonical < kNumSuits; ++canonical) {
+    const int suit = order.from_canonical[canonical];
+    const int base = canonical * kNumRanks;
+    std::uint32_t ranks = ranks_of(round.hands[ego], suit);
+    // From this rank on a card of the suit takes the trick; kNumRanks where none does.
+    int takes_from = kNumRanks;
+    if (round.trick_size > 0) {
+      if (suit == suit_of(round.winning_card)) {
+        takes_from = rank_of(round.winning_card);
+      } else if (suit == round.trump) {
+        takes_from = 0;
+      }
+    }
+    for (; ranks != 0; ranks &= ranks - 1) {
+      const int rank = std::countr_zero(ranks);
+      out[kHand + base + rank] = rank >= takes_from ? kTwo : kOne;
+    }
+    ranks = ranks_of(round.played & ~trick, suit);
+    const std::uint64_t played_by = round.played_by[suit];
+    for (; ranks != 0; ranks &= ranks - 1) {
+      const int rank = std::countr_zero(ranks);
+      out[kPlayed + base + rank] = ninths[(played_by >> (3 * rank)) & 7u];
+    }
+  }
+  for (int i = 0, relative = round.relative(round.leader, ego); i < round.trick_size; ++i) {
+    const int card = round.trick[i];
+    const int place = order.to_canonical[suit_of(card)] * kNumRanks + rank_of(card);
+    out[kTrick + place] = at(kNinths, relative + (card == round.winning_card ? 10 : 1));
+    if (++relative == num_players) relative = 0;
+  }
+
+  for (int i = 0, s = ego; i < num_players; ++i) {
+    const int bid = round.bids[s];
+    if (bid >= 0) {
+      out[kBids + i] = at(kFourteenths, bid + 1);
+      out[kNeeded + i] = at(kThirteenths, bid - round.tricks_won[s]);
+    }
+    out[kTricksWon + i] = at(kThirteenths, round.tricks_won[s]);
+    if (i > 0) {
+      for (std::uint32_t voids = round.voids[s]; voids != 0; voids &= voids - 1) {
+        out[kVoids + (i - 1) * kNumSuits + order.to_canonical[std::countr_zero(voids)]] = kOne;
+      }
+    }
+    if (++s == num_players) s = 0;
+  }
+  if (round.game.num_rounds != 0) {
+    for (int i = 1, s = round.next_seat(ego); i < num_players; ++i, s = round.next_seat(s)) {
+      out[kScores + i] = half_bits(
+          static_cast<float>(round.game.totals[s] - round.game.totals[ego]) / 100.0f);
+    }
+    out[kGameShare] = half_bits(static_cast<float>(round.game.rounds_played) /
+                                static_cast<float>(round.game.num_rounds));
+    out[kNextCards] = at(kThirteenths, round.game.next_cards);
+  }
+  out[kDealer + dealer] = kOne;
+  out[kLeader + round.relative(round.leader, ego)] = kOne;
+  out[kPlayers + num_players - kMinPlayers] = kOne;
+
+  out[kCards] = at(kThirteenths, round.cards);
+  out[kCardsLeft] = at(kThirteenths, round.hand_size(ego));
+  out[kTrickNumber] =
+      half_bits(static_cast<float>(round.tricks_done) / static_cast<float>(round.cards));
+  out[kHasTrump] = round.trump != kNoTrump ? kOne : std::uint16_t{0};
+  out[kIsPlaying] = round.phase == Phase::kPlaying ? kOne : std::uint16_t{0};
+  out[kBidBalance] = at(kThirteenths, round.bid_sum - round.cards);
+  if (round.hook_applies()) {
+    out[kHook] = kOne;
+    // Shown to every seat from the first bid on: what the dealer may not bid as things stand.
+    const int forbidden = round.cards - round.bid_sum;
+    if (round.phase == Phase::kBidding && forbidden >= 0) {
+      out[kForbidden] = at(kFourteenths, forbidden + 1);
+    }
+  }
+  return order;
+}
+
+}  // namespace shmzero

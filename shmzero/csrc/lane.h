@@ -1,0 +1,309 @@
+// Many rounds at once: a lane is one round (or game) as a state machine around a Search, a group
+// steps its lanes together and turns what they ask into rows.
+//
+// The same group serves a worker, whose rows lie in a slot, and in-process self-play. Knows nothing
+// of slots and processes. Read next: worker.h.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <deque>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "encode.h"
+#include "record.h"
+#include "rows.h"
+#include "rules.h"
+#include "search.h"
+
+namespace shmzero {
+
+/// Values with their weights. Weights need not sum to 1.
+using Weighted = std::vector<std::pair<int, double>>;
+
+/// What self-play plays, and how.
+struct PlaySettings {
+  std::uint64_t seed = 0;
+  SearchConfig search = {};
+  Weighted players = {{4, 1.0}};
+  Weighted cards = {{5, 1.0}};   ///< Sizes that the deck does not allow are left out.
+  Weighted trumps = {{0, 1.0}};
+  int dealer = -1;               ///< -1: random.
+  Rules rules;
+  bool games = false;            ///< A unit is a whole game, else one round.
+
+  int most_players() const {
+    int most = kMinPlayers;
+    for (const auto& [value, weight] : players) most = std::max(most, value);
+    return most;
+  }
+};
+
+inline int draw(const Weighted& from, Rng& rng, int most) {
+  double total = 0.0;
+  for (const auto& [value, weight] : from) total += value <= most ? weight : 0.0;
+  double left = rng.uniform() * total;
+  int drawn = -1;
+  for (const auto& [value, weight] : from) {
+    if (value > most || weight <= 0.0) continue;
+    drawn = value;
+    left -= weight;
+    if (left < 0.0) break;
+  }
+  return drawn;
+}
+
+/// A finished unit: the records of its rounds in order.
+struct FinishedUnit {
+  std::uint64_t unit;
+  std::vector<std::string> records;
+};
+
+/// Sums since the start, of one process.
+struct PlayCounters {
+  std::uint64_t units = 0, rounds = 0, decisions = 0, simulations = 0, terminals = 0, rows = 0;
+};
+
+/// The units to play and what came of them, shared by the groups of one process.
+struct UnitQueue {
+  std::deque<std::uint64_t> waiting;
+  std::vector<FinishedUnit> finished;
+  PlayCounters counters;
+};
+
+/// One round, or game, in progress.
+class Lane {
+ public:
+  bool idle() const { return !unit_.has_value(); }
+
+  /// Plays on until rows are asked for (true) or no unit is left (false).
+  template <class Emit>
+  bool step(const PlaySettings& settings, UnitQueue& queue, Emit&& emit) {
+    std::uint32_t emitted = 0;
+    const auto counted = [&](const Round& round, int seat, std::uint64_t actions, std::uint32_t row) {
+      ++emitted;
+      emit(round, seat, actions, row);
+    };
+    for (;;) {
+      if (idle() && !start_unit(settings, queue)) return false;
+      if (searching_) {
+        const bool decided = search_.advance(counted);
+        if (!decided) {
+          queue.counters.rows += emitted;
+          return true;
+        }
+        finish_decision(settings, queue.counters);
+      }
+      play_forced();
+      if (round_.phase == Phase::kDone) {
+        finish_round(settings, queue);
+        continue;
+      }
+      version_ = UINT32_MAX;
+      search_.begin(round_, settings.search, settings.seed, record_.id, record_.actions.size(), true);
+      searching_ = true;
+    }
+  }
+
+  void answer(std::uint32_t row, const float* policy, float value, std::uint32_t version) {
+    search_.answer(row, policy, value);
+    version_ = std::min(version_, version);
+  }
+
+ private:
+  bool start_unit(const PlaySettings& settings, UnitQueue& queue) {
+    if (queue.waiting.empty()) return false;
+    unit_ = queue.waiting.front();
+    queue.waiting.pop_front();
+    finished_ = {*unit_, {}};
+    Rng rng(stream_key(settings.seed, *unit_, 0, Purpose::kSettings));
+    RoundSettings drawn;
+    drawn.num_players = draw(settings.players, rng, kMaxPlayers);
+    drawn.cards = draw(settings.cards, rng, kNumCards / drawn.num_players);
+    drawn.trump = draw(settings.trumps, rng, kNoTrump);
+    const int random_dealer =
+        static_cast<int>(rng.below(static_cast<std::uint32_t>(drawn.num_players)));
+    drawn.dealer = settings.dealer < 0 ? random_dealer : settings.dealer % drawn.num_players;
+    drawn.rules = settings.rules.round;
+    game_.reset();
+    if (settings.games) {
+      game_.emplace(drawn.num_players, drawn.cards, settings.rules, drawn.dealer);
+      drawn = game_->settings();
+    }
+    start_round(settings, drawn);
+    return true;
+  }
+
+  void start_round(const PlaySettings& settings, const RoundSettings& drawn) {
+    // Rounds of games are numbered within a block of ids of their game.
+    record_ = {};
+    record_.id = game_ ? *unit_ * kMaxRoundsPerGame + static_cast<std::uint64_t>(game_->round_index)
+                       : *unit_;
+    record_.settings = drawn;
+    record_.rivalry = settings.search.rivalry;
+    record_.target = settings.search.simulations == 0          ? RecordTarget::kPolicy
+                     : settings.search.target == Target::kVisits ? RecordTarget::kVisits
+                                                                 : RecordTarget::kImproved;
+    round_ = deal_round(drawn, Rng(stream_key(settings.seed, record_.id, 0, Purpose::kDeal)));
+    std::copy(round_.hands, round_.hands + kMaxPlayers, record_.hands);
+    searching_ = false;
+  }
+
+  void play(int action) {
+    record_.actions.push_back(static_cast<std::uint8_t>(action));
+    apply(round_, action);
+  }
+
+  void play_forced() {
+    for (std::uint64_t actions = legal(round_); actions != 0 && (actions & (actions - 1)) == 0;
+         actions = legal(round_)) {
+      play(lowest(actions));
+    }
+  }
+
+  void finish_decision(const PlaySettings& settings, PlayCounters& counters) {
+    const Decision& decision = search_.decision();
+    SearchedDecision searched = {};
+    searched.ply = static_cast<std::uint8_t>(record_.actions.size());
+    searched.value = decision.value;
+    searched.version = version_;
+    searched.num_actions = decision.num_actions;
+    std::copy(decision.weights, decision.weights + decision.num_actions, searched.weights);
+    ++counters.decisions;
+    counters.simulations += decision.simulations;
+    counters.terminals += decision.terminals;
+    const int chosen = choose(settings, decision);
+    record_.searched.push_back(searched);
+    searching_ = false;
+    play(decision.actions[chosen]);
+  }
+
+  /// Samples from visits^(1/T), or from the policy where the root rule has no meaningful counts.
+  int choose(const PlaySettings& settings, const Decision& decision) {
+    const SearchConfig& config = settings.search;
+    const bool early = record_.searched.size() < config.temperature_decisions;
+    const double temperature = early ? config.temperature : config.final_temperature;
+    const bool halving = config.simulations > 0 && config.root == RootRule::kHalving;
+    if (temperature <= 0.0 || halving) return decision.best;
+    double weights[kMaxLegal];
+    double highest = 0.0, total = 0.0;
+    for (int a = 0; a < decision.num_actions; ++a) {
+      weights[a] = config.simulations > 0 ? decision.visits[a] : decision.prior[a];
+      highest = std::max(highest, weights[a]);
+    }
+    for (int a = 0; a < decision.num_actions; ++a) {
+      total += weights[a] = std::pow(weights[a] / highest, 1.0 / temperature);
+    }
+    Rng rng(stream_key(settings.seed, record_.id, record_.actions.size(), Purpose::kChoice));
+    double left = rng.uniform() * total;
+    int chosen = decision.best;
+    for (int a = 0; a < decision.num_actions; ++a) {
+      if (weights[a] <= 0.0) continue;
+      chosen = a;
+      left -= weights[a];
+      if (left < 0.0) break;
+    }
+    return chosen;
+  }
+
+  void finish_round(const PlaySettings& settings, UnitQueue& queue) {
+    finished_.records.push_back(encode_record(record_));
+    ++queue.counters.rounds;
+    if (game_) {
+      game_->finish(round_);
+      if (!game_->done()) {
+        start_round(settings, game_->settings());
+        return;
+      }
+    }
+    ++queue.counters.units;
+    queue.finished.push_back(std::move(finished_));
+    unit_.reset();
+  }
+
+ public:
+  static constexpr std::uint64_t kMaxRoundsPerGame = 256;
+
+ private:
+  std::optional<std::uint64_t> unit_;
+  std::optional<Game> game_;
+  Round round_ = {};
+  RoundRecord record_;
+  FinishedUnit finished_;
+  Search search_;
+  bool searching_ = false;
+  std::uint32_t version_ = 0;  ///< Oldest weights that answered a row of this decision.
+};
+
+/// Lanes that are stepped together, their rows in one block.
+class LaneGroup {
+ public:
+  LaneGroup(const PlaySettings& settings, UnitQueue& queue) : settings_(settings), queue_(queue) {}
+
+  /// Lanes that may hold a unit; those beyond finish the one they have.
+  void set_num_lanes(std::uint32_t num_lanes) {
+    num_lanes_ = num_lanes;
+    if (lanes_.size() < num_lanes) lanes_.resize(num_lanes);
+  }
+  std::uint32_t rows_per_lane() const {
+    return settings_.search.rows_per_step(static_cast<std::uint32_t>(settings_.most_players()));
+  }
+
+  /// Steps every lane and writes what it asks; returns the number of rows. 0: nothing is in
+  /// progress. The capacity must be rows_per_lane() for every lane.
+  std::uint32_t fill(const RowView& rows) {
+    owners_.clear();
+    for (std::uint32_t i = 0; i < lanes_.size(); ++i) {
+      Lane& lane = lanes_[i];
+      if (lane.idle() && (i >= num_lanes_ || queue_.waiting.empty())) continue;
+      lane.step(settings_, queue_,
+                [&](const Round& round, int seat, std::uint64_t actions, std::uint32_t row) {
+                  const auto at = owners_.size();
+                  if (at >= rows.capacity) throw std::logic_error("lane group: block too small");
+                  const SuitOrder order = encode(round, seat, rows.features + at * kNumFeatures);
+                  const std::uint64_t mask = canonical_mask(round, actions, order);
+                  rows.masks[at] = mask;
+                  owners_.push_back({actions, i, row, order, round.phase == Phase::kPlaying});
+                });
+    }
+    return static_cast<std::uint32_t>(owners_.size());
+  }
+
+  /// Hands the answers of the last `fill` to their lanes.
+  void take(const AnswerView& answers) {
+    for (std::size_t at = 0; at < owners_.size(); ++at) {
+      const Owner& owner = owners_[at];
+      const float* policy = answers.policies + at * kNumActions;
+      float by_legal[kMaxLegal];
+      int num_actions = 0;
+      for_each_card(owner.actions, [&](int action) {
+        const int canonical =
+            owner.playing ? owner.order.to_canonical[suit_of(action)] * kNumRanks + rank_of(action)
+                          : action;
+        by_legal[num_actions++] = policy[canonical];
+      });
+      lanes_[owner.lane].answer(owner.row, by_legal, answers.values[at], answers.version);
+    }
+    owners_.clear();
+  }
+
+ private:
+  struct Owner {
+    std::uint64_t actions;  ///< Legal ones, real suits; 0 where the value alone was asked.
+    std::uint32_t lane;
+    std::uint32_t row;
+    SuitOrder order;
+    bool playing;
+  };
+
+  const PlaySettings& settings_;
+  UnitQueue& queue_;
+  std::uint32_t num_lanes_ = 0;
+  std::vector<Lane> lanes_;
+  std::vector<Owner> owners_;  ///< Of the rows of the last fill.
+};
+
+}  // namespace shmzero

@@ -1,0 +1,39 @@
+"""What can go wrong, by name. Every message says what was attempted, the value, and what is allowed."""
+
+from __future__ import annotations
+
+
+class ShmzeroError(Exception):
+    """Base of all errors that this package raises on purpose."""
+
+
+class ConfigError(ShmzeroError, ValueError):
+    """A setting, a flag, a checkpoint or a run folder that cannot be used; exit code 2."""
+
+
+class IllegalAction(ShmzeroError, ValueError):
+    """An action that the rules do not allow now."""
+
+
+class SegmentError(ShmzeroError):
+    """Shared memory cannot be had or mapped; exit code 1."""
+
+
+class SegmentCorrupt(SegmentError):
+    """Shared memory holds something that this version did not write."""
+
+
+class RecordError(ShmzeroError):
+    """The record file cannot be read or written; exit code 1."""
+
+
+class WorkerDied(ShmzeroError):
+    """A child process keeps dying; carries the child's own last words."""
+
+
+class ServerGone(ShmzeroError, RuntimeError):
+    """The inference process is not there any more."""
+
+
+class ModelFailed(ShmzeroError, RuntimeError):
+    """The network raised while serving; carries its message."""

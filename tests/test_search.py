@@ -1,0 +1,450 @@
+"""Search: what it may know, what it must find, what it must count.
+
+Truth comes from `oracle.MaxnSolver` (known hands), from combinatorics (the lone trump six) and from duplicate deals (a network).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import random
+
+import numpy as np
+import pytest
+
+import shmzero
+from shmzero import SearchConfig, search
+from tests import oracle
+from tests.cases import as_round, random_position, round_of
+from tests.fakes import HashEvaluator, RecordingEvaluator, ScriptedEvaluator, UniformEvaluator
+
+CONFIGS = {
+    "plain": SearchConfig(determinizations=3, simulations=8),
+    "four in flight": SearchConfig(determinizations=2, simulations=16, leaves_in_flight=4),
+    "max^n": SearchConfig(determinizations=2, simulations=8, opponents="maximise"),
+    "halving": SearchConfig(determinizations=2, simulations=12, root="halving"),
+    "improved target": SearchConfig(determinizations=2, simulations=8, target="improved"),
+    "noise": SearchConfig(determinizations=2, simulations=8, noise_fraction=0.25),
+    "rivalry": SearchConfig(determinizations=2, simulations=8, rivalry=0.5),
+    "policy alone": SearchConfig(simulations=0),
+}
+
+
+def same(a: shmzero.SearchResult, b: shmzero.SearchResult) -> bool:
+    return (
+        a.visits.tobytes() == b.visits.tobytes()
+        and a.q.tobytes() == b.q.tobytes()
+        and a.policy.tobytes() == b.policy.tobytes()
+        and np.float32(a.value).tobytes() == np.float32(b.value).tobytes()
+        and (a.evaluations, a.simulations) == (b.evaluations, b.simulations)
+    )
+
+
+def undecided_positions(seed: int, num: int, players: tuple[int, int] = (3, 5), most_cards: int = 5) -> list[oracle.Position]:
+    """Random positions in which the seat to act has a choice."""
+    rng = random.Random(seed)
+    found: list[oracle.Position] = []
+    while len(found) < num:
+        truth = random_position(rng, rng.randint(*players), rng.randint(1, most_cards))
+        if len(truth.legal()) > 1:
+            found.append(truth)
+    return found
+
+
+# --- what search may know -----------------------------------------------------------------------------------------------------
+
+
+def test_search_any_determinization_of_the_root_gives_the_same_result_bit_for_bit() -> None:
+    """200 positions, 50 worlds each, every configuration in turn."""
+    evaluator = HashEvaluator()
+    differing_hands = 0
+    for index, truth in enumerate(undecided_positions(1, 200)):
+        config = list(CONFIGS.values())[index % len(CONFIGS)]
+        r = as_round(truth)
+        expected = search(r, evaluator, config, seed=index)
+        for k in range(50):
+            world = r.determinize(k)
+            differing_hands += world.hands != r.hands
+            assert same(search(world, evaluator, config, seed=index), expected), oracle.deal_text(truth.hands)
+    assert differing_hands > 9000
+
+
+def test_search_never_shows_the_evaluator_a_world_row_that_only_the_truth_explains() -> None:
+    """All rows asked for, not only the result, are the same from any world."""
+    for index, truth in enumerate(undecided_positions(2, 30)):
+        r = as_round(truth)
+        asked = []
+        for world in (r, r.determinize(1), r.determinize(2)):
+            recorder = RecordingEvaluator(HashEvaluator())
+            search(world, recorder, CONFIGS["plain"], seed=index)
+            asked.append(recorder.seen())
+        assert asked[0] == asked[1] == asked[2]
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_search_same_seed_is_repeatable_and_leaves_the_round_alone(name: str) -> None:
+    for truth in undecided_positions(3, 10):
+        r = as_round(truth)
+        before = (r.hands, r.bids, r.trick)
+        assert same(search(r, HashEvaluator(), CONFIGS[name], seed=4), search(r, HashEvaluator(), CONFIGS[name], seed=4))
+        assert (r.hands, r.bids, r.trick) == before
+
+
+def test_search_known_hands_uses_the_true_deal() -> None:
+    # Seat 0 leads its last but one card and has bid 1: only against the true hands is the king of hearts surely high.
+    r = round_of("HK S2 | HQ S3 | HJ S4", None, 2, "1 0 0")
+    config = SearchConfig(determinizations=1, simulations=200, known_hands=True, opponents="maximise")
+    a = search(r, UniformEvaluator(), config, seed=0)
+    b = search(r, UniformEvaluator(), config, seed=1)
+    assert np.array_equal(a.visits, b.visits)
+
+
+# --- what search must find ----------------------------------------------------------------------------------------------------
+
+
+def test_search_known_hands_maximise_finds_a_maxn_choice() -> None:
+    """At least 99 % of 320 small positions; where ties give several optima, those of both solvers are right."""
+    rng = random.Random(11)
+    config = SearchConfig(determinizations=1, simulations=6000, known_hands=True, opponents="maximise", c_puct=1.25)
+    right = total = 0
+    missed = []
+    while total < 320:
+        players = rng.choice([3, 3, 4])
+        cards_each = rng.randint(1, 3 if players == 3 else 2)
+        truth = random_position(rng, players, cards_each)
+        if len(truth.legal()) < 2:
+            continue
+        accepted: set[int] = set()
+        worst = set(truth.legal())
+        for last in (False, True):
+            _, values = oracle.MaxnSolver(truth, last).best_actions(truth)
+            best = max(values.values())
+            accepted |= {a for a, v in values.items() if v == best}
+            worst &= accepted
+        if accepted == set(truth.legal()):
+            continue  # nothing to get wrong
+        total += 1
+        result = search(as_round(truth), UniformEvaluator(0.3), config, seed=total)
+        choice = int(np.argmax(result.visits))
+        right += choice in accepted
+        if choice not in accepted:
+            missed.append((oracle.deal_text(truth.hands), truth.bids, choice, accepted))
+    assert right >= 0.99 * total, f"{right} of {total}: {missed[:5]}"
+
+
+def lone_six_expectation(num_worlds: int) -> float:
+    """Chance that among so many worlds bidding 1 has the better mean: 11 k > 10 (worlds - k) with k won."""
+    p = math.comb(43, 4) / math.comb(51, 4)  # none of the eight higher trumps among four of 51 unseen cards
+    return sum(
+        math.comb(num_worlds, k) * p**k * (1 - p) ** (num_worlds - k) for k in range(num_worlds + 1) if 11 * k > 10 * (num_worlds - k)
+    )
+
+
+def lone_six_share(num_worlds: int, num_searches: int) -> float:
+    r = round_of("S6 | S2 | H2 | C2 | D2", "S", 4)
+    config = SearchConfig(determinizations=num_worlds, simulations=8)
+    ones = 0
+    for seed in range(num_searches):
+        result = search(r, UniformEvaluator(0.5), config, seed=seed)
+        assert result.visits[:2].sum() == result.visits.sum()
+        ones += int(np.argmax(result.q[:2]))
+    return ones / num_searches
+
+
+def test_search_lone_trump_six_bids_one_as_often_as_the_worlds_say_and_surer_with_more() -> None:
+    """A mean over worlds, not a majority of them: at 701 worlds bidding 1 is right in about four of five cases."""
+    shares, expectations = [], []
+    for num_worlds, num_searches in ((3, 600), (61, 400), (701, 150)):
+        expected = lone_six_expectation(num_worlds)
+        share = lone_six_share(num_worlds, num_searches)
+        deviation = math.sqrt(expected * (1 - expected) / num_searches)
+        assert abs(share - expected) < 3.5 * deviation, f"{num_worlds} worlds: {share:.3f}, expected {expected:.3f}"
+        shares.append(share)
+        expectations.append(expected)
+    assert shares[0] < shares[2] and shares[1] < shares[2]
+
+
+def test_search_lone_trump_six_visits_follow_the_mean() -> None:
+    """What is played (most visits) is what has the better mean."""
+    r = round_of("S6 | S2 | H2 | C2 | D2", "S", 4)
+    agree = 0
+    for seed in range(60):
+        result = search(r, UniformEvaluator(0.5), SearchConfig(determinizations=101, simulations=40), seed=seed)
+        agree += int(np.argmax(result.visits)) == int(np.argmax(result.q[:2]))
+    assert agree >= 54
+
+
+@pytest.mark.parametrize("root", ["puct", "halving"])
+def test_search_certain_last_trick_choice_is_found(root: str) -> None:
+    # Seat 0 bid 2 and has won none; the two aces of trump and a side suit win, leading the low heart first does not.
+    r = round_of("SA SK H2 | C2 C3 C4 | D2 D3 D4", "S", 2, "3 0 1")
+    result = search(r, UniformEvaluator(0.5), SearchConfig(determinizations=4, simulations=200, known_hands=True, root=root), seed=0)
+    assert result.value == pytest.approx(1.0, abs=0.05)
+
+
+# --- what search must count ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("leaves", [1, 2, 3, 4, 8, 16, 64, 1000])
+@pytest.mark.parametrize("opponents", ["policy", "maximise"])
+def test_search_any_leaves_in_flight_totals_are_exact(leaves: int, opponents: str) -> None:
+    """Every simulation is counted once and no in-flight count stays behind, on large trees and on trees of terminals."""
+    for truth in undecided_positions(21, 30):
+        config = SearchConfig(determinizations=3, simulations=24, leaves_in_flight=leaves, opponents=opponents)
+        result = search(as_round(truth), HashEvaluator(), config, seed=1)
+        legal = truth.legal()
+        assert result.visits.sum() == result.simulations == 3 * 24
+        assert result.visits.dtype == np.uint32 and result.q.dtype == result.policy.dtype == np.float32
+        assert set(np.flatnonzero(result.visits)) <= set(legal)
+        assert set(np.flatnonzero(result.policy)) <= set(legal)
+        assert result.policy.sum() == pytest.approx(1, abs=1e-5)
+        mean = float((result.q * result.visits).sum() / result.visits.sum())
+        assert result.value == pytest.approx(mean, abs=0.35)
+
+
+@pytest.mark.parametrize("leaves", [1, 4, 16])
+def test_search_terminal_leaves_in_flight_backs_up_their_exact_utility(leaves: int) -> None:
+    """After the last bid of a one-card round everything is forced: Q is the utility, whatever was in flight."""
+    r = round_of("SA | HK | CA | DA", None, 3, "0 1 1")
+    config = SearchConfig(determinizations=1, simulations=64, leaves_in_flight=leaves, known_hands=True)
+    result = search(r, UniformEvaluator(), config, seed=0)
+    assert r.legal_actions() == [0, 1]
+    assert result.q[0] == np.float32(10 / 11) and result.q[1] == 0
+    assert result.visits.sum() == 64 and result.visits[0] > result.visits[1]
+
+
+@pytest.mark.parametrize("root", ["puct", "halving"])
+@pytest.mark.parametrize("leaves", [1, 2, 4, 8, 15, 60, 500])
+def test_search_any_leaves_in_flight_visits_do_not_collapse_to_uniform_or_to_the_prior(leaves: int, root: str) -> None:
+    from_uniform, from_prior, gain = [], [], []
+    for index, truth in enumerate(undecided_positions(31, 40, (3, 4), 4)):
+        r = as_round(truth)
+        config = SearchConfig(determinizations=2, simulations=60, leaves_in_flight=leaves, root=root)
+        result = search(r, HashEvaluator(), config, seed=index)
+        prior = search(r, HashEvaluator(), SearchConfig(simulations=0), seed=index).policy
+        legal = truth.legal()
+        shares = result.visits[legal] / result.visits.sum()
+        from_uniform.append(np.abs(shares - 1 / len(legal)).sum() / 2)
+        from_prior.append(np.abs(shares - prior[legal]).sum() / 2)
+        gain.append(float((shares - prior[legal]) @ result.q[legal]))
+    assert np.mean(from_uniform) > 0.1 and np.mean(from_prior) > 0.05
+    assert np.mean(gain) > 0.01, "visits go where the values are"
+
+
+def test_search_q_and_value_are_means_of_what_was_backed_up() -> None:
+    """With a constant evaluator and no terminal in reach every value is that constant."""
+    rng = random.Random(3)
+    truth = random_position(rng, 4, 8, 0)
+    result = search(as_round(truth), UniformEvaluator(0.25), SearchConfig(determinizations=4, simulations=20), seed=0)
+    assert np.all(result.q[result.visits > 0] == np.float32(0.25))
+    assert result.value == pytest.approx(0.25, abs=1e-6)
+
+
+def test_search_value_comes_from_the_root_seats_own_row() -> None:
+    """Rows of other seats are worth a lot here; none of it may reach the root."""
+    truth = random_position(random.Random(8), 4, 6, 0)
+    r = as_round(truth)
+    hand = {int(i) for i in np.flatnonzero(r.features()[:52])}
+
+    def value(state: np.ndarray) -> float:
+        return 0.25 if {int(i) for i in np.flatnonzero(state[:52])} <= hand else 0.9
+
+    # Bidding leaves every hand whole and suits as they are, so the row's own hand names its seat.
+    config = SearchConfig(determinizations=3, simulations=3)
+    result = search(r, ScriptedEvaluator(value=value), config, seed=0)
+    assert np.all(result.q[result.visits > 0] == np.float32(0.25))
+
+
+# --- what search need not ask --------------------------------------------------------------------------------------------------
+
+
+def test_search_forced_root_asks_nothing() -> None:
+    r = round_of("SA HK | SK HA | CA CK", "H", 2, "1 0 2 | SA")
+    assert r.legal_actions() == [11]
+    recorder = RecordingEvaluator(HashEvaluator())
+    result = search(r, recorder, SearchConfig(), seed=0)
+    assert recorder.rows == 0 and result.evaluations == 0
+    assert result.policy[11] == 1 and result.policy.sum() == 1
+
+
+def test_search_everything_forced_after_the_root_asks_for_the_root_alone() -> None:
+    r = round_of("SA | HK | CA | DA", None, 3, "0 1 1")
+    recorder = RecordingEvaluator(HashEvaluator())
+    result = search(r, recorder, SearchConfig(determinizations=5, simulations=40), seed=0)
+    assert recorder.rows == 1 and result.evaluations == 1
+    assert result.visits.sum() == 200
+
+
+def test_search_rows_with_a_mask_have_two_legal_actions_or_more() -> None:
+    """A position with one legal action is walked through; a row for its value alone carries an empty mask."""
+    recorder = RecordingEvaluator(HashEvaluator())
+    for truth in undecided_positions(41, 40):
+        search(as_round(truth), recorder, SearchConfig(determinizations=2, simulations=20), seed=0)
+    counts = np.concatenate([masks.sum(axis=1) for _, masks, _, _ in recorder.batches])
+    assert 1 not in counts
+    assert (counts == 0).any() and (counts > 1).any()
+
+
+def test_search_rows_of_one_decision_are_counted_and_rarely_repeat() -> None:
+    distinct = asked = 0
+    for truth in undecided_positions(42, 40):
+        recorder = RecordingEvaluator(HashEvaluator())
+        result = search(as_round(truth), recorder, SearchConfig(determinizations=3, simulations=30), seed=0)
+        assert recorder.rows == result.evaluations
+        distinct += len(set(recorder.seen()))
+        asked += recorder.rows
+    assert distinct >= 0.6 * asked
+
+
+def test_search_root_is_asked_once_and_before_anything_below_it() -> None:
+    for truth in undecided_positions(43, 30):
+        r = as_round(truth)
+        recorder = RecordingEvaluator(HashEvaluator())
+        search(r, recorder, SearchConfig(determinizations=4, simulations=20, leaves_in_flight=8), seed=0)
+        root = (r.features().tobytes(), r.mask().tobytes())
+        assert len(recorder.batches[0][0]) == 1 and recorder.seen()[0] == root
+        assert recorder.seen().count(root) == 1
+
+
+def test_search_worlds_of_a_decision_go_together() -> None:
+    """At least as many rows per step as worlds, while leaves are not terminal."""
+    truth = random_position(random.Random(9), 4, 8, 0)
+    recorder = RecordingEvaluator(HashEvaluator())
+    search(as_round(truth), recorder, SearchConfig(determinizations=8, simulations=10), seed=0)
+    assert np.mean([len(batch[0]) for batch in recorder.batches[1:]]) >= 8
+
+
+def test_search_zero_simulations_is_the_evaluators_policy_mapped_back() -> None:
+    for truth in undecided_positions(44, 60):
+        r = as_round(truth)
+        recorder = RecordingEvaluator(HashEvaluator())
+        result = search(r, recorder, SearchConfig(simulations=0), seed=0)
+        assert recorder.rows == result.evaluations == 1 and result.simulations == 0 and not result.visits.any()
+        _, _, policies, values = recorder.batches[0]
+        expected = np.zeros(52, np.float32)
+        for a in truth.legal():
+            expected[a] = policies[0][r.action_to_canonical(a)]
+        assert np.allclose(result.policy, expected, atol=1e-6)
+        assert result.value == pytest.approx(float(values[0, 0]), abs=1e-6)
+
+
+# --- noise, targets, roots ----------------------------------------------------------------------------------------------------
+
+
+def test_search_noise_changes_the_visits_with_the_seed_and_only_where_it_is_asked_for() -> None:
+    truth = random_position(random.Random(12), 4, 8, 0)
+    r = as_round(truth)
+    config = SearchConfig(determinizations=1, simulations=60, known_hands=True)
+    quiet = {search(r, UniformEvaluator(0.5), config, seed=s).visits.tobytes() for s in range(10)}
+    noisy = {
+        search(r, UniformEvaluator(0.5), dataclasses.replace(config, noise_fraction=0.5, noise_alpha=0.3), seed=s).visits.tobytes()
+        for s in range(10)
+    }
+    assert len(quiet) == 1 and len(noisy) == 10
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.5])
+def test_search_improved_target_is_prior_times_exp_of_beta_q_without_the_noise(noise: float) -> None:
+    beta = 8.0
+    for index, truth in enumerate(undecided_positions(51, 25)):
+        r = as_round(truth)
+        config = SearchConfig(determinizations=2, simulations=60, target="improved", improved_beta=beta, noise_fraction=noise)
+        result = search(r, HashEvaluator(), config, seed=index)
+        prior = search(r, HashEvaluator(), SearchConfig(simulations=0), seed=index).policy
+        visited = np.flatnonzero(result.visits)
+        constant = np.log(result.policy[visited]) - np.log(prior[visited]) - beta * result.q[visited]
+        assert np.ptp(constant) < 1e-3
+        assert all(result.policy[a] > 0 for a in truth.legal()), "actions never tried keep their share"
+
+
+def test_search_visit_target_is_the_visit_shares() -> None:
+    for index, truth in enumerate(undecided_positions(52, 20)):
+        result = search(as_round(truth), HashEvaluator(), CONFIGS["plain"], seed=index)
+        assert np.allclose(result.policy, result.visits / result.visits.sum(), atol=1e-6)
+
+
+def test_search_halving_spends_its_visits_on_ever_fewer_actions() -> None:
+    truth = random_position(random.Random(13), 4, 10, 0)
+    r = as_round(truth)
+    assert len(truth.legal()) == 11
+    config = SearchConfig(determinizations=2, simulations=64, root="halving", considered=8)
+    result = search(r, HashEvaluator(), config, seed=0)
+    visits = sorted(result.visits[truth.legal()], reverse=True)
+    assert sum(v > 0 for v in visits) == 8, "so many as are considered, no more"
+    assert visits[0] >= 2 * visits[4] and visits[0] == visits[1]
+    assert result.visits.sum() == result.simulations == 128
+
+
+def test_search_finished_round_raises() -> None:
+    r = round_of("SA | S2 | S3", None, 2, "1 0 1 | SA S2 S3")
+    with pytest.raises(ValueError, match="done"):
+        search(r, HashEvaluator(), SearchConfig(), seed=0)
+
+
+def test_search_evaluator_that_raises_is_heard() -> None:
+    class Broken:
+        def evaluate_many(self, states: np.ndarray, masks: np.ndarray) -> None:
+            raise LookupError("no answer")
+
+    with pytest.raises(LookupError, match="no answer"):
+        search(round_of("SA SK | HA HK | CA CK", "S", 2), Broken(), SearchConfig(), seed=0)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        lambda b: (np.zeros((b, 51), np.float32), np.zeros((b, 1), np.float32)),
+        lambda b: (np.zeros((b + 1, 52), np.float32), np.zeros((b, 1), np.float32)),
+        lambda b: (np.full((b, 52), np.nan, np.float32), np.zeros((b, 1), np.float32)),
+        lambda b: (np.full((b, 52), 1 / 52, np.float32), np.full((b, 1), np.inf, np.float32)),
+    ],
+    ids=["too narrow", "too many rows", "NaN policy", "infinite value"],
+)
+def test_search_evaluator_with_a_wrong_answer_raises_value_error(answer) -> None:  # type: ignore[no-untyped-def]
+    class Wrong:
+        def evaluate_many(self, states: np.ndarray, masks: np.ndarray):  # type: ignore[no-untyped-def]
+            return answer(len(states))
+
+    with pytest.raises(ValueError):
+        search(round_of("SA SK | HA HK | CA CK", "S", 2), Wrong(), SearchConfig(), seed=0)
+
+
+# --- against a network ----------------------------------------------------------------------------------------------------------
+
+
+def test_search_with_a_fresh_network_beats_that_networks_own_policy_in_duplicate_deals() -> None:
+    """One seat searches, the others play the network's policy; then the same deal with that seat on its policy as well."""
+    from shmzero.evaluators import NetEvaluator
+    from shmzero.net import BlobNet, NetConfig
+
+    evaluator = NetEvaluator(small_net(BlobNet, NetConfig))
+    searching = SearchConfig(determinizations=6, simulations=16)
+    differences = []
+    for index in range(240):
+        rng = random.Random(f"duplicate {index}")
+        dealer, trump, ego = rng.randrange(4), rng.choice([0, 1, 2, 3, None]), rng.randrange(4)
+        hands = oracle.random_deal(rng, 4, 3)
+        scores = []
+        for config in (searching, SearchConfig(simulations=0)):
+            r = shmzero.Round.from_hands(hands, trump=trump, dealer=dealer)
+            ply = 0
+            while r.phase != "done":
+                mine = r.seat == ego
+                result = search(r, evaluator, config if mine else SearchConfig(simulations=0), seed=index)
+                draw = random.Random(f"{index} {ply} {r.seat}")
+                if mine and config.simulations:
+                    r.apply(int(np.argmax(result.visits)) if result.visits.any() else r.legal_actions()[0])
+                else:
+                    r.apply(draw.choices(range(52), result.policy.tolist())[0])
+                ply += 1
+            scores.append(r.scores()[ego])
+        differences.append(scores[0] - scores[1])
+    mean, error = np.mean(differences), np.std(differences, ddof=1) / math.sqrt(len(differences))
+    assert mean - 1.96 * error > 0, f"{mean:.2f} +- {1.96 * error:.2f} points a round"
+
+
+def small_net(net_class, config_class):  # type: ignore[no-untyped-def]
+    import torch
+
+    torch.manual_seed(0)
+    return net_class(config_class())
