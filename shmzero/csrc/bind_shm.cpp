@@ -1,0 +1,390 @@
+// Python's face of the segment, the ports and the worker's loop, and echo measurements of the slots.
+#include <pybind11/numpy.h>
+#include <pybind11/stl.h>
+#include <sys/prctl.h>
+#include <csignal>
+
+#include <memory>
+#include <thread>
+
+#include "bind.h"
+#include "slot.h"
+#include "worker.h"
+
+namespace py = pybind11;
+
+namespace shmzero {
+namespace {
+
+SegmentSizes make_sizes(std::uint32_t servers, std::uint32_t workers, std::uint32_t slots,
+                        std::uint32_t rows, std::uint32_t state_dim, std::uint32_t action_dim,
+                        std::uint32_t value_dim, const std::string& wire) {
+  if (wire != "float16" && wire != "float32") {
+    throw py::value_error("wire is '" + wire + "'; allowed: float16, float32");
+  }
+  const SegmentSizes sizes = {servers,    workers,   slots, rows, state_dim,
+                              action_dim, value_dim, wire == "float16" ? Wire::kFloat16 : Wire::kFloat32};
+  check_sizes(sizes);
+  return sizes;
+}
+
+/// Calls `body` and turns the core's exceptions into shmzero.errors.
+template <class Body>
+auto translated(Body&& body) {
+  try {
+    return body();
+  } catch (const CorruptSegment& error) {
+    raise_error("SegmentCorrupt", error.what());
+  }
+}
+
+py::dict worker_counters(const Segment& segment, std::uint32_t worker) {
+  const WorkerBlock& block = segment.worker(worker);
+  const auto get = [](const std::atomic<std::uint64_t>& c) { return c.load(std::memory_order_relaxed); };
+  py::dict d;
+  d["pid"] = get(block.pid);
+  d["units"] = get(block.units);
+  d["rounds"] = get(block.rounds);
+  d["decisions"] = get(block.decisions);
+  d["simulations"] = get(block.simulations);
+  d["terminals"] = get(block.terminals);
+  d["rows"] = get(block.rows);
+  d["busy_ns"] = get(block.busy_ns);
+  d["wait_ns"] = get(block.wait_ns);
+  d["lanes"] = get(block.lanes);
+  return d;
+}
+
+py::dict server_counters(const Segment& segment, std::uint32_t server) {
+  const ServerBlock& block = segment.server(server);
+  const auto get = [](const std::atomic<std::uint64_t>& c) { return c.load(std::memory_order_relaxed); };
+  py::dict d;
+  d["batches"] = get(block.batches);
+  d["rows"] = get(block.rows);
+  d["busy_ns"] = get(block.busy_ns);
+  d["wait_ns"] = get(block.wait_ns);
+  d["version"] = get(block.version);
+  std::vector<std::uint64_t> histogram;
+  for (const auto& bin : block.histogram) histogram.push_back(get(bin));
+  d["histogram"] = histogram;
+  return d;
+}
+
+std::vector<std::string> slot_states(const Segment& segment, std::uint32_t worker) {
+  static const char* const kNames[] = {"free", "filling", "ready", "taken", "answered", "orphaned"};
+  std::vector<std::string> states;
+  for (std::uint32_t s = 0; s < segment.sizes().slots_per_worker; ++s) {
+    const SlotWord word{segment.worker(worker).words[s].load(std::memory_order_acquire)};
+    states.emplace_back(kNames[static_cast<int>(word.state())]);
+  }
+  return states;
+}
+
+void check_index(const char* what, std::uint32_t index, std::uint32_t size) {
+  if (index >= size) {
+    throw py::value_error(std::string(what) + " is " + std::to_string(index) + "; allowed: 0.." +
+                          std::to_string(size - 1));
+  }
+}
+
+/// A view of shared memory that keeps the segment mapped.
+template <class T>
+py::array view(T* data, std::vector<py::ssize_t> shape, const py::object& owner) {
+  return py::array_t<T>(std::move(shape), data, owner);
+}
+
+class PyServerPort {
+ public:
+  PyServerPort(Segment& segment, std::uint32_t server, std::uint32_t epoch)
+      : segment_(segment), port_(segment, server, epoch) {}
+
+  py::tuple gather(const py::array& states, py::array_t<std::uint64_t, py::array::c_style> masks,
+                   std::uint32_t limit_rows, double timeout_ms, bool other_in_flight, double wait_ms,
+                   double spin_us) {
+    const SegmentSizes& sizes = segment_.sizes();
+    const auto capacity = static_cast<std::size_t>(states.nbytes()) / sizes.state_bytes();
+    if (limit_rows == 0 || limit_rows > capacity ||
+        static_cast<std::size_t>(masks.size()) < limit_rows * std::size_t{sizes.mask_words()}) {
+      throw py::value_error("limit_rows is " + std::to_string(limit_rows) +
+                            "; the staging holds " + std::to_string(capacity) + " rows");
+    }
+    const ServerPort::Staging staging = {
+        static_cast<std::byte*>(const_cast<void*>(states.data())), masks.mutable_data()};
+    const auto ns = [](double ms) { return static_cast<std::uint64_t>(ms * 1e6); };
+    const auto gathered = translated([&] {
+      const py::gil_scoped_release release;
+      return port_.gather(staging, limit_rows, ns(timeout_ms), other_in_flight, ns(wait_ms),
+                          ns(spin_us / 1000.0));
+    });
+    return py::make_tuple(gathered.batch, gathered.rows);
+  }
+
+  void scatter(std::uint64_t batch, const py::array_t<float, py::array::c_style>& policies,
+               const py::array_t<float, py::array::c_style>& values, std::uint32_t version) {
+    translated([&] {
+      const float* policy = policies.data();
+      const float* value = values.data();
+      const py::gil_scoped_release release;
+      port_.scatter(batch, policy, value, version);
+      return 0;
+    });
+  }
+
+ private:
+  Segment& segment_;
+  ServerPort port_;
+};
+
+/// Echo between two threads of this process over a segment of its own.
+struct Echo {
+  explicit Echo(const SegmentSizes& sizes) {
+    const SegmentLayout layout(sizes);
+    fd = memfd_create("shmzero-echo", MFD_CLOEXEC);
+    if (fd < 0 || ftruncate(fd, static_cast<off_t>(layout.total)) != 0) {
+      throw std::runtime_error("memfd for the echo");
+    }
+    segment = Segment::create(fd, sizes, 0, 0);
+  }
+  ~Echo() { close(fd); }
+
+  /// Serves until told to stop: every policy row is the first elements of its state, widened not at
+  /// all; what is measured is the way there and back.
+  void serve(std::uint32_t limit_rows, std::uint64_t spin_ns) {
+    ServerPort port(*segment, 0, 1);
+    const SegmentSizes& sizes = segment->sizes();
+    std::vector<std::byte> states(limit_rows * sizes.state_bytes());
+    std::vector<std::uint64_t> masks(static_cast<std::size_t>(limit_rows) * sizes.mask_words());
+    std::vector<float> policies(static_cast<std::size_t>(limit_rows) * sizes.action_dim, 0.5f);
+    std::vector<float> values(static_cast<std::size_t>(limit_rows) * sizes.value_dim, 0.5f);
+    while (!stop.load(std::memory_order_relaxed)) {  // a flag alone; join orders the rest
+      const auto gathered =
+          port.gather({states.data(), masks.data()}, limit_rows, 0, false, 1'000'000, spin_ns);
+      if (gathered.rows > 0) port.scatter(gathered.batch, policies.data(), values.data(), 1);
+    }
+  }
+
+  int fd = -1;
+  std::unique_ptr<Segment> segment;
+  std::atomic<bool> stop = false;
+};
+
+/// Median nanoseconds of one row there and back, both sides spinning.
+double bench_round_trip(std::uint32_t trips) {
+  Echo echo({1, 1, 2, 1, 256, 52, 1, Wire::kFloat16});
+  constexpr std::uint64_t kSpin = 1'000'000;
+  std::thread server([&] { echo.serve(1, kSpin); });
+  WorkerPort port(*echo.segment, 0);
+  std::vector<std::uint64_t> times;
+  times.reserve(trips);
+  std::vector<std::byte> state(512, std::byte{1});
+  float sum = 0.0f;
+  for (std::uint32_t i = 0; i < trips; ++i) {
+    const std::uint64_t start = now_ns();
+    if (!port.begin(0)) throw std::logic_error("echo slot is not free");
+    const SlotRows rows = port.rows(0);
+    std::memcpy(rows.states, state.data(), state.size());
+    rows.masks[0] = i;
+    port.publish(0, 1);
+    while (!port.answered(0)) port.wait(1, kLongestWaitNs, kSpin);
+    sum += rows.policies[0];
+    times.push_back(now_ns() - start);
+  }
+  echo.stop = true;
+  server.join();
+  if (sum <= 0.0f) throw std::logic_error("echo answered nothing");
+  std::nth_element(times.begin(), times.begin() + trips / 2, times.end());
+  return static_cast<double>(times[trips / 2]);
+}
+
+/// Rows a second through slots of `rows_per_slot`: written, gathered, answered, read.
+double bench_rows(std::uint32_t rows_per_slot, std::uint32_t num_slots, std::uint64_t total_rows) {
+  Echo echo({1, 1, num_slots, rows_per_slot, 256, 52, 1, Wire::kFloat16});
+  constexpr std::uint64_t kSpin = 50'000;
+  std::thread server([&] { echo.serve(rows_per_slot, kSpin); });
+  WorkerPort port(*echo.segment, 0);
+  std::vector<std::byte> state(512, std::byte{1});
+  std::vector<bool> out(num_slots, false);
+  const std::uint32_t all = (1u << num_slots) - 1;
+  float sum = 0.0f;
+  std::uint64_t read_rows = 0;
+  const std::uint64_t start = now_ns();
+  while (read_rows < total_rows) {
+    bool moved = false;
+    for (std::uint32_t s = 0; s < num_slots; ++s) {
+      if (out[s] && !port.answered(s)) continue;
+      const SlotRows rows = port.rows(s);
+      if (!port.begin(s)) throw std::logic_error("echo slot is not ours");
+      moved = true;
+      if (out[s]) {
+        for (std::size_t r = 0; r < rows_per_slot; ++r) {
+          for (int a = 0; a < 52; ++a) sum += rows.policies[r * 52 + static_cast<std::size_t>(a)];
+          sum += rows.values[r];
+        }
+        read_rows += rows_per_slot;
+      }
+      for (std::size_t r = 0; r < rows_per_slot; ++r) {
+        std::memcpy(rows.states + r * 512, state.data(), 512);
+        rows.masks[r] = r;
+      }
+      port.publish(s, rows_per_slot);
+      out[s] = true;
+    }
+    if (!moved) port.wait(all, kLongestWaitNs, kSpin);
+  }
+  const double seconds = static_cast<double>(now_ns() - start) * 1e-9;
+  echo.stop = true;
+  server.join();
+  if (sum <= 0.0f) throw std::logic_error("echo answered nothing");
+  return static_cast<double>(read_rows) / seconds;
+}
+
+}  // namespace
+
+void bind_shm(py::module_& m) {
+  m.attr("LAYOUT_VERSION") = kLayoutVersion;
+  m.attr("MAX_SLOTS_PER_WORKER") = kMaxSlotsPerWorker;
+  const py::arg servers("servers"), workers("workers"), slots("slots"), rows("rows");
+  m.def("segment_bytes",
+        [](std::uint32_t num_servers, std::uint32_t num_workers, std::uint32_t num_slots,
+           std::uint32_t num_rows, std::uint32_t state_dim, std::uint32_t action_dim,
+           std::uint32_t value_dim, const std::string& wire) {
+          return SegmentLayout(make_sizes(num_servers, num_workers, num_slots, num_rows, state_dim,
+                                          action_dim, value_dim, wire))
+              .total;
+        },
+        servers, workers, slots, rows, py::arg("state_dim") = kNumFeatures,
+        py::arg("action_dim") = kNumActions, py::arg("value_dim") = 1, py::arg("wire") = "float16");
+
+  py::class_<Segment>(m, "Segment", "A mapped segment of shared memory.")
+      .def_static("create",
+                  [](int fd, std::uint32_t num_servers, std::uint32_t num_workers,
+                     std::uint32_t num_slots, std::uint32_t num_rows, std::uint32_t state_dim,
+                     std::uint32_t action_dim, std::uint32_t value_dim, const std::string& wire,
+                     std::uint64_t run_id) {
+                    const SegmentSizes sizes = make_sizes(num_servers, num_workers, num_slots, num_rows,
+                                                          state_dim, action_dim, value_dim, wire);
+                    return Segment::create(fd, sizes, run_id, static_cast<std::uint64_t>(getpid()));
+                  },
+                  py::arg("fd"), servers, workers, slots, rows, py::arg("state_dim") = kNumFeatures,
+                  py::arg("action_dim") = kNumActions, py::arg("value_dim") = 1,
+                  py::arg("wire") = "float16", py::arg("run_id") = 0)
+      .def_static("attach",
+                  [](int fd) { return translated([&] { return Segment::attach(fd); }); }, py::arg("fd"))
+      .def_property_readonly("num_servers", [](const Segment& s) { return s.sizes().num_servers; })
+      .def_property_readonly("num_workers", [](const Segment& s) { return s.sizes().num_workers; })
+      .def_property_readonly("slots_per_worker", [](const Segment& s) { return s.sizes().slots_per_worker; })
+      .def_property_readonly("rows_per_slot", [](const Segment& s) { return s.sizes().rows_per_slot; })
+      .def_property_readonly("state_dim", [](const Segment& s) { return s.sizes().state_dim; })
+      .def_property_readonly("action_dim", [](const Segment& s) { return s.sizes().action_dim; })
+      .def_property_readonly("value_dim", [](const Segment& s) { return s.sizes().value_dim; })
+      .def_property_readonly("bytes", [](const Segment& s) { return s.layout().total; })
+      .def("worker_counters",
+           [](const Segment& s, std::uint32_t w) {
+             check_index("worker", w, s.sizes().num_workers);
+             return worker_counters(s, w);
+           },
+           py::arg("worker"))
+      .def("server_counters",
+           [](const Segment& s, std::uint32_t i) {
+             check_index("server", i, s.sizes().num_servers);
+             return server_counters(s, i);
+           },
+           py::arg("server"))
+      .def("slot_states",
+           [](const Segment& s, std::uint32_t w) {
+             check_index("worker", w, s.sizes().num_workers);
+             return slot_states(s, w);
+           },
+           py::arg("worker"))
+      .def("reclaim_worker",
+           [](const Segment& s, std::uint32_t w) {
+             check_index("worker", w, s.sizes().num_workers);
+             reclaim_worker(s, w);
+           },
+           py::arg("worker"))
+      .def("reclaim_server",
+           [](const Segment& s, std::uint32_t i) {
+             check_index("server", i, s.sizes().num_servers);
+             reclaim_server(s, i);
+           },
+           py::arg("server"))
+      .def("stalled_s",
+           [](const Segment& s, std::uint32_t i) {
+             check_index("server", i, s.sizes().num_servers);
+             return static_cast<double>(stalled_ns(s, i)) * 1e-9;
+           },
+           py::arg("server"));
+
+  py::class_<WorkerPort>(m, "WorkerPort", "A worker's side of its slots, for tests and clients.")
+      .def(py::init<Segment&, std::uint32_t>(), py::arg("segment"), py::arg("worker"),
+           py::keep_alive<1, 2>())
+      .def("begin", &WorkerPort::begin, py::arg("slot"))
+      .def("publish", &WorkerPort::publish, py::arg("slot"), py::arg("rows"))
+      .def("answered", &WorkerPort::answered, py::arg("slot"))
+      .def("release", &WorkerPort::release, py::arg("slot"))
+      .def("cancel", &WorkerPort::cancel, py::arg("slot"))
+      .def("generation", [](const WorkerPort& p, std::uint32_t slot) { return p.load(slot).generation(); },
+           py::arg("slot"))
+      .def("version", [](const WorkerPort& p, std::uint32_t slot) { return p.rows(slot).header->version; },
+           py::arg("slot"))
+      .def("wait",
+           [](WorkerPort& p, std::uint32_t slot_bits, double timeout_ms, double spin_us) {
+             const py::gil_scoped_release release;
+             return p.wait(slot_bits, static_cast<std::uint64_t>(timeout_ms * 1e6),
+                           static_cast<std::uint64_t>(spin_us * 1e3));
+           },
+           py::arg("slots"), py::arg("timeout_ms") = 100.0, py::arg("spin_us") = 0.0);
+
+  m.def("slot_views",
+        [](const py::object& owner, std::uint32_t worker, std::uint32_t slot) {
+          const auto& segment = owner.cast<const Segment&>();
+          const SegmentSizes& sizes = segment.sizes();
+          check_index("worker", worker, sizes.num_workers);
+          check_index("slot", slot, sizes.slots_per_worker);
+          const SlotRows at = slot_rows(segment, worker, slot);
+          const auto num_rows = static_cast<py::ssize_t>(sizes.rows_per_slot);
+          const auto width = [](std::uint32_t dim) { return static_cast<py::ssize_t>(dim); };
+          py::object states =
+              sizes.wire == Wire::kFloat16
+                  ? view(reinterpret_cast<std::uint16_t*>(at.states), {num_rows, width(sizes.state_dim)}, owner)
+                        .attr("view")("float16")
+                  : py::object(view(reinterpret_cast<float*>(at.states), {num_rows, width(sizes.state_dim)}, owner));
+          return py::make_tuple(states, view(at.masks, {num_rows, width(sizes.mask_words())}, owner),
+                                view(at.policies, {num_rows, width(sizes.action_dim)}, owner),
+                                view(at.values, {num_rows, width(sizes.value_dim)}, owner));
+        },
+        py::arg("segment"), py::arg("worker"), py::arg("slot"));
+
+  py::class_<PyServerPort>(m, "ServerPort", "A server's side of the slots.")
+      .def(py::init<Segment&, std::uint32_t, std::uint32_t>(), py::arg("segment"), py::arg("server"),
+           py::arg("epoch"), py::keep_alive<1, 2>())
+      .def("gather", &PyServerPort::gather, py::arg("states").noconvert(), py::arg("masks").noconvert(),
+           py::arg("limit_rows"), py::arg("timeout_ms") = 2.0, py::arg("other_in_flight") = false,
+           py::arg("wait_ms") = 100.0, py::arg("spin_us") = 0.0)
+      .def("scatter", &PyServerPort::scatter, py::arg("batch"), py::arg("policies").noconvert(),
+           py::arg("values").noconvert(), py::arg("version"));
+
+  m.def("run_worker",
+        [](Segment& segment, std::uint32_t worker, int grant_fd, int record_fd, std::uint32_t lanes,
+           const PlaySettings& settings, double spin_us) {
+          Worker loop(segment, worker, grant_fd, record_fd, lanes,
+                      static_cast<std::uint64_t>(spin_us * 1e3), settings);
+          const py::gil_scoped_release release;
+          loop.run();
+        },
+        py::arg("segment"), py::arg("worker"), py::arg("grant_fd"), py::arg("record_fd"),
+        py::arg("lanes"), py::arg("settings"), py::arg("spin_us") = 0.0);
+
+  m.def("die_with_parent",
+        [](int parent_pid) {
+          prctl(PR_SET_PDEATHSIG, SIGKILL);
+          if (getppid() != parent_pid) _exit(1);  // it died before the line above
+        },
+        py::arg("parent_pid"));
+
+  m.def("bench_round_trip", &bench_round_trip, py::arg("trips"), py::call_guard<py::gil_scoped_release>());
+  m.def("bench_rows", &bench_rows, py::arg("rows_per_slot"), py::arg("num_slots"), py::arg("total_rows"),
+        py::call_guard<py::gil_scoped_release>());
+}
+
+}  // namespace shmzero

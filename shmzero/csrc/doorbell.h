@@ -1,0 +1,88 @@
+// A doorbell: wakes the other side, carries no truth. Whoever waits looks at the slot words itself.
+#pragma once
+
+#include <semaphore.h>
+#include <time.h>
+
+#include <atomic>
+#include <cstdint>
+#include <thread>
+
+namespace shmzero {
+
+inline std::uint64_t now_ns() {
+  timespec t;
+  clock_gettime(CLOCK_MONOTONIC, &t);
+  return static_cast<std::uint64_t>(t.tv_sec) * 1'000'000'000u + static_cast<std::uint64_t>(t.tv_nsec);
+}
+
+inline void spin_pause() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
+/// Longest sleep: whatever is lost, everybody looks again after this.
+inline constexpr std::uint64_t kLongestWaitNs = 100'000'000;
+
+/// One waiter, any number of ringers, in different processes.
+class Doorbell {
+ public:
+  /// By the creator of the segment, once; never again.
+  void init() {
+    waiting_.store(0, std::memory_order_relaxed);  // nobody else sees the segment yet
+    sem_init(&semaphore_, 1, 0);
+  }
+
+  /// By a new waiter: forgets what was rung for its predecessor.
+  void drain() {
+    while (sem_trywait(&semaphore_) == 0) {
+    }
+  }
+
+  /// After publishing. The fence pairs with the one in `wait`: either this side sees the flag, or the
+  /// waiter's second look sees what was published.
+  void ring() {
+    std::atomic_thread_fence(std::memory_order_seq_cst);
+    // Relaxed: ordered by the fence; the exchange lets one ringer post for one raised flag.
+    if (waiting_.load(std::memory_order_relaxed) != 0 &&
+        waiting_.exchange(0, std::memory_order_relaxed) != 0) {
+      sem_post(&semaphore_);
+    }
+  }
+
+  /// Until `ready()` or the time is up (at most kLongestWaitNs). Spins for `spin_ns` first.
+  /// Returns the last look at `ready()`.
+  template <class Ready>
+  bool wait(std::uint64_t timeout_ns, std::uint64_t spin_ns, Ready&& ready) {
+    if (ready()) return true;
+    const std::uint64_t start = now_ns();
+    if (timeout_ns > kLongestWaitNs) timeout_ns = kLongestWaitNs;
+    const std::uint64_t end = start + timeout_ns;
+    for (std::uint64_t now = start; now < end && now - start < spin_ns; now = now_ns()) {
+      for (int i = 0; i < 32; ++i) {
+        if (ready()) return true;
+        spin_pause();
+      }
+    }
+    for (;;) {
+      waiting_.store(1, std::memory_order_relaxed);  // ordered by the fence, which pairs with ring's
+      std::atomic_thread_fence(std::memory_order_seq_cst);
+      if (ready() || now_ns() >= end) break;
+      timespec until = {static_cast<time_t>(end / 1'000'000'000u),
+                        static_cast<long>(end % 1'000'000'000u)};
+      sem_clockwait(&semaphore_, CLOCK_MONOTONIC, &until);
+    }
+    waiting_.store(0, std::memory_order_relaxed);  // a late post is one spurious look, no more
+    return ready();
+  }
+
+ private:
+  std::atomic<std::uint32_t> waiting_;  ///< Waiter raises it; whoever rings takes it down.
+  sem_t semaphore_;
+};
+static_assert(std::atomic<std::uint32_t>::is_always_lock_free);
+
+}  // namespace shmzero

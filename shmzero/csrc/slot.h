@@ -1,0 +1,466 @@
+// The slot protocol: how rows go from a worker to its server and their answers back. Knows no game.
+//
+// A slot belongs to one side at a time; its word says to which. Requests and answers lie in areas of
+// their own, so a request outlives the server that was reading it. No locks on the data path.
+//
+// from      to               by       when                          order
+// free      filling          worker   before its search begins      relaxed: only a hint to others
+// filling   ready            worker   all rows written              release -> acquire in ServerPort::sweep
+// filling   free             worker   no rows after all             relaxed: nothing was handed over
+// ready     taken(epoch)     server   sweeps                        CAS acquire; the rows are the server's to read
+// taken     answered         server   all answers written           CAS release -> acquire in WorkerPort::answered
+// answered  filling(g+1)     worker   goes on                       relaxed: the answers stay its own until `ready`
+// answered  free(g+1)        worker   leaves                        release -> acquire in WorkerPort::begin
+// ready     free(g+1)        worker   cancels                       CAS
+// taken     orphaned         worker   gives up; its rows are the server's until it has answered      CAS
+//   deaths, all by the one reaper, after the process is certainly gone:
+// filling, ready, answered -> free(g+1)   worker died                CAS, against the server's ready -> taken
+// taken     orphaned                      worker died                CAS, against the server's taken -> answered
+// orphaned  free(g+1)                     the server that took it, in scatter; the reaper once that one is dead
+// taken(e)  ready                         server of epoch e died     store release: run again by the next
+#pragma once
+
+#include <algorithm>
+#include <atomic>
+#include <cstdint>
+#include <cstring>
+#include <deque>
+#include <stdexcept>
+#include <vector>
+
+#include "shm_layout.h"
+
+namespace shmzero {
+
+enum class SlotState : std::uint8_t { kFree, kFilling, kReady, kTaken, kAnswered, kOrphaned };
+
+/// generation (32 bits) | epoch of the server that took it (24) | state (8)
+struct SlotWord {
+  std::uint64_t bits;
+
+  static SlotWord make(std::uint32_t generation, std::uint32_t epoch, SlotState state) {
+    return {(static_cast<std::uint64_t>(generation) << 32) |
+            (static_cast<std::uint64_t>(epoch & 0xffffffu) << 8) | static_cast<std::uint64_t>(state)};
+  }
+  SlotState state() const { return static_cast<SlotState>(bits & 0xff); }
+  std::uint32_t epoch() const { return static_cast<std::uint32_t>(bits >> 8) & 0xffffffu; }
+  std::uint32_t generation() const { return static_cast<std::uint32_t>(bits >> 32); }
+  SlotWord with(SlotState state) const { return make(generation(), 0, state); }
+  SlotWord next(SlotState state) const { return make(generation() + 1, 0, state); }
+};
+
+/// A slot's areas, for the side that holds it.
+struct SlotRows {
+  std::byte* states;       ///< [R, state_dim], wire type.
+  std::uint64_t* masks;    ///< [R, mask_words]
+  float* policies;         ///< [R, action_dim]
+  float* values;           ///< [R, value_dim]
+  SlotHeader* header;
+};
+
+inline SlotRows slot_rows(const Segment& segment, std::uint32_t worker, std::uint32_t slot) {
+  std::byte* base = segment.slot(worker, slot);
+  const SegmentLayout& layout = segment.layout();
+  return {base + layout.states, reinterpret_cast<std::uint64_t*>(base + layout.masks),
+          reinterpret_cast<float*>(base + layout.policies),
+          reinterpret_cast<float*>(base + layout.values), reinterpret_cast<SlotHeader*>(base)};
+}
+
+/// A worker's side of its slots.
+class WorkerPort {
+ public:
+  WorkerPort(Segment& segment, std::uint32_t worker)
+      : segment_(segment), worker_(worker), block_(segment.worker(worker)) {
+    if (worker >= segment.sizes().num_workers) throw std::invalid_argument("worker out of range");
+    block_.bell.drain();
+  }
+
+  WorkerBlock& block() { return block_; }
+  std::uint32_t num_slots() const { return segment_.sizes().slots_per_worker; }
+  SlotRows rows(std::uint32_t slot) const { return slot_rows(segment_, worker_, slot); }
+
+  /// Claims a free slot, or goes on with an answered one, whose answers stay readable until
+  /// `publish`. False where the slot is the server's.
+  bool begin(std::uint32_t slot) {
+    const SlotWord word = load(slot);
+    if (word.state() == SlotState::kFree) {
+      store(slot, word.with(SlotState::kFilling), std::memory_order_relaxed);
+    } else if (word.state() == SlotState::kAnswered) {
+      store(slot, word.next(SlotState::kFilling), std::memory_order_relaxed);
+    } else {
+      return false;
+    }
+    return true;
+  }
+
+  /// From here on the slot belongs to the server. No rows: it stays ours, free.
+  /// Order: release; pairs with the acquire in ServerPort::sweep.
+  void publish(std::uint32_t slot, std::uint32_t num_rows) {
+    const SlotWord word = load(slot);
+    if (num_rows == 0) {
+      store(slot, word.with(SlotState::kFree), std::memory_order_relaxed);
+      // A server may be holding a batch open because of the filling it saw.
+      segment_.server(segment_.server_of(worker_)).bell.ring();
+      return;
+    }
+    SlotHeader& header = *rows(slot).header;
+    header.num_rows = num_rows;
+    header.request_ns = now_ns();
+    store(slot, word.with(SlotState::kReady), std::memory_order_release);
+    segment_.server(segment_.server_of(worker_)).bell.ring();
+  }
+
+  /// Whether the answers are there. Order: acquire; pairs with the release in ServerPort::scatter.
+  bool answered(std::uint32_t slot) const { return load(slot).state() == SlotState::kAnswered; }
+
+  /// Gives an answered slot back.
+  void release(std::uint32_t slot) {
+    store(slot, load(slot).next(SlotState::kFree), std::memory_order_release);
+  }
+
+  /// Gives up a request. The slot is free again at once, or when its server has done with it.
+  void cancel(std::uint32_t slot) {
+    for (;;) {
+      std::uint64_t seen = block_.words[slot].load(std::memory_order_acquire);
+      const SlotWord word{seen};
+      SlotWord to = word;
+      if (word.state() == SlotState::kReady || word.state() == SlotState::kAnswered) {
+        to = word.next(SlotState::kFree);
+      } else if (word.state() == SlotState::kTaken) {
+        to = SlotWord::make(word.generation(), word.epoch(), SlotState::kOrphaned);
+      } else {
+        return;
+      }
+      if (block_.words[slot].compare_exchange_strong(seen, to.bits, std::memory_order_acq_rel)) return;
+    }
+  }
+
+  /// Waits until one of the slots in `slots` (bits) is answered or free. At most 100 ms.
+  bool wait(std::uint32_t slots, std::uint64_t timeout_ns, std::uint64_t spin_ns) {
+    return block_.bell.wait(timeout_ns, spin_ns, [&] {
+      for (std::uint32_t slot = 0; slot < num_slots(); ++slot) {
+        if (!(slots >> slot & 1)) continue;
+        const SlotState state = load(slot).state();
+        if (state == SlotState::kAnswered || state == SlotState::kFree) return true;
+      }
+      return false;
+    });
+  }
+
+  SlotWord load(std::uint32_t slot) const {
+    return {block_.words[slot].load(std::memory_order_acquire)};
+  }
+
+ private:
+  void store(std::uint32_t slot, SlotWord word, std::memory_order order) {
+    block_.words[slot].store(word.bits, order);
+  }
+
+  Segment& segment_;
+  std::uint32_t worker_;
+  WorkerBlock& block_;
+};
+
+/// A server's side: sweeps what is ready into batches and scatters their answers.
+class ServerPort {
+ public:
+  /// `epoch` is new for each process that serves in this block's place.
+  ServerPort(Segment& segment, std::uint32_t server, std::uint32_t epoch)
+      : segment_(segment), server_(server), epoch_(epoch), block_(segment.server(server)) {
+    if (server >= segment.sizes().num_servers) throw std::invalid_argument("server out of range");
+    block_.bell.drain();
+  }
+
+  struct Staging {
+    std::byte* states;     ///< [B, state_dim], wire type.
+    std::uint64_t* masks;  ///< [B, mask_words]
+  };
+  struct Gathered {
+    std::uint64_t batch = 0;  ///< Names the batch in `scatter`.
+    std::uint32_t rows = 0;   ///< 0: nothing to do yet.
+  };
+
+  /// Waits for a batch that may fire and copies it into `staging`, oldest requests first.
+  ///
+  /// It fires when it is full; or when no worker of ours is filling a slot; or when the oldest
+  /// request has waited `timeout_ns`, unless `other_in_flight`: while another batch computes, an
+  /// unfull one stays open as long as somebody is filling. Returns 0 rows after `wait_ns` (at most
+  /// 100 ms) so that the caller can look elsewhere. Never holds a lock.
+  Gathered gather(const Staging& staging, std::uint32_t limit_rows, std::uint64_t timeout_ns,
+                  bool other_in_flight, std::uint64_t wait_ns, std::uint64_t spin_ns) {
+    const std::uint64_t start = now_ns();
+    const std::uint64_t end = start + std::min(wait_ns, kLongestWaitNs);
+    for (;;) {
+      const bool filling = sweep();
+      const std::uint64_t now = now_ns();
+      if (backlog_rows_ > 0) {
+        const std::uint64_t oldest = taken_[backlog_.front()].request_ns;
+        const bool waited = now >= oldest + timeout_ns;
+        if (backlog_rows_ >= limit_rows || !filling || (waited && !other_in_flight)) {
+          add(block_.wait_ns, now - start);
+          return fill(staging, limit_rows, now);
+        }
+      }
+      if (now >= end) {
+        add(block_.wait_ns, now - start);
+        return {};
+      }
+      std::uint64_t sleep = end - now;
+      if (backlog_rows_ > 0 && !other_in_flight) {
+        const std::uint64_t due = taken_[backlog_.front()].request_ns + timeout_ns;
+        sleep = std::min(sleep, due > now ? due - now : 1);
+      }
+      block_.bell.wait(sleep, spin_ns, [&] { return anything_new(filling); });
+    }
+  }
+
+  /// Writes a batch's answers into its slots and wakes their workers, each once.
+  void scatter(std::uint64_t batch, const float* policies, const float* values, std::uint32_t version) {
+    const auto found = std::find_if(batches_.begin(), batches_.end(),
+                                    [&](const Batch& b) { return b.id == batch; });
+    if (found == batches_.end()) throw std::invalid_argument("scatter: no such batch");
+    const SegmentSizes& sizes = segment_.sizes();
+    std::uint32_t rows = 0;
+    std::uint32_t last_worker = UINT32_MAX;
+    const auto ring = [&] {
+      if (last_worker != UINT32_MAX) segment_.worker(last_worker).bell.ring();
+    };
+    for (const Piece& piece : found->pieces) {
+      Taken& taken = taken_[piece.taken];
+      const SlotRows out = slot_rows(segment_, taken.worker, taken.slot);
+      std::memcpy(out.policies + static_cast<std::size_t>(piece.first_row) * sizes.action_dim,
+                  policies + static_cast<std::size_t>(rows) * sizes.action_dim,
+                  static_cast<std::size_t>(piece.num_rows) * sizes.action_dim * sizeof(float));
+      std::memcpy(out.values + static_cast<std::size_t>(piece.first_row) * sizes.value_dim,
+                  values + static_cast<std::size_t>(rows) * sizes.value_dim,
+                  static_cast<std::size_t>(piece.num_rows) * sizes.value_dim * sizeof(float));
+      rows += piece.num_rows;
+      taken.unanswered -= piece.num_rows;
+      taken.version = std::min(taken.version, version);
+      if (taken.unanswered > 0) continue;
+      out.header->version = taken.version;
+      finish(taken);
+      if (taken.worker != last_worker) ring();
+      last_worker = taken.worker;
+      free_taken_.push_back(piece.taken);
+    }
+    ring();
+    const std::uint64_t now = now_ns();
+    add(block_.batches, 1);
+    add(block_.rows, rows);
+    add(block_.busy_ns, now - std::max(found->gathered_ns, last_scatter_ns_));
+    last_scatter_ns_ = now;
+    block_.last_batch_ns.store(now, std::memory_order_relaxed);  // read for stall reports only
+    block_.version.store(version, std::memory_order_relaxed);    // likewise
+    const std::uint32_t bin = 31u - static_cast<std::uint32_t>(std::countl_zero(rows | 1u));
+    add(block_.histogram[std::min(bin, kHistogramBins - 1)], 1);
+    batches_.erase(found);
+  }
+
+ private:
+  struct Taken {
+    std::uint32_t worker, slot;
+    std::uint64_t word;  ///< As this server wrote it.
+    std::uint64_t request_ns;
+    std::uint32_t num_rows;
+    std::uint32_t next_row;    ///< First row that no batch has yet.
+    std::uint32_t unanswered;
+    std::uint32_t version;
+  };
+  struct Piece {
+    std::uint32_t taken, first_row, num_rows;
+  };
+  struct Batch {
+    std::uint64_t id;
+    std::uint64_t gathered_ns;
+    std::vector<Piece> pieces;
+  };
+
+  /// One writer: a plain add would do; atomic only so that others may read.
+  static void add(std::atomic<std::uint64_t>& counter, std::uint64_t amount) {
+    counter.store(counter.load(std::memory_order_relaxed) + amount, std::memory_order_relaxed);
+  }
+
+  template <class Visit>
+  void for_each_word(Visit&& visit) const {
+    const SegmentSizes& sizes = segment_.sizes();
+    for (std::uint32_t w = server_; w < sizes.num_workers; w += sizes.num_servers) {
+      for (std::uint32_t s = 0; s < sizes.slots_per_worker; ++s) {
+        if (!visit(w, s, segment_.worker(w).words[s])) return;
+      }
+    }
+  }
+
+  /// Takes every ready slot into the backlog. Returns whether anybody is filling.
+  bool sweep() {
+    bool filling = false;
+    const std::size_t before = backlog_.size();
+    for_each_word([&](std::uint32_t w, std::uint32_t s, std::atomic<std::uint64_t>& cell) {
+      // Acquire: pairs with the release in WorkerPort::publish; the rows are visible.
+      std::uint64_t seen = cell.load(std::memory_order_acquire);
+      const SlotWord word{seen};
+      if (word.state() == SlotState::kFilling) filling = true;
+      if (word.state() != SlotState::kReady) return true;
+      const SlotWord mine = SlotWord::make(word.generation(), epoch_, SlotState::kTaken);
+      // Against a cancel or the reaper, who would free it.
+      if (!cell.compare_exchange_strong(seen, mine.bits, std::memory_order_acq_rel)) return true;
+      const SlotHeader& header = *slot_rows(segment_, w, s).header;
+      const std::uint32_t rows = header.num_rows;
+      if (rows == 0 || rows > segment_.sizes().rows_per_slot) {
+        throw CorruptSegment("slot " + std::to_string(s) + " of worker " + std::to_string(w) +
+                             " is ready with " + std::to_string(rows) + " rows; allowed: 1.." +
+                             std::to_string(segment_.sizes().rows_per_slot));
+      }
+      std::uint32_t place;
+      if (free_taken_.empty()) {
+        place = static_cast<std::uint32_t>(taken_.size());
+        taken_.emplace_back();
+      } else {
+        place = free_taken_.back();
+        free_taken_.pop_back();
+      }
+      taken_[place] = {w, s, mine.bits, header.request_ns, rows, 0, rows, UINT32_MAX};
+      backlog_.push_back(place);
+      backlog_rows_ += rows;
+      return true;
+    });
+    if (backlog_.size() > before + 1) {
+      std::stable_sort(backlog_.begin() + static_cast<std::ptrdiff_t>(before), backlog_.end(),
+                       [&](std::uint32_t a, std::uint32_t b) {
+                         return taken_[a].request_ns < taken_[b].request_ns;
+                       });
+    }
+    return filling;
+  }
+
+  /// A ready slot, or the end of all filling that was seen.
+  bool anything_new(bool was_filling) const {
+    bool ready = false, filling = false;
+    for_each_word([&](std::uint32_t, std::uint32_t, std::atomic<std::uint64_t>& cell) {
+      const SlotState state = SlotWord{cell.load(std::memory_order_acquire)}.state();
+      filling |= state == SlotState::kFilling;
+      ready = state == SlotState::kReady;
+      return !ready;
+    });
+    return ready || (was_filling && !filling && backlog_rows_ > 0);
+  }
+
+  Gathered fill(const Staging& staging, std::uint32_t limit_rows, std::uint64_t now) {
+    const SegmentSizes& sizes = segment_.sizes();
+    Batch batch = {next_batch_++, now, {}};
+    std::uint32_t rows = 0;
+    while (rows < limit_rows && !backlog_.empty()) {
+      Taken& taken = taken_[backlog_.front()];
+      const std::uint32_t piece = std::min(limit_rows - rows, taken.num_rows - taken.next_row);
+      const SlotRows in = slot_rows(segment_, taken.worker, taken.slot);
+      std::memcpy(staging.states + rows * sizes.state_bytes(),
+                  in.states + taken.next_row * sizes.state_bytes(), piece * sizes.state_bytes());
+      std::memcpy(staging.masks + static_cast<std::size_t>(rows) * sizes.mask_words(),
+                  in.masks + static_cast<std::size_t>(taken.next_row) * sizes.mask_words(),
+                  static_cast<std::size_t>(piece) * sizes.mask_words() * 8);
+      batch.pieces.push_back({backlog_.front(), taken.next_row, piece});
+      taken.next_row += piece;
+      rows += piece;
+      if (taken.next_row == taken.num_rows) backlog_.pop_front();
+    }
+    backlog_rows_ -= rows;
+    batches_.push_back(std::move(batch));
+    return {batches_.back().id, rows};
+  }
+
+  /// Hands an answered slot back to its worker, or frees it where the worker gave it up.
+  void finish(const Taken& taken) {
+    std::atomic<std::uint64_t>& cell = segment_.worker(taken.worker).words[taken.slot];
+    std::uint64_t expected = taken.word;
+    const SlotWord mine{taken.word};
+    // Release: pairs with the acquire in WorkerPort::answered.
+    if (cell.compare_exchange_strong(expected, mine.with(SlotState::kAnswered).bits,
+                                     std::memory_order_acq_rel)) {
+      return;
+    }
+    const SlotWord found{expected};
+    if (found.state() != SlotState::kOrphaned || found.generation() != mine.generation()) {
+      throw CorruptSegment("slot " + std::to_string(taken.slot) + " of worker " +
+                           std::to_string(taken.worker) + " changed hands while it was taken");
+    }
+    cell.store(found.next(SlotState::kFree).bits, std::memory_order_release);
+  }
+
+  Segment& segment_;
+  std::uint32_t server_;
+  std::uint32_t epoch_;
+  ServerBlock& block_;
+  std::vector<Taken> taken_;
+  std::vector<std::uint32_t> free_taken_;
+  std::deque<std::uint32_t> backlog_;  ///< Slots with rows that no batch has yet, oldest first.
+  std::uint32_t backlog_rows_ = 0;
+  std::deque<Batch> batches_;  ///< Gathered and not scattered.
+  std::uint64_t next_batch_ = 1;
+  std::uint64_t last_scatter_ns_ = 0;
+};
+
+/// By the reaper, once the worker is certainly dead: frees what it held. A slot that a server is
+/// reading stays that server's until its batch is through.
+inline void reclaim_worker(const Segment& segment, std::uint32_t worker) {
+  for (std::uint32_t slot = 0; slot < segment.sizes().slots_per_worker; ++slot) {
+    std::atomic<std::uint64_t>& cell = segment.worker(worker).words[slot];
+    for (;;) {
+      std::uint64_t seen = cell.load(std::memory_order_acquire);
+      const SlotWord word{seen};
+      if (word.state() == SlotState::kFree || word.state() == SlotState::kOrphaned) break;
+      const SlotWord to = word.state() == SlotState::kTaken
+                              ? SlotWord::make(word.generation(), word.epoch(), SlotState::kOrphaned)
+                              : word.next(SlotState::kFree);
+      // Against the server's ready -> taken and taken -> answered: look again where it was faster.
+      if (cell.compare_exchange_strong(seen, to.bits, std::memory_order_acq_rel)) break;
+    }
+  }
+}
+
+/// By the reaper, once the server is certainly dead: what it had taken is ready again.
+inline void reclaim_server(const Segment& segment, std::uint32_t server) {
+  const SegmentSizes& sizes = segment.sizes();
+  for (std::uint32_t w = server; w < sizes.num_workers; w += sizes.num_servers) {
+    for (std::uint32_t s = 0; s < sizes.slots_per_worker; ++s) {
+      std::atomic<std::uint64_t>& cell = segment.worker(w).words[s];
+      for (;;) {
+        std::uint64_t seen = cell.load(std::memory_order_acquire);
+        const SlotWord word{seen};
+        SlotWord to = word;
+        if (word.state() == SlotState::kTaken) {
+          to = word.with(SlotState::kReady);
+        } else if (word.state() == SlotState::kOrphaned) {
+          to = word.next(SlotState::kFree);
+        } else {
+          break;
+        }
+        // Against a worker's cancel.
+        if (cell.compare_exchange_strong(seen, to.bits, std::memory_order_acq_rel)) break;
+      }
+    }
+  }
+}
+
+/// Nanoseconds for which the oldest request of a server has been waiting with no batch finished
+/// since; 0 where nothing waits.
+inline std::uint64_t stalled_ns(const Segment& segment, std::uint32_t server) {
+  const SegmentSizes& sizes = segment.sizes();
+  std::uint64_t oldest = UINT64_MAX;
+  for (std::uint32_t w = server; w < sizes.num_workers; w += sizes.num_servers) {
+    for (std::uint32_t s = 0; s < sizes.slots_per_worker; ++s) {
+      const SlotState state =
+          SlotWord{segment.worker(w).words[s].load(std::memory_order_acquire)}.state();
+      if (state == SlotState::kReady || state == SlotState::kTaken) {
+        oldest = std::min(oldest, segment.slot_header(w, s).request_ns);
+      }
+    }
+  }
+  if (oldest == UINT64_MAX) return 0;
+  // Relaxed: a report, nothing hangs on it.
+  const std::uint64_t last = segment.server(server).last_batch_ns.load(std::memory_order_relaxed);
+  const std::uint64_t now = now_ns();
+  const std::uint64_t since = std::max(oldest, last);
+  return now > since ? now - since : 0;
+}
+
+}  // namespace shmzero

@@ -1,0 +1,189 @@
+// The loop of a worker process: lanes on one side, slots on the other, without the GIL.
+//
+// Units come as numbers on one pipe, finished ones leave as frames on another: u32 bytes that follow,
+// u64 unit, u32 records, each u32 length + bytes. Which worker plays a unit makes no difference to it.
+#pragma once
+
+#include <poll.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstdint>
+#include <cstring>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "lane.h"
+#include "slot.h"
+
+namespace shmzero {
+
+/// Rounds in progress until the first of them is finished, so that it comes soon.
+inline constexpr std::uint32_t kFirstLanes = 8;
+
+class Worker {
+ public:
+  /// `lanes` rounds at once, split over the slots, each of which must hold their rows.
+  Worker(Segment& segment, std::uint32_t worker, int grant_fd, int record_fd, std::uint32_t lanes,
+         std::uint64_t spin_ns, const PlaySettings& settings)
+      : settings_(settings),
+        port_(segment, worker),
+        grant_fd_(grant_fd),
+        record_fd_(record_fd),
+        spin_ns_(spin_ns) {
+    const std::uint32_t num_slots = port_.num_slots();
+    lanes_per_slot_ = std::max(1u, (lanes + num_slots - 1) / num_slots);
+    for (std::uint32_t slot = 0; slot < num_slots; ++slot) groups_.emplace_back(settings_, queue_);
+    in_flight_.assign(num_slots, false);
+    capacity_ = segment.sizes().rows_per_slot;
+    const std::uint32_t rows = lanes_per_slot_ * groups_[0].rows_per_lane();
+    if (rows > capacity_) {
+      throw std::invalid_argument("slots of " + std::to_string(capacity_) + " rows; " +
+                                  std::to_string(lanes_per_slot_) + " lanes need " +
+                                  std::to_string(rows));
+    }
+    port_.block().pid.store(static_cast<std::uint64_t>(getpid()), std::memory_order_relaxed);
+  }
+
+  /// Until no unit is left or will come. Throws where a pipe breaks.
+  void run() {
+    for (;;) {
+      read_grants();
+      const std::uint64_t start = now_ns();
+      const bool stepped = step_slots();
+      write_finished();
+      const std::uint64_t stepped_until = now_ns();
+      add(port_.block().busy_ns, stepped_until - start);
+      if (stepped) continue;
+      const bool waiting = std::find(in_flight_.begin(), in_flight_.end(), true) != in_flight_.end();
+      if (waiting) {
+        std::uint32_t slots = 0;
+        for (std::size_t s = 0; s < in_flight_.size(); ++s) {
+          if (in_flight_[s]) slots |= 1u << s;
+        }
+        port_.wait(slots, kLongestWaitNs, spin_ns_);
+      } else if (no_more_grants_) {
+        return;
+      } else {
+        // Also where a slot is still a dead predecessor's: its server will have freed it by then.
+        pollfd grants = {grant_fd_, POLLIN, 0};
+        poll(&grants, 1, queue_.waiting.empty() ? 100 : 1);
+      }
+      add(port_.block().wait_ns, now_ns() - stepped_until);
+    }
+  }
+
+ private:
+  static void add(std::atomic<std::uint64_t>& counter, std::uint64_t amount) {
+    counter.store(counter.load(std::memory_order_relaxed) + amount, std::memory_order_relaxed);
+  }
+
+  /// Steps every slot that is ours. Returns whether any was.
+  bool step_slots() {
+    bool stepped = false;
+    for (std::uint32_t slot = 0; slot < groups_.size(); ++slot) {
+      LaneGroup& group = groups_[slot];
+      if (in_flight_[slot]) {
+        if (!port_.answered(slot)) continue;
+      } else if (queue_.waiting.empty()) {
+        continue;
+      }
+      const SlotRows rows = port_.rows(slot);
+      if (!port_.begin(slot)) continue;
+      stepped = true;
+      if (in_flight_[slot]) group.take({rows.policies, rows.values, rows.header->version});
+      const std::uint64_t finished = queue_.counters.units;
+      group.set_num_lanes(lanes_wanted());
+      const std::uint32_t num_rows =
+          group.fill({reinterpret_cast<std::uint16_t*>(rows.states), rows.masks, capacity_});
+      in_flight_[slot] = num_rows > 0;
+      port_.publish(slot, num_rows);
+      in_progress_ -= queue_.counters.units - finished;
+    }
+    return stepped;
+  }
+
+  /// Lanes a slot may start units in: an even share of what there is, few before the first is done.
+  std::uint32_t lanes_wanted() const {
+    const auto num_slots = static_cast<std::uint64_t>(groups_.size());
+    std::uint64_t lanes = std::min<std::uint64_t>((in_progress_ + num_slots - 1) / num_slots, lanes_per_slot_);
+    if (queue_.counters.units == 0) lanes = std::min<std::uint64_t>(lanes, std::max<std::uint64_t>(1, kFirstLanes / num_slots));
+    return static_cast<std::uint32_t>(std::max<std::uint64_t>(1, lanes));
+  }
+
+  void read_grants() {
+    while (!no_more_grants_) {
+      pollfd grants = {grant_fd_, POLLIN, 0};
+      if (poll(&grants, 1, 0) <= 0) return;
+      std::uint64_t units[512];
+      // The parent writes whole numbers, at most PIPE_BUF bytes a time: reads are whole as well.
+      const ssize_t bytes = read(grant_fd_, units, sizeof units);
+      if (bytes < 0 && (errno == EINTR || errno == EAGAIN)) continue;
+      if (bytes < 0) throw std::runtime_error(std::string("grant pipe: ") + std::strerror(errno));
+      if (bytes == 0) {
+        no_more_grants_ = true;
+        return;
+      }
+      if (bytes % 8 != 0) throw std::runtime_error("grant pipe: part of a number");
+      queue_.waiting.insert(queue_.waiting.end(), units, units + bytes / 8);
+      in_progress_ += static_cast<std::uint64_t>(bytes / 8);
+    }
+  }
+
+  void write_finished() {
+    if (queue_.finished.empty()) return;
+    std::string out;
+    const auto put = [&](auto value) { out.append(reinterpret_cast<const char*>(&value), sizeof value); };
+    for (const FinishedUnit& unit : queue_.finished) {
+      std::uint32_t bytes = 12;
+      for (const std::string& record : unit.records) bytes += 4 + static_cast<std::uint32_t>(record.size());
+      put(bytes);
+      put(unit.unit);
+      put(static_cast<std::uint32_t>(unit.records.size()));
+      for (const std::string& record : unit.records) {
+        put(static_cast<std::uint32_t>(record.size()));
+        out += record;
+      }
+    }
+    queue_.finished.clear();
+    for (std::size_t at = 0; at < out.size();) {
+      const ssize_t written = write(record_fd_, out.data() + at, out.size() - at);
+      if (written < 0 && errno == EINTR) continue;
+      if (written < 0) throw std::runtime_error(std::string("record pipe: ") + std::strerror(errno));
+      at += static_cast<std::size_t>(written);
+    }
+    publish_counters();
+  }
+
+  /// Adds what is new since the last time: a replacement goes on where its predecessor stood.
+  void publish_counters() {
+    const PlayCounters& now = queue_.counters;
+    WorkerBlock& block = port_.block();
+    add(block.units, now.units - published_.units);
+    add(block.rounds, now.rounds - published_.rounds);
+    add(block.decisions, now.decisions - published_.decisions);
+    add(block.simulations, now.simulations - published_.simulations);
+    add(block.terminals, now.terminals - published_.terminals);
+    add(block.rows, now.rows - published_.rows);
+    block.lanes.store(in_progress_ - queue_.waiting.size(), std::memory_order_relaxed);
+    published_ = now;
+  }
+
+  const PlaySettings settings_;
+  UnitQueue queue_;
+  WorkerPort port_;
+  int grant_fd_;
+  int record_fd_;
+  std::uint64_t spin_ns_;
+  std::uint32_t lanes_per_slot_ = 1;
+  std::uint32_t capacity_ = 0;
+  std::deque<LaneGroup> groups_;  ///< One a slot.
+  std::vector<bool> in_flight_;   ///< The slot has rows of its group out.
+  std::uint64_t in_progress_ = 0;  ///< Units granted and not finished.
+  bool no_more_grants_ = false;
+  PlayCounters published_;
+};
+
+}  // namespace shmzero
