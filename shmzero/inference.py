@@ -1,0 +1,156 @@
+"""The inference process: sweeps ready slots into batches, runs them, scatters the answers.
+
+The loop knows a BatchDevice and no torch. Weights change between batches, with nothing in flight;
+every answer carries the version that made it. Read next: evaluators.py, net_device.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import socket
+import sys
+import traceback
+from collections import deque
+from typing import Any
+
+from shmzero import _core
+from shmzero.errors import ConfigError
+from shmzero.evaluators import BatchDevice, make_device
+
+POLL_MS = 50.0
+"""How long a sweep waits for work before the loop looks at its control socket."""
+IN_FLIGHT_POLL_MS = 0.05
+"""The same while a batch computes."""
+
+
+class Control:
+    """JSON lines over the socket that the parent holds the other end of."""
+
+    def __init__(self, fd: int) -> None:
+        self._socket = socket.socket(fileno=fd)
+        self._socket.setblocking(False)
+        self._received = b""
+        self.closed = False
+
+    def commands(self) -> list[dict[str, Any]]:
+        """What has come since the last call; never blocks."""
+        try:
+            while chunk := self._socket.recv(65536):
+                self._received += chunk
+            self.closed = True
+        except BlockingIOError:
+            pass
+        except ConnectionResetError:
+            self.closed = True
+        *lines, self._received = self._received.split(b"\n")
+        return [json.loads(line) for line in lines]
+
+    def send(self, **event: Any) -> None:
+        """One event; a parent that is gone is noticed by `commands`."""
+        try:
+            self._socket.setblocking(True)
+            self._socket.sendall(json.dumps(event).encode() + b"\n")
+        except (BrokenPipeError, ConnectionResetError):
+            self.closed = True
+        finally:
+            self._socket.setblocking(False)
+
+
+def serve(
+    port: _core.ServerPort,
+    device: BatchDevice,
+    control: Control,
+    version: int,
+    timeout_ms: float,
+    spin_us: float = 0.0,
+) -> None:
+    """Serve until the parent says stop or is gone.
+
+    Up to `device.num_stages` batches are in flight; they finish in the order they were launched.
+    """
+    in_flight: deque[tuple[int, int, int]] = deque()  # stage, batch, version
+    next_stage = 0
+    pending: tuple[str, int] | None = None
+
+    def finish_oldest() -> None:
+        stage, batch, batch_version = in_flight.popleft()
+        device.wait(stage)
+        staging = device.staging(stage)
+        port.scatter(batch, staging.policies, staging.values, batch_version)
+
+    while True:
+        for command in control.commands():
+            if command["cmd"] == "stop":
+                return
+            pending = (command["path"], command["version"])
+        if control.closed:
+            return
+        if pending is not None:
+            while in_flight:
+                finish_oldest()
+            path, wanted = pending
+            pending = None
+            try:
+                device.swap(path)
+                version = max(version, wanted)
+                control.send(event="weights", version=version)
+            except ConfigError as error:
+                control.send(event="refused", version=wanted, message=str(error))
+        if not in_flight and (line := device.poll()):
+            control.send(event="compiled", message=line)
+        if len(in_flight) < device.num_stages:
+            staging = device.staging(next_stage)
+            batch, rows = port.gather(
+                staging.features,
+                staging.masks,
+                device.max_batch,
+                timeout_ms,
+                bool(in_flight),
+                IN_FLIGHT_POLL_MS if in_flight else POLL_MS,
+                spin_us,
+            )
+            if rows:
+                device.launch(next_stage, rows)
+                in_flight.append((next_stage, batch, version))
+                next_stage = (next_stage + 1) % device.num_stages
+        if in_flight and (len(in_flight) == device.num_stages or device.finished(in_flight[0][0])):
+            finish_oldest()
+
+
+def run(spec: dict[str, Any]) -> int:
+    """The process: attach, make the device, shake hands, serve. Returns the exit code."""
+    control = Control(spec["control_fd"])
+    try:
+        device = make_device(spec)
+    except ConfigError as error:
+        control.send(event="error", message=str(error))
+        return 2
+    segment = _core.Segment.attach(spec["segment_fd"])
+    port = _core.ServerPort(segment, spec["server"], spec["epoch"])
+    control.send(event="ready", description=getattr(device, "description", spec["evaluator"]))
+    serve(port, device, control, spec["version"], spec["timeout_ms"], spec["spin_us"])
+    return 0
+
+
+def child_main(run_spec: Any) -> None:
+    """Entry of a child process: reads its spec from an inherited pipe, dies with its parent."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
+    parser = argparse.ArgumentParser(description="Started by shmzero itself.")
+    parser.add_argument("--spec-fd", type=int, required=True)
+    with os.fdopen(parser.parse_args().spec_fd) as pipe:
+        spec = json.load(pipe)
+    _core.die_with_parent(spec["parent_pid"])
+    try:
+        code = run_spec(spec)
+    except Exception:  # the entry point: the traceback is what the parent shows
+        traceback.print_exc()
+        code = 1
+    sys.stderr.flush()
+    os._exit(code)  # threads of a compiler must not hold it up
+
+
+if __name__ == "__main__":
+    child_main(run)

@@ -1,0 +1,258 @@
+"""Records of finished rounds: one SQLite file, one writer, any number of readers.
+
+Table `rounds` has one row a round: id, players, cards, record (csrc/record.h). Table `meta` has the
+schema version and the run's settings. `python -m shmzero.records FILE` shows one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sqlite3
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shmzero import _core
+from shmzero.config import SUITS
+from shmzero.errors import ConfigError, RecordError
+
+SCHEMA_VERSION = 1
+FILE_NAME = "rounds.sqlite"
+
+_SCHEMA = """
+CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE rounds (
+    id INTEGER PRIMARY KEY, unit INTEGER NOT NULL, players INTEGER NOT NULL, cards INTEGER NOT NULL,
+    record BLOB NOT NULL
+);
+CREATE INDEX rounds_unit ON rounds (unit);
+"""
+
+
+def _connect(path: Path, writing: bool) -> sqlite3.Connection:
+    try:
+        mode = "rwc" if writing else "ro"
+        connection = sqlite3.connect(
+            f"file:{path.absolute()}?mode={mode}".replace("#", "%23"),
+            uri=True,
+            isolation_level=None,
+            timeout=30,
+        )
+        connection.execute("PRAGMA schema_version")
+    except sqlite3.Error as error:
+        raise RecordError(f"record file {path} cannot be opened: {error}") from None
+    return connection
+
+
+def _check_schema(connection: sqlite3.Connection, path: Path) -> None:
+    try:
+        row = connection.execute("SELECT value FROM meta WHERE key = 'schema'").fetchone()
+    except sqlite3.Error as error:
+        raise ConfigError(f"{path} is no record file of shmzero: {error}") from None
+    if row is None or row[0] != str(SCHEMA_VERSION):
+        found = row[0] if row else "none"
+        raise ConfigError(f"{path} has schema version {found}; this program reads {SCHEMA_VERSION}")
+
+
+class RecordWriter:
+    """The one writer of a run folder's records. Finished means committed."""
+
+    def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
+        """Open or create. Raises ConfigError where the folder holds a run of other settings."""
+        self.path = folder / FILE_NAME
+        existed = self.path.exists()
+        self._connection = _connect(self.path, writing=True)
+        try:
+            if existed and self.path.stat().st_size > 0:
+                _check_schema(self._connection, self.path)
+                self._check_settings(settings)
+            self._connection.execute("PRAGMA journal_mode = WAL")
+            self._connection.execute("PRAGMA synchronous = NORMAL")
+            if not existed or self.path.stat().st_size == 0 or not self._has_schema():
+                rows = [("schema", str(SCHEMA_VERSION)), ("settings", json.dumps(dict(settings)))]
+                self._connection.execute("BEGIN IMMEDIATE")
+                for statement in _SCHEMA.split(";\n"):
+                    if statement.strip():
+                        self._connection.execute(statement)
+                self._connection.executemany("INSERT INTO meta VALUES (?, ?)", rows)
+                self._connection.execute("COMMIT")
+        except sqlite3.Error as error:
+            self._connection.close()
+            raise RecordError(f"record file {self.path} cannot be written: {error}") from None
+        except ConfigError:
+            self._connection.close()
+            raise
+
+    def _has_schema(self) -> bool:
+        query = "SELECT count(*) FROM sqlite_master WHERE name = 'meta'"
+        return bool(self._connection.execute(query).fetchone()[0])
+
+    def _check_settings(self, settings: Mapping[str, Any]) -> None:
+        row = self._connection.execute("SELECT value FROM meta WHERE key = 'settings'").fetchone()
+        known = json.loads(row[0]) if row else {}
+        wanted = json.loads(json.dumps(dict(settings)))
+        differing = [
+            f"{key}: {known.get(key)!r} there, {wanted.get(key)!r} now"
+            for key in sorted(known.keys() | wanted.keys())
+            if known.get(key) != wanted.get(key)
+        ]
+        if differing:
+            raise ConfigError(
+                f"{self.path.parent} holds a run of other settings ({'; '.join(differing)}); "
+                "use them, or another --out"
+            )
+
+    def units(self) -> set[int]:
+        """Ids of the units that are finished."""
+        return {row[0] for row in self._connection.execute("SELECT DISTINCT unit FROM rounds")}
+
+    def count(self) -> int:
+        """Rounds in the file."""
+        return int(self._connection.execute("SELECT count(*) FROM rounds").fetchone()[0])
+
+    def write(self, units: Iterable[tuple[int, list[bytes]]]) -> int:
+        """Commit finished units in one transaction; returns the number of rounds that were new.
+
+        A round that is there already stays as it is. Raises RecordError, with nothing of this batch
+        written, where the disk is full or gone.
+        """
+        rows = []
+        for unit, records in units:
+            for record in records:
+                head = np.frombuffer(record, "<u8", 1, offset=8)
+                rows.append((int(head[0]), unit, record[1], record[2], record))
+        try:
+            self._connection.execute("BEGIN IMMEDIATE")
+            before = self._connection.total_changes
+            self._connection.executemany("INSERT OR IGNORE INTO rounds VALUES (?, ?, ?, ?, ?)", rows)
+            new = self._connection.total_changes - before
+            self._connection.execute("COMMIT")
+        except sqlite3.Error as error:
+            if self._connection.in_transaction:
+                self._connection.execute("ROLLBACK")
+            raise RecordError(
+                f"record file {self.path} cannot be written: {error}; "
+                "everything committed before is intact"
+            ) from None
+        return new
+
+    def close(self) -> None:
+        self._connection.close()
+
+
+class Records:
+    """Read access to a record file, or to a run folder's."""
+
+    def __init__(self, path: Path | str) -> None:
+        """Raises ConfigError or RecordError where it is none that this version reads."""
+        self.path = Path(path)
+        if self.path.is_dir():
+            self.path = self.path / FILE_NAME
+        if not self.path.exists():
+            raise ConfigError(f"there is no record file {self.path}")
+        self._connection = _connect(self.path, writing=False)
+        _check_schema(self._connection, self.path)
+
+    def __len__(self) -> int:
+        return int(self._connection.execute("SELECT count(*) FROM rounds").fetchone()[0])
+
+    def settings(self) -> dict[str, Any]:
+        """Settings of the run that made the rounds."""
+        row = self._connection.execute("SELECT value FROM meta WHERE key = 'settings'").fetchone()
+        settings: dict[str, Any] = json.loads(row[0])
+        return settings
+
+    def __iter__(self) -> Iterator[bytes]:
+        """Records by ascending round id."""
+        return self.read()
+
+    def read(self, first: int = 0, most: int | None = None) -> Iterator[bytes]:
+        """Records with ids from `first` on, at most `most`; read in short transactions."""
+        left = most if most is not None else sys.maxsize
+        while left > 0:
+            rows = self._connection.execute(
+                "SELECT id, record FROM rounds WHERE id >= ? ORDER BY id LIMIT ?",
+                (first, min(left, 1000)),
+            ).fetchall()
+            yield from (record for _, record in rows)
+            if len(rows) < min(left, 1000):
+                return
+            left -= len(rows)
+            first = rows[-1][0] + 1
+
+    def replay(
+        self, first: int = 0, most: int | None = None, seat_seed: int = 0
+    ) -> dict[str, NDArray[Any]]:
+        """Training tensors of the records, one row a searched decision (csrc/replay.h).
+
+        features [N, 256] f16 · masks [N] u64 · policies [N, 52] f32 · values [N] f32 · root_values ·
+        ids · plies · seats · versions · seat_features [N, 256] and seat_values [N] of a random seat.
+        """
+        return _core.replay(list(self.read(first, most)), seat_seed)
+
+    def close(self) -> None:
+        self._connection.close()
+
+
+def card_name(card: int) -> str:
+    """For example SA, H2."""
+    return "SHCD"[card // 13] + "23456789TJQKA"[card % 13]
+
+
+def show(record: bytes) -> str:
+    """A round as text, a line a step."""
+    r = _core.decode_record(record)
+    n = r["players"]
+    trump = SUITS[_core.NO_TRUMP if r["trump"] is None else r["trump"]]
+    lines = [f"round {r['id']}: {n} players, {r['cards']} cards, trump {trump}, dealer seat {r['dealer']}"]
+    for seat, hand in enumerate(r["hands"]):
+        lines.append(f"  seat {seat}  {' '.join(map(card_name, hand))}")
+    first = (r["dealer"] + 1) % n
+    bids = [f"seat {(first + i) % n} bids {r['actions'][i]}" for i in range(n)]
+    lines.append("  " + ", ".join(bids))
+    cards = r["actions"][n:]
+    lines += [
+        "  trick " + " ".join(card_name(card) for card in cards[at : at + n])
+        for at in range(0, len(cards), n)
+    ]
+    lines.append(f"  tricks {r['tricks_won']}  scores {r['scores']}")
+    return "\n".join(lines)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m shmzero.records", description="Shows the records of a self-play run.",
+        epilog="example: python -m shmzero.records runs/first --show 3",
+    )
+    parser.add_argument("path", type=Path, help="run folder or rounds.sqlite")
+    parser.add_argument("--show", type=int, default=1, metavar="N", help="rounds to print (default 1)")
+    parser.add_argument("--first", type=int, default=0, metavar="ID", help="from this round id on")
+    parser.add_argument("--json", action="store_true", help="one JSON object")
+    given = parser.parse_args(arguments)
+    try:
+        records = Records(given.path)
+        shown = list(records.read(given.first, max(0, given.show)))
+        mean_bytes = sum(map(len, shown)) / len(shown) if shown else 0.0
+        if given.json:
+            rounds = [_core.decode_record(record) for record in shown]
+            print(json.dumps({"rounds": len(records), "settings": records.settings(), "shown": rounds}))
+        else:
+            print(f"{records.path}: {len(records)} rounds, {mean_bytes:.0f} bytes a record")
+            for record in shown:
+                print(show(record))
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except RecordError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,372 @@
+"""python -m shmzero.selfplay: plays rounds of Blob against itself and records them.
+
+Settings become a Fleet (launch.py), finished units go into the run folder (records.py), and a line
+says how it goes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from shmzero.config import SelfPlayConfig, read_toml, to_toml
+from shmzero.errors import ConfigError, RecordError, SegmentError, WorkerDied
+from shmzero.launch import Fleet
+from shmzero.records import RecordWriter
+
+DEFAULT_ROUNDS = 100
+TICK_S = 0.05
+COMMIT_S = 0.5
+"""Finished rounds are committed at least this often."""
+METRICS_S = 5.0
+
+EXAMPLES = """examples:
+  python -m shmzero.selfplay                                    a first run, 100 rounds
+  python -m shmzero.selfplay --rounds 2000 --preset medium --out runs/first
+  python -m shmzero.selfplay --players 3-6 --cards 1-8 --device cuda --out runs/broad
+  python -m shmzero.selfplay --games 20 --cards 7 --evaluator hash
+  python -m shmzero.selfplay --config run.toml --seed 7"""
+
+
+def process_age_s() -> float:
+    """Seconds since this process was started."""
+    started = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+    uptime = float(Path("/proc/uptime").read_text().split()[0])
+    return uptime - started / os.sysconf("SC_CLK_TCK")
+
+
+@dataclass
+class Progress:
+    """Where a run stands. Rates are over the last seconds, shares over the last interval."""
+
+    units: int
+    total_units: int
+    rounds: int
+    elapsed_s: float
+    rounds_per_min: float
+    evaluations_per_s: float
+    mean_batch_rows: float
+    inference_busy: float
+    workers_busy: float
+
+    @property
+    def eta_s(self) -> float | None:
+        if self.units == 0 or self.elapsed_s <= 0:
+            return None
+        return (self.total_units - self.units) * self.elapsed_s / self.units
+
+    def line(self) -> str:
+        eta = "?" if self.eta_s is None else f"{self.eta_s:.0f} s"
+        return (
+            f"{self.rounds} rounds | {self.rounds_per_min:,.0f} rounds/min | "
+            f"{self.evaluations_per_s:,.0f} evaluations/s | batch {self.mean_batch_rows:.0f} | "
+            f"inference {self.inference_busy:.0%} workers {self.workers_busy:.0%} busy | ETA {eta}"
+        )
+
+
+class Meter:
+    """Turns the fleet's counters into Progress."""
+
+    WINDOW_S = 10.0
+
+    def __init__(self, fleet: Fleet, total_units: int) -> None:
+        self._fleet = fleet
+        self._total_units = total_units
+        self.start = time.monotonic()
+        self._samples: list[tuple[float, int, dict[str, int]]] = [(self.start, 0, fleet.counters())]
+
+    def progress(self, units: int, rounds: int) -> Progress:
+        now = time.monotonic()
+        counters = self._fleet.counters()
+        self._samples.append((now, rounds, counters))
+        while len(self._samples) > 2 and now - self._samples[1][0] > self.WINDOW_S:
+            self._samples.pop(0)
+        then, rounds_then, before = self._samples[0]
+        seconds = max(now - then, 1e-9)
+        gained = {name: counters[name] - before[name] for name in counters}
+        return Progress(
+            units=units,
+            total_units=self._total_units,
+            rounds=rounds,
+            elapsed_s=now - self.start,
+            rounds_per_min=(rounds - rounds_then) * 60 / seconds,
+            evaluations_per_s=gained["rows"] / seconds,
+            mean_batch_rows=gained["rows"] / max(gained["batches"], 1),
+            inference_busy=gained["busy_ns"] / (seconds * 1e9 * len(self._fleet.plan.devices)),
+            workers_busy=gained["worker_busy_ns"] / (seconds * 1e9 * self._fleet.plan.workers),
+        )
+
+
+class Interrupt:
+    """Counts Ctrl-C: the first asks the run to stop, the second leaves at once."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        signal.signal(signal.SIGINT, self._handle)
+        signal.signal(signal.SIGTERM, self._handle)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.asked:
+            os._exit(130)  # the children die with us
+        self.asked = True
+
+
+def run(
+    config: SelfPlayConfig,
+    folder: Path,
+    say: Callable[[str], None] = lambda line: None,
+    show: Callable[[Progress], None] = lambda progress: None,
+    stopped: Callable[[], bool] = lambda: False,
+) -> dict[str, Any]:
+    """Play until the folder holds what is asked for; returns the summary of `--json`.
+
+    `say` gets lines worth keeping, `show` the state about ten times a second, `stopped` asks whether
+    to leave early: finished rounds are committed first. Raises ConfigError, RecordError,
+    SegmentError, WorkerDied.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RecordError(f"run folder {folder} cannot be made: {error.strerror}") from None
+    writer = RecordWriter(folder, config.identity())
+    try:
+        return _run(config, folder, writer, say, show, stopped)
+    finally:
+        writer.close()
+
+
+def _run(
+    config: SelfPlayConfig,
+    folder: Path,
+    writer: RecordWriter,
+    say: Callable[[str], None],
+    show: Callable[[Progress], None],
+    stopped: Callable[[], bool],
+) -> dict[str, Any]:
+    wanted = config.games or config.rounds or DEFAULT_ROUNDS
+    done = writer.units()
+    missing = wanted - sum(1 for unit in done if unit < wanted)
+    summary: dict[str, Any] = {"records": str(writer.path), "rounds": writer.count(), "new_rounds": 0}
+    if missing == 0:
+        say(f"{folder} already holds {wanted} {'games' if config.games else 'rounds'}: nothing to do")
+        return summary | {"complete": True, "rounds_per_min": 0.0, "distinct_evaluations_per_s": 0.0,
+                          "mean_batch_rows": 0.0}
+    units: Iterator[int] = (unit for unit in range(wanted) if unit not in done)
+    with Fleet(config, units, missing) as fleet:
+        _write(folder / "config.toml", to_toml(_resolved(config, fleet)))
+        plan = fleet.plan
+        say(
+            f"{plan.workers} workers x {plan.lanes} lanes, {len(plan.devices)} inference processes "
+            f"({', '.join(plan.devices)}), batches up to {plan.max_batch} rows"
+        )
+        if config.evaluator == "net" and config.checkpoint is None:
+            say(f"no --checkpoint: the network is freshly initialised from seed {config.seed}")
+        meter = Meter(fleet, missing)
+        waiting: list[tuple[int, list[bytes]]] = []
+        units_done = new_rounds = record_bytes = 0
+        first_round_s: float | None = None
+        committed_at = metrics_at = shown_at = meter.start
+        checkpoint_seen = _stamp(config.checkpoint)
+
+        def commit() -> None:
+            nonlocal new_rounds
+            if waiting:
+                new_rounds += writer.write(waiting)
+                waiting.clear()
+
+        def take(finished: list[tuple[int, list[bytes]]]) -> None:
+            nonlocal units_done, record_bytes, first_round_s
+            if finished and first_round_s is None:
+                first_round_s = process_age_s()
+            units_done += len(finished)
+            record_bytes += sum(len(record) for _, records in finished for record in records)
+            waiting.extend(finished)
+
+        try:
+            while not fleet.done and not stopped():
+                take(fleet.poll(TICK_S))
+                while fleet.events:
+                    say(fleet.events.popleft())
+                now = time.monotonic()
+                if now - committed_at >= COMMIT_S or len(waiting) >= 10_000:
+                    commit()
+                    committed_at = now
+                if now - shown_at >= 0.1:
+                    progress = meter.progress(units_done, new_rounds + len(waiting))
+                    show(progress)
+                    shown_at = now
+                    if now - metrics_at >= METRICS_S:
+                        _append(folder / "metrics.jsonl", dataclasses.asdict(progress))
+                        metrics_at = now
+                        if config.follow and _stamp(config.checkpoint) != checkpoint_seen:
+                            checkpoint_seen = _stamp(config.checkpoint)
+                            assert config.checkpoint is not None
+                            fleet.publish(config.checkpoint)
+            play_s = time.monotonic() - meter.start
+            counters = fleet.counters()
+        finally:
+            take(fleet.close())
+            commit()
+    progress_rounds = max(new_rounds, 1)
+    return summary | {
+        "rounds": writer.count(),
+        "new_rounds": new_rounds,
+        "complete": fleet.done,
+        "seconds": play_s,
+        "rounds_per_min": new_rounds * 60 / play_s,
+        "distinct_evaluations_per_s": counters["worker_rows"] / play_s,
+        "mean_batch_rows": counters["rows"] / max(counters["batches"], 1),
+        "simulations_per_decision": counters["simulations"] / max(counters["decisions"], 1),
+        "rows_per_simulation": counters["worker_rows"] / max(counters["simulations"], 1),
+        "terminal_share": counters["terminals"] / max(counters["simulations"], 1),
+        "record_bytes_per_round": record_bytes / progress_rounds,
+        "first_round_s": first_round_s,
+        "restarts": fleet.restarts,
+        "weights_version": fleet.version,
+    }
+
+
+def _resolved(config: SelfPlayConfig, fleet: Fleet) -> dict[str, Any]:
+    """The settings as the run uses them, in the form `--config` takes."""
+    plan = fleet.plan
+    search = config.search()
+    devices = plan.devices
+    same_cpu = all(name == "cpu" for name in devices)
+    return dataclasses.asdict(config) | {
+        "determinizations": search.determinizations,
+        "simulations": search.simulations,
+        "workers": plan.workers,
+        "device": f"cpu*{len(devices)}" if same_cpu else ",".join(devices),
+        "inference_threads": plan.threads,
+        "max_batch": plan.max_batch,
+    }
+
+
+def _stamp(path: Path | None) -> tuple[int, int] | None:
+    if path is None or not path.exists():
+        return None
+    status = path.stat()
+    return status.st_mtime_ns, status.st_ino
+
+
+def _write(path: Path, text: str) -> None:
+    temporary = path.with_suffix(".tmp")
+    try:
+        temporary.write_text(text)
+        temporary.replace(path)
+    except OSError as error:
+        raise RecordError(f"{path} cannot be written: {error.strerror}") from None
+
+
+def _append(path: Path, line: dict[str, Any]) -> None:
+    try:
+        with path.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+    except OSError as error:
+        raise RecordError(f"{path} cannot be written: {error.strerror}") from None
+
+
+def parse(arguments: list[str] | None) -> SelfPlayConfig:
+    """Settings out of flags over --config over defaults. Raises ConfigError."""
+    import tyro
+
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--config", type=Path)
+    given, rest = first.parse_known_args(arguments)
+    default = SelfPlayConfig(**read_toml(given.config)) if given.config else SelfPlayConfig()
+    return tyro.cli(
+        SelfPlayConfig,
+        prog="python -m shmzero.selfplay",
+        description="Plays Blob against itself and records the rounds. No option is required; "
+        "--config FILE.toml sets any of them, flags override it.\n\n" + EXAMPLES,
+        default=default,
+        args=rest,
+        config=(tyro.conf.OmitArgPrefixes,),
+    )
+
+
+class Terminal:
+    """Live line on a terminal, a plain line now and then elsewhere; all on standard error."""
+
+    PLAIN_S = 5.0
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.live import Live
+
+        self._console = Console(stderr=True, highlight=False)
+        self._live = Live(console=self._console, auto_refresh=False) if self._console.is_terminal else None
+        self._plain_at = time.monotonic()
+
+    def __enter__(self) -> Terminal:
+        if self._live:
+            self._live.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._live:
+            self._live.stop()
+
+    def say(self, line: str) -> None:
+        self._console.print(line, markup=False)
+
+    def show(self, progress: Progress) -> None:
+        from rich.text import Text
+
+        if self._live:
+            self._live.update(Text(progress.line(), overflow="ellipsis", no_wrap=True), refresh=True)
+        elif time.monotonic() - self._plain_at >= self.PLAIN_S:
+            self.say(progress.line())
+            self._plain_at = time.monotonic()
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command. Exit codes: 0 done, 1 the environment's fault, 2 the user's, 130 interrupted."""
+    try:
+        config = parse(arguments)
+        folder = config.out or Path("runs") / time.strftime("selfplay-%Y%m%d-%H%M%S")
+        interrupt = Interrupt()
+        with Terminal() as terminal:
+            summary = run(config, folder, terminal.say, terminal.show, lambda: interrupt.asked)
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except (RecordError, SegmentError, WorkerDied) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    if config.json:
+        print(json.dumps(summary))
+    else:
+        print(describe(summary))
+    return 0 if summary["complete"] else 130
+
+
+def describe(summary: dict[str, Any]) -> str:
+    """The summary for people."""
+    if summary["new_rounds"] == 0:
+        return f"{summary['rounds']} rounds in {summary['records']}"
+    first = summary["first_round_s"]
+    return (
+        f"{summary['new_rounds']} rounds in {summary['seconds']:.1f} s: "
+        f"{summary['rounds_per_min']:,.0f} rounds/min, "
+        f"{summary['distinct_evaluations_per_s']:,.0f} distinct evaluations/s, "
+        f"mean batch {summary['mean_batch_rows']:.0f} rows, "
+        f"{summary['simulations_per_decision']:.0f} simulations a decision"
+        + (f", first round after {first:.1f} s" if first is not None else "")
+        + ("" if summary["complete"] else "\ninterrupted: the same command with the same --out goes on")
+        + f"\n{summary['rounds']} rounds in {summary['records']}"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
