@@ -167,7 +167,7 @@ def test_apply_something_that_is_no_number_raises_type_error(action: object) -> 
 
 
 def test_illegal_action_is_a_value_error() -> None:
-    assert issubclass(IllegalAction, ValueError) and issubclass(IllegalAction, shmzero.errors.ShmzeroError)
+    assert issubclass(IllegalAction, ValueError) and issubclass(IllegalAction, shmzero.ShmzeroError)
 
 
 @pytest.mark.parametrize(

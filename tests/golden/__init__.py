@@ -88,9 +88,9 @@ def searches() -> str:
         [
             search_text("first bid", dealt(1, 0), config(determinizations=3, simulations=30), 1),
             search_text("first lead", dealt(2, 4), config(determinizations=3, simulations=30), 2),
-            search_text("four in flight", dealt(3, 6), config(determinizations=2, simulations=32, leaves_in_flight=4), 3),
+            search_text("four in flight", dealt(3, 4), config(determinizations=2, simulations=32, leaves_in_flight=4), 3),
             search_text("halving", dealt(4, 0), config(determinizations=2, simulations=32, root="halving"), 4),
-            search_text("max^n", dealt(5, 8), config(determinizations=2, simulations=40, opponents="maximise", target="improved"), 5),
+            search_text("max^n", dealt(6, 4), config(determinizations=2, simulations=40, opponents="maximise", target="improved"), 5),
         ]
     )
 

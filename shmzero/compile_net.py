@@ -1,0 +1,63 @@
+"""Helper process: compiles the serving function for batch buckets into the on-disk cache.
+
+Runs at the lowest priority beside a server that serves eagerly meanwhile, one at a time, and dies
+with it. Read next: net_device.py, which loads what this makes.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import sys
+
+from shmzero import _core
+
+
+def main() -> None:
+    spec = json.loads(sys.argv[1])
+    _core.die_with_parent(spec["parent_pid"])
+    os.nice(19)
+    os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
+
+    import torch
+
+    from shmzero.config import NetConfig
+    from shmzero.net import BlobNet
+    from shmzero.net_device import InferenceNet, cache_folder, package_path
+
+    class Exported(torch.nn.Module):
+        """torch.export wants a module."""
+
+        def __init__(self, function: InferenceNet) -> None:
+            super().__init__()
+            self.function = function
+
+        def forward(
+            self, features: torch.Tensor, masks: torch.Tensor, *weights: torch.Tensor
+        ) -> tuple[torch.Tensor, torch.Tensor]:
+            return self.function(features, masks, *weights)
+
+    torch.set_num_threads(1)
+    config = NetConfig(**spec["net"])
+    device, precision = spec["device"], spec["precision"]
+    function = InferenceNet(config, precision)
+    weights = function.weights(BlobNet(config), device)
+    cache_folder().mkdir(parents=True, exist_ok=True)
+    with (cache_folder() / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # servers started together share one compilation
+        for bucket in sorted(spec["buckets"], reverse=True):
+            path = package_path(config, precision, device, bucket)
+            if path.exists():
+                continue
+            features = torch.zeros(bucket, _core.NUM_FEATURES, dtype=torch.float16, device=device)
+            masks = torch.ones(bucket, dtype=torch.int64, device=device)
+            with torch.no_grad():
+                exported = torch.export.export(Exported(function), (features, masks, *weights))
+                temporary = path.with_name(f"{os.getpid()}-{path.name}")
+                torch._inductor.aoti_compile_and_package(exported, package_path=str(temporary))
+            temporary.replace(path)
+
+
+if __name__ == "__main__":
+    main()

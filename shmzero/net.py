@@ -1,0 +1,164 @@
+"""BlobNet and its checkpoints. Serving one fast is net_device.py.
+
+A checkpoint is one safetensors file: the weights, and as metadata the NetConfig, the feature version
+and the format. Nothing in it is executed or unpickled.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from shmzero import _core
+from shmzero.config import NetConfig
+from shmzero.errors import ConfigError
+
+FORMAT = "shmzero-net-1"
+
+
+class Block(nn.Module):
+    """x + Ax, normalised, then x + W2 relu(W1 x), normalised: the attention of one token is a map."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.mix = nn.Linear(width, width)
+        self.norm1 = nn.LayerNorm(width)
+        self.up = nn.Linear(width, hidden)
+        self.down = nn.Linear(hidden, width)
+        self.norm2 = nn.LayerNorm(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm1(x + self.mix(x))
+        out: Tensor = self.norm2(x + self.down(F.relu(self.up(x))))
+        return out
+
+
+class BlobNet(nn.Module):
+    """Policy over 52 actions and the expected utility of the row's own seat.
+
+    Bids and cards have heads of their own, chosen by the row's phase. `input_scale` [256] is
+    1/standard deviation of each feature, fixed in the checkpoint.
+    """
+
+    input_scale: Tensor
+
+    def __init__(self, config: NetConfig | None = None, seed: int = 0) -> None:
+        """Initialised from the seed alone; leaves torch's own random state as it was."""
+        super().__init__()
+        self.config = config or NetConfig()
+        c = self.config
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.inputs = nn.ModuleList(nn.Linear(_core.NUM_FEATURES, c.width) for _ in range(c.trunks))
+            self.trunks = nn.ModuleList(
+                nn.ModuleList(Block(c.width, c.hidden) for _ in range(c.blocks))
+                for _ in range(c.trunks)
+            )
+            self.bids = nn.Linear(c.width, _core.NUM_ACTIONS)
+            self.cards = nn.Linear(c.width, _core.NUM_ACTIONS)
+            self.value = nn.Linear(c.width, 1)
+            with torch.no_grad():  # a fresh policy close to uniform, a fresh value close to 0
+                for head in (self.bids, self.cards, self.value):
+                    head.weight.mul_(0.3)
+                    head.bias.zero_()
+        self.register_buffer("input_scale", torch.ones(_core.NUM_FEATURES))
+
+    def forward(self, states: Tensor) -> tuple[Tensor, Tensor]:
+        """(logits [B, 52], values [B, 1]) of states [B, 256] float32."""
+        scaled = states * self.input_scale
+        streams = []
+        for read, blocks in zip(self.inputs, self.trunks, strict=True):
+            x = read(scaled)
+            for block in blocks:  # type: ignore[attr-defined]
+                x = block(x)
+            streams.append(x)
+        playing = states[:, _core.PLAYING_FEATURE, None] > 0.5
+        logits = torch.where(playing, self.cards(streams[0]), self.bids(streams[0]))
+        return logits, self.value(streams[-1])
+
+    def policy_value(self, states: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
+        """(policies [B, 52], values [B, 1]); the policy is zero where `masks` [B, 52] is false."""
+        logits, values = self(states)
+        return masked_softmax(logits, masks), values
+
+
+def masked_softmax(logits: Tensor, masks: Tensor) -> Tensor:
+    """Softmax over the legal actions, in float32; zeros, never NaN, for a row without any."""
+    logits = logits.float().masked_fill(~masks, -1e30)
+    policies = torch.softmax(logits, dim=-1)
+    return policies * masks
+
+
+def save_checkpoint(net: BlobNet, path: Path | str) -> None:
+    """Write a checkpoint whole or not at all: to a temporary name, synced, then renamed."""
+    path = Path(path)
+    metadata = {
+        "format": FORMAT,
+        "net": json.dumps(asdict(net.config)),
+        "features": str(_core.FEATURE_VERSION),
+    }
+    tensors = {name: t.detach().cpu().contiguous() for name, t in net.state_dict().items()}
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        with temporary.open("wb") as file:
+            file.write(safetensors.torch.save(tensors, metadata))
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def load_checkpoint(path: Path | str) -> BlobNet:
+    """The network of a checkpoint. Raises ConfigError for anything that is not exactly one."""
+    try:
+        with safetensors.safe_open(str(path), framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, safetensors.SafetensorError, ValueError) as error:
+        raise ConfigError(f"checkpoint {path} cannot be read: {error}") from None
+    if metadata.get("format") != FORMAT:
+        raise ConfigError(f"checkpoint {path} has format {metadata.get('format')!r}; allowed: {FORMAT}")
+    if metadata.get("features") != str(_core.FEATURE_VERSION):
+        raise ConfigError(
+            f"checkpoint {path} is of feature version {metadata.get('features')}; "
+            f"this program computes version {_core.FEATURE_VERSION}"
+        )
+    try:
+        net = BlobNet(NetConfig(**json.loads(metadata.get("net", ""))))
+        net.load_state_dict(tensors)
+    except (TypeError, ValueError, RuntimeError) as error:
+        why = " ".join(str(error).split())[:300]
+        raise ConfigError(f"checkpoint {path} does not fit its own description: {why}") from None
+    broken = [name for name, t in net.state_dict().items() if not bool(torch.isfinite(t).all())]
+    if broken:
+        raise ConfigError(f"checkpoint {path} holds numbers that are not finite, in {broken[0]}")
+    return net
+
+
+def num_parameters(net: BlobNet) -> int:
+    """Trainable weights."""
+    return sum(p.numel() for p in net.parameters())
+
+
+def flops_per_row(config: NetConfig) -> int:
+    """Multiplications and additions of the matrix products of one row."""
+    c = config
+    block = c.width * c.width + 2 * c.width * c.hidden
+    trunk = _core.NUM_FEATURES * c.width + c.blocks * block
+    return 2 * (c.trunks * trunk + c.width * (2 * _core.NUM_ACTIONS + 1))
+
+
+def weights_of(net: BlobNet) -> dict[str, Any]:
+    """Named weights, without gradients."""
+    return {name: t.detach() for name, t in net.state_dict().items()}

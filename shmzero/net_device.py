@@ -1,0 +1,388 @@
+"""InferenceNet: a BlobNet as it is served, and the devices around it.
+
+Weights are folded and cast once and enter each call as arguments, so that a swap changes the whole
+list between two batches and no batch sees a mixture. Products of the blocks run in the chosen
+precision; residual stream, normalisation, heads and softmax in float32. Compiled callables come from
+compile_net.py, one a batch bucket; until one is there the same function runs eagerly.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from shmzero import _core
+from shmzero.config import NetConfig
+from shmzero.errors import ConfigError, ModelFailed
+from shmzero.evaluators import BatchDevice, Staging, new_staging
+from shmzero.net import BlobNet, load_checkpoint, masked_softmax
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+CPU_BUCKETS = (32, 128, 512, 2048)
+CUDA_BUCKETS = (64, 256, 1024, 4096, 8192, 16384)
+LOOK_S = 0.5
+"""How often a server looks whether the compiled callables are there."""
+
+Callable3 = Callable[..., tuple[Tensor, Tensor]]
+
+
+def cpu_flags() -> set[str]:
+    """Instruction sets of this CPU, as the kernel names them."""
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith(("flags", "Features")):
+            return set(line.partition(":")[2].split())
+    return set()
+
+
+def resolve_precision(precision: str, device: str) -> str:
+    """`auto`: fp16 on CUDA, bf16 on CPUs that multiply it in hardware, else fp32."""
+    if precision != "auto":
+        return precision
+    if device != "cpu":
+        return "fp16"
+    return "bf16" if cpu_flags() & {"amx_bf16", "avx512_bf16"} else "fp32"
+
+
+class InferenceNet:
+    """The serving function of a NetConfig in one precision: weights in, nothing kept."""
+
+    def __init__(self, config: NetConfig, precision: str) -> None:
+        self.config = config
+        self.precision = precision
+        self.dtype = DTYPES[precision]
+
+    def weights(self, net: BlobNet, device: str = "cpu") -> list[Tensor]:
+        """A network's weights as `__call__` takes them. The input scale is folded in, products cast."""
+        named = {name: t.detach().to(device) for name, t in net.state_dict().items()}
+        out: list[Tensor] = []
+        for t in range(self.config.trunks):
+            out.append((named[f"inputs.{t}.weight"] * named["input_scale"]).to(self.dtype))
+            out.append(named[f"inputs.{t}.bias"].to(self.dtype))
+            for b in range(self.config.blocks):
+                at = f"trunks.{t}.{b}."
+                for layer in ("mix", "up", "down"):
+                    out.append(named[f"{at}{layer}.weight"].to(self.dtype))
+                    out.append(named[f"{at}{layer}.bias"].to(self.dtype))
+                for norm in ("norm1", "norm2"):
+                    out += [named[f"{at}{norm}.weight"].float(), named[f"{at}{norm}.bias"].float()]
+        for head in ("bids", "cards", "value"):
+            out += [named[f"{head}.weight"].float(), named[f"{head}.bias"].float()]
+        return [t.contiguous() for t in out]
+
+    def __call__(self, features: Tensor, masks: Tensor, *weights: Tensor) -> tuple[Tensor, Tensor]:
+        """(policies [B, 52], values [B, 1]) of features [B, 256] f16 and masks [B] int64 words."""
+        left = iter(weights)
+        width = self.config.width
+
+        def product(x: Tensor) -> Tensor:
+            return F.linear(x.to(self.dtype), next(left), next(left))
+
+        def normalised(x: Tensor, norm: tuple[Tensor, Tensor]) -> Tensor:
+            return F.layer_norm(x, (width,), norm[0], norm[1])
+
+        streams = []
+        for _ in range(self.config.trunks):
+            x = product(features).float()
+            for _ in range(self.config.blocks):
+                mix, up, down = [(next(left), next(left)) for _ in range(3)]
+                norm1, norm2 = [(next(left), next(left)) for _ in range(2)]
+                x = normalised(x + F.linear(x.to(self.dtype), *mix).float(), norm1)
+                h = F.relu(F.linear(x.to(self.dtype), *up))
+                x = normalised(x + F.linear(h, *down).float(), norm2)
+            streams.append(x)
+        bids, cards, value = [(next(left), next(left)) for _ in range(3)]
+        playing = features[:, _core.PLAYING_FEATURE, None] > 0.5
+        logits = torch.where(playing, F.linear(streams[0], *cards), F.linear(streams[0], *bids))
+        places = torch.arange(_core.NUM_ACTIONS, device=masks.device)
+        legal = ((masks[:, None] >> places) & 1).bool()
+        return masked_softmax(logits, legal), F.linear(streams[-1], *value)
+
+
+# --- the cache of compiled callables --------------------------------------------------------------
+
+
+def cache_folder() -> Path:
+    """SHMZERO_CACHE, or shmzero in the user's cache folder."""
+    if given := os.environ.get("SHMZERO_CACHE"):
+        return Path(given)
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "shmzero"
+
+
+def package_path(config: NetConfig, precision: str, device: str, bucket: int) -> Path:
+    """Where the callable of a bucket is cached. Its name changes with whatever it was made from."""
+    kind = "cpu" if device == "cpu" else "cuda"
+    machine = sorted(cpu_flags()) if kind == "cpu" else torch.cuda.get_device_capability(device)
+    parts = [asdict(config), precision, kind, bucket, torch.__version__, str(machine)]
+    source = Path(__file__).read_bytes() + json.dumps(parts).encode()
+    return cache_folder() / f"{hashlib.sha256(source).hexdigest()[:24]}-{kind}-{precision}-{bucket}.pt2"
+
+
+def load_package(path: Path) -> Callable3:
+    """The callable of a cached package; leaves nothing in the temporary folder."""
+    loaded: Callable3 = torch._inductor.aoti_load_package(str(path))
+    # The loader unpacks to a folder that it removes at a normal exit. A server may be killed: remove
+    # it now, what is mapped stays mapped.
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        name = line.partition("/")[2]
+        if name.endswith("wrapper.so") and name.startswith("tmp/"):
+            shutil.rmtree(Path("/") / Path(name).parts[0] / Path(name).parts[1], ignore_errors=True)
+    return loaded
+
+
+def start_compiler(
+    config: NetConfig, precision: str, device: str, buckets: Sequence[int]
+) -> subprocess.Popen[bytes] | None:
+    """Start the helper that fills the cache, where something is missing. It dies with this process."""
+    if all(package_path(config, precision, device, bucket).exists() for bucket in buckets):
+        return None
+    spec = {"net": asdict(config), "precision": precision, "device": device, "buckets": list(buckets),
+            "parent_pid": os.getpid()}
+    return subprocess.Popen(
+        [sys.executable, "-m", "shmzero.compile_net", json.dumps(spec)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+
+
+# --- devices ----------------------------------------------------------------------------------------
+
+
+class _NetDevice:
+    """What CPU and CUDA share: weights, buckets, and which callable serves a bucket."""
+
+    def __init__(self, net: BlobNet, device: str, precision: str, compiled: bool, max_batch: int) -> None:
+        self.max_batch = max_batch
+        self.device = device
+        self.inference_net = InferenceNet(net.config, resolve_precision(precision, device))
+        self.weights = self.inference_net.weights(net, device)
+        steps = CPU_BUCKETS if device == "cpu" else CUDA_BUCKETS
+        self.buckets = [b for b in steps if b < max_batch] + [max_batch]
+        self.compiled: dict[int, Callable3] = {}
+        self._wanted = list(self.buckets) if compiled else []
+        self._looked_at = 0.0
+        self._compiler = None
+        self._say = ""
+        if compiled:
+            self._compiler = start_compiler(
+                net.config, self.inference_net.precision, device, self.buckets
+            )
+            self._load_packages()
+        self.description = f"{device} {self.inference_net.precision}" + (
+            f", compiled for batches of {', '.join(map(str, sorted(self.compiled)))}"
+            if self.compiled
+            else ", eagerly" + (" until its compiled form is ready" if compiled else "")
+        )
+
+    def _load_packages(self) -> list[int]:
+        loaded = []
+        for bucket in list(self._wanted):
+            path = package_path(
+                self.inference_net.config, self.inference_net.precision, self.device, bucket
+            )
+            if path.exists():
+                self.compiled[bucket] = load_package(path)
+                self._wanted.remove(bucket)
+                loaded.append(bucket)
+        return loaded
+
+    def poll(self) -> str | None:
+        """Takes up compiled callables that have appeared in the cache."""
+        now = time.monotonic()
+        if not self._wanted or now - self._looked_at < LOOK_S:
+            return None
+        self._looked_at = now
+        if loaded := self._load_packages():
+            return f"compiled for batches of {', '.join(map(str, loaded))}"
+        if self._compiler is not None and self._compiler.poll() not in (None, 0):
+            status, self._wanted = self._compiler.returncode, []
+            return f"the compile helper ended with status {status}: serving eagerly"
+        return None
+
+    def bucket_of(self, rows: int) -> int:
+        """The smallest bucket that holds so many rows."""
+        return next(b for b in self.buckets if b >= rows)
+
+    def new_weights(self, path: str) -> list[Tensor]:
+        """A checkpoint's weights for this network. Raises ConfigError where it is another one."""
+        net = load_checkpoint(path)
+        if net.config != self.inference_net.config:
+            raise ConfigError(
+                f"checkpoint {path} is a network of other sizes ({net.config}); "
+                f"this run serves {self.inference_net.config}"
+            )
+        return self.inference_net.weights(net, self.device)
+
+
+class CpuNetDevice(_NetDevice):
+    """Runs a batch at once, in the calling thread and torch's own."""
+
+    num_stages = 1
+
+    def __init__(
+        self, net: BlobNet, precision: str = "auto", compiled: bool = True, max_batch: int = 512
+    ) -> None:
+        super().__init__(net, "cpu", precision, compiled, max_batch)
+        self._staging = new_staging(max_batch)
+        self._features = torch.from_numpy(self._staging.features)
+        self._masks = torch.from_numpy(self._staging.masks.view("int64"))
+        self._policies = torch.from_numpy(self._staging.policies)
+        self._values = torch.from_numpy(self._staging.values)
+
+    def staging(self, stage: int) -> Staging:
+        return self._staging
+
+    def launch(self, stage: int, rows: int) -> None:
+        bucket = self.bucket_of(rows)
+        compiled = self.compiled.get(bucket)
+        padded = rows if compiled is None else bucket  # padding rows hold an earlier batch's
+        call: Callable3 = compiled or self.inference_net
+        try:
+            with torch.inference_mode():
+                policies, values = call(self._features[:padded], self._masks[:padded], *self.weights)
+                self._policies[:rows].copy_(policies[:rows])
+                self._values[:rows].copy_(values[:rows])
+        except RuntimeError as error:
+            raise ModelFailed(f"a batch of {rows} rows failed on the CPU: {error}") from error
+
+    def finished(self, stage: int) -> bool:
+        return True
+
+    def wait(self, stage: int) -> None:
+        pass
+
+    def swap(self, path: str) -> None:
+        self.weights = self.new_weights(path)
+
+
+class CudaNetDevice(_NetDevice):
+    """Two batches in flight, each with a stream, static buffers and a graph per bucket of its own."""
+
+    num_stages = 2
+
+    def __init__(
+        self,
+        net: BlobNet,
+        device: str = "cuda:0",
+        precision: str = "auto",
+        compiled: bool = True,
+        max_batch: int = 8192,
+    ) -> None:
+        if not torch.cuda.is_available():
+            raise ConfigError(f"device is {device!r}, and torch sees no CUDA here; allowed: cpu")
+        index = int(device.partition(":")[2] or 0)
+        if index >= torch.cuda.device_count():
+            raise ConfigError(
+                f"device is {device!r}; allowed: cuda:0 to cuda:{torch.cuda.device_count() - 1}"
+            )
+        torch.cuda.set_device(index)
+        torch.set_float32_matmul_precision("high")  # TF32
+        super().__init__(net, device, precision, compiled, max_batch)
+        self._stages = [_CudaStage(device, max_batch) for _ in range(self.num_stages)]
+
+    def staging(self, stage: int) -> Staging:
+        return self._stages[stage].staging
+
+    def launch(self, stage: int, rows: int) -> None:
+        at = self._stages[stage]
+        bucket = self.bucket_of(rows)
+        call: Callable3 = self.compiled.get(bucket) or self.inference_net
+        try:
+            graph = at.graph(bucket, call, self.weights)
+            with torch.cuda.stream(at.stream):
+                at.features[:bucket].copy_(at.host_features[:bucket], non_blocking=True)
+                at.masks[:bucket].copy_(at.host_masks[:bucket], non_blocking=True)
+                graph.replay()
+                at.host_policies[:rows].copy_(at.policies[:rows], non_blocking=True)
+                at.host_values[:rows].copy_(at.values[:rows], non_blocking=True)
+                at.done.record(at.stream)
+        except RuntimeError as error:
+            raise ModelFailed(f"a batch of {rows} rows failed on {self.device}: {error}") from error
+
+    def finished(self, stage: int) -> bool:
+        return bool(self._stages[stage].done.query())
+
+    def wait(self, stage: int) -> None:
+        self._stages[stage].done.synchronize()
+
+    def swap(self, path: str) -> None:
+        # The graphs read these very buffers; the caller has nothing in flight.
+        new = self.new_weights(path)
+        torch.cuda.synchronize()
+        for old, fresh in zip(self.weights, new, strict=True):
+            old.copy_(fresh)
+        torch.cuda.synchronize()
+
+
+class _CudaStage:
+    """Static buffers of one batch in flight. Graphs are captured on the serving thread."""
+
+    def __init__(self, device: str, max_batch: int) -> None:
+        self.stream = torch.cuda.Stream(device)
+        self.done = torch.cuda.Event()
+        shapes = [
+            ((max_batch, _core.NUM_FEATURES), torch.float16),
+            ((max_batch,), torch.int64),
+            ((max_batch, _core.NUM_ACTIONS), torch.float32),
+            ((max_batch, 1), torch.float32),
+        ]
+        host = [torch.zeros(shape, dtype=dtype).pin_memory() for shape, dtype in shapes]
+        self.host_features, self.host_masks, self.host_policies, self.host_values = host
+        self.features, self.masks, self.policies, self.values = (
+            torch.zeros(shape, dtype=dtype, device=device) for shape, dtype in shapes
+        )
+        self.staging = Staging(
+            self.host_features.numpy(),
+            self.host_masks.numpy().view("uint64"),
+            self.host_policies.numpy(),
+            self.host_values.numpy(),
+        )
+        self._graphs: dict[tuple[int, int], torch.cuda.CUDAGraph] = {}
+
+    def graph(self, bucket: int, call: Callable3, weights: list[Tensor]) -> torch.cuda.CUDAGraph:
+        """The graph of a bucket and callable, captured on first use."""
+        key = (bucket, id(call))
+        if key not in self._graphs:
+
+            def body() -> None:
+                policies, values = call(self.features[:bucket], self.masks[:bucket], *weights)
+                self.policies[:bucket].copy_(policies)
+                self.values[:bucket].copy_(values)
+
+            with torch.inference_mode():
+                torch.cuda.synchronize()
+                with torch.cuda.stream(self.stream):
+                    for _ in range(3):  # libraries allocate their workspaces before the capture
+                        body()
+                torch.cuda.synchronize()
+                graph = torch.cuda.CUDAGraph()
+                with torch.cuda.graph(graph, stream=self.stream):
+                    body()
+                torch.cuda.synchronize()
+            self._graphs[key] = graph
+        return self._graphs[key]
+
+
+def make_net_device(spec: dict[str, Any]) -> BatchDevice:
+    """The device of an inference process: its checkpoint's network, or a fresh one from the seed."""
+    torch.set_num_threads(spec["threads"])
+    if spec["checkpoint"]:
+        net = load_checkpoint(spec["checkpoint"])
+    else:
+        net = BlobNet(NetConfig(**spec["net"]), seed=spec["seed"])
+    if spec["device"] == "cpu":
+        return CpuNetDevice(net, spec["precision"], spec["compile"], spec["max_batch"])
+    return CudaNetDevice(net, spec["device"], spec["precision"], spec["compile"], spec["max_batch"])
