@@ -4,6 +4,7 @@ from shmzero._core import Game, Round, Rules
 from shmzero.config import NetConfig, SearchConfig
 from shmzero.errors import ConfigError, IllegalAction, ShmzeroError
 from shmzero.search import SearchResult, play_rounds, search
+from shmzero.version import VERSION as __version__
 
 __all__ = [
     "ConfigError",
@@ -15,7 +16,8 @@ __all__ = [
     "SearchConfig",
     "SearchResult",
     "ShmzeroError",
+    "__version__",
     "play_rounds",
     "search",
 ]
-__version__ = "0.1.0"
+

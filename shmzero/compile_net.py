@@ -1,6 +1,6 @@
 """Helper process: compiles the serving function for batch buckets into the on-disk cache.
 
-Runs at the lowest priority beside a server that serves eagerly meanwhile, one at a time, and dies
+Runs at low priority beside a server that serves eagerly meanwhile, one at a time, and dies
 with it. Read next: net_device.py, which loads what this makes.
 """
 
@@ -17,7 +17,7 @@ from shmzero import _core
 def main() -> None:
     spec = json.loads(sys.argv[1])
     _core.die_with_parent(spec["parent_pid"])
-    os.nice(19)
+    os.nice(5)  # a saturated machine never finishes a compilation at 19
     os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
 
     import torch

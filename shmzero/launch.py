@@ -32,6 +32,7 @@ DEATH_WINDOW_S = 60.0
 GRANT_UNITS = 512
 """Units in one write: 4096 bytes, which a pipe takes whole or not at all."""
 PIPE_BYTES = 1 << 20
+MOST_SLOT_ROWS = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,10 @@ class FleetPlan:
 
 
 def plan_fleet(config: SelfPlayConfig, num_units: int) -> FleetPlan:
-    """Sizes for `num_units` units. About three batches of rows are in the system, over all workers."""
+    """Sizes for `num_units` units.
+
+    A server has one batch to compute, the workers another to prepare; on CUDA two are in flight.
+    """
     devices = config.devices()
     on_cuda = any(name != "cpu" for name in devices)
     max_batch = config.max_batch or (8192 if on_cuda else 512)
@@ -61,9 +65,16 @@ def plan_fleet(config: SelfPlayConfig, num_units: int) -> FleetPlan:
         )
     search = config.search().to_core()
     rows_per_lane = search.rows_per_step(config.play_settings().most_players)
-    wanted = -(-3 * max_batch * len(devices) // (rows_per_lane * workers))
+    batches = 3 if on_cuda else 2
+    wanted = -(-batches * max_batch * len(devices) // (rows_per_lane * workers))
     lanes = config.lanes or max(config.slots, wanted)
     lanes = max(1, min(lanes, -(-num_units // workers)))
+    rows_per_slot = -(-lanes // config.slots) * rows_per_lane
+    if rows_per_slot > MOST_SLOT_ROWS:
+        raise ConfigError(
+            f"lanes is {lanes} with {rows_per_lane} rows each, {rows_per_slot} in a slot; "
+            f"allowed: {MOST_SLOT_ROWS} rows in a slot"
+        )
     threads = config.inference_threads or (1 if on_cuda else max(1, cores() // len(devices)))
     spare = cores() - workers - len(devices) * threads
     return FleetPlan(
@@ -71,7 +82,7 @@ def plan_fleet(config: SelfPlayConfig, num_units: int) -> FleetPlan:
         workers=workers,
         lanes=lanes,
         slots=config.slots,
-        rows_per_slot=-(-lanes // config.slots) * rows_per_lane,
+        rows_per_slot=rows_per_slot,
         max_batch=max_batch,
         threads=threads,
         spin_us=50.0 if spare > 0 else 0.0,

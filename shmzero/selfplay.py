@@ -318,7 +318,7 @@ class Terminal:
             self._live.stop()
 
     def say(self, line: str) -> None:
-        self._console.print(line, markup=False)
+        self._console.print(line, markup=False, soft_wrap=True)
 
     def show(self, progress: Progress) -> None:
         from rich.text import Text

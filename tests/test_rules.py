@@ -155,7 +155,7 @@ def test_apply_card_not_held_or_not_following_raises_naming_it(action: int) -> N
 
 def test_apply_in_finished_round_raises() -> None:
     r = round_of("SA | S2 | S3", None, 2, "1 0 1 | SA S2 S3")
-    with pytest.raises(IllegalAction, match="done"):
+    with pytest.raises(IllegalAction, match="0: the round is over"):
         r.apply(0)
     assert not r.mask().any()
 

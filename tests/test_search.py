@@ -286,18 +286,16 @@ def test_search_rows_with_a_mask_have_two_legal_actions_or_more() -> None:
 
 
 def test_search_rows_of_one_decision_are_counted_and_rarely_repeat() -> None:
-    """While only bids lie between, two ways to one row are one way; later, tricks may change places."""
+    """Two ways to one row are rare: tricks that change places, hands that differ by names of suits."""
     distinct = asked = 0
     for truth in undecided_positions(42, 60):
         recorder = RecordingEvaluator(HashEvaluator())
         config = SearchConfig(determinizations=3, simulations=30, leaves_in_flight=4)
         result = search(as_round(truth), recorder, config, seed=0)
         assert recorder.rows == result.evaluations
-        seen = [(state, mask) for state, mask in recorder.seen() if np.frombuffer(state, np.float32)[_core.PLAYING_FEATURE] == 0]
-        assert len(set(seen)) == len(seen)
         distinct += len(set(recorder.seen()))
         asked += recorder.rows
-    assert distinct >= 0.9 * asked
+    assert distinct >= 0.98 * asked
 
 
 def test_search_root_is_asked_once_and_before_anything_below_it() -> None:
@@ -355,16 +353,15 @@ def test_search_noise_does_not_enter_a_target_of_visits() -> None:
     """Noise makes a losing card be tried more; the target keeps no more of that than the clean prior explains."""
     r = round_of("S5 H3 | S6 H4 | S2 SA", None, 2, "1 0 0 | S5 S6")
     loser = oracle.card("SA")
-
-    def shares(noise: float) -> tuple[float, float]:
-        config = SearchConfig(determinizations=2, simulations=40, noise_fraction=noise, noise_alpha=0.2)
-        results = [search(r, UniformEvaluator(0.5), config, seed=seed) for seed in range(60)]
-        tried = float(np.mean([result.visits[loser] / result.visits.sum() for result in results]))
-        return tried, float(np.mean([result.policy[loser] for result in results]))
-
-    (quiet, quiet_target), (noisy, noisy_target) = shares(0.0), shares(0.9)
-    assert quiet_target == pytest.approx(quiet)
-    assert noisy > 1.1 * quiet and noisy_target <= quiet + 0.02
+    config = SearchConfig(determinizations=2, simulations=40)
+    loud = dataclasses.replace(config, noise_fraction=0.4, noise_alpha=0.1)
+    tried = kept = 0.0
+    for seed in range(200):
+        clean, noisy = (search(r, UniformEvaluator(0.5), one, seed=seed) for one in (config, loud))
+        assert np.allclose(clean.policy, clean.visits / clean.visits.sum())
+        tried += max(0.0, noisy.visits[loser] / noisy.visits.sum() - clean.policy[loser])
+        kept += max(0.0, noisy.policy[loser] - clean.policy[loser])
+    assert tried > 2 and kept < 0.2 * tried, f"{tried:.3f} more visits, {kept:.3f} in the target"
 
 
 def test_search_equal_values_visits_follow_the_prior() -> None:

@@ -27,7 +27,13 @@ constexpr int rank_of(int card) { return card - suit_of(card) * kNumRanks; }
 constexpr CardSet one_card(int card) { return CardSet{1} << card; }
 constexpr CardSet suit_cards(int suit) { return kSuitCards << (suit * kNumRanks); }
 constexpr int lowest(CardSet cards) { return std::countr_zero(cards); }
-constexpr int count(CardSet cards) { return std::popcount(cards); }
+/// Without the POPCNT instruction, which the baseline does not have, std::popcount is a call.
+constexpr int count(CardSet cards) {
+  cards -= (cards >> 1) & 0x5555555555555555u;
+  cards = (cards & 0x3333333333333333u) + ((cards >> 2) & 0x3333333333333333u);
+  cards = (cards + (cards >> 4)) & 0x0f0f0f0f0f0f0f0fu;
+  return static_cast<int>((cards * 0x0101010101010101u) >> 56);
+}
 
 /// The 13 ranks held in one suit, as bits 0..12.
 constexpr std::uint32_t ranks_of(CardSet cards, int suit) {

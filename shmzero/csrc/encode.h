@@ -7,7 +7,9 @@
 #include <array>
 #include <bit>
 #include <cstdint>
-#include <cstring>
+#include <utility>
+
+#include <emmintrin.h>
 
 #include "rules.h"
 
@@ -68,6 +70,25 @@ inline constexpr std::uint16_t kTwo = half_bits(2.0f);
 constexpr std::uint16_t at(const std::array<std::uint16_t, 2 * kHalfRange>& table, int numerator) {
   return table[static_cast<std::size_t>(numerator + kHalfRange)];
 }
+/// Halves of i / cards, for every hand size.
+inline constexpr int kMostCards = kNumCards / kMinPlayers;
+inline constexpr auto kShares = [] {
+  std::array<std::array<std::uint16_t, kMostCards + 1>, kMostCards + 1> table = {};
+  for (std::size_t cards = 1; cards <= kMostCards; ++cards) {
+    for (std::size_t i = 0; i <= cards; ++i) {
+      table[cards][i] = half_bits(static_cast<float>(i) / static_cast<float>(cards));
+    }
+  }
+  return table;
+}();
+
+/// Zeroes a row. Straight stores: for this size gcc turns memset into `rep stos`, which starts late.
+inline void clear(std::uint16_t* out) {
+  [&]<std::size_t... I>(std::index_sequence<I...>) {
+    const __m128i zero = _mm_setzero_si128();
+    (_mm_storeu_si128(reinterpret_cast<__m128i*>(out) + I, zero), ...);
+  }(std::make_index_sequence<kNumFeatures * sizeof(std::uint16_t) / sizeof(__m128i)>{});
+}
 }  // namespace feature
 
 /// A renaming of the suits and its inverse.
@@ -82,45 +103,67 @@ struct SuitOrder {
 /// differ by a renaming get one order. Seats enter relative to the dealer: turning the table
 /// changes nothing.
 inline SuitOrder suit_order(const Round& round, int ego) {
-  struct Key {
-    std::uint64_t cards;  // own count, own ranks, played ranks, ranks in the current trick
-    std::uint64_t seats;  // voids by seat, then who played each rank
-    std::uint8_t suit;
-  };
   CardSet trick = 0;
   for (int i = 0; i < round.trick_size; ++i) trick |= one_card(round.trick[i]);
   const CardSet own = round.hands[ego];
-  std::uint64_t void_bits[kNumSuits] = {};
-  for (int s = 0, relative = round.relative(0, round.dealer); s < round.num_players; ++s) {
-    for (std::uint32_t voids = round.voids[s]; voids != 0; voids &= voids - 1) {
-      void_bits[std::countr_zero(voids)] |= std::uint64_t{1} << relative;
-    }
-    if (++relative == round.num_players) relative = 0;
-  }
-  Key keys[kNumSuits];
+  // Longest own suit first, then own ranks, played ranks, ranks in the current trick; suits that
+  // tie in all of them stay in index order until who is void and who played what is looked at.
+  constexpr int kSuitBits = 2;
+  std::uint64_t keys[kNumSuits];
   int num_keys = 0;
   for (int suit = 0; suit < kNumSuits; ++suit) {
-    if (suit == round.trump) continue;
     const std::uint64_t own_ranks = ranks_of(own, suit);
-    Key key = {(static_cast<std::uint64_t>(std::popcount(own_ranks)) << 39) | (own_ranks << 26) |
-                   (static_cast<std::uint64_t>(ranks_of(round.played, suit)) << 13) |
-                   ranks_of(trick, suit),
-               (void_bits[suit] << 39) | round.played_by[suit], static_cast<std::uint8_t>(suit)};
-    int place = num_keys++;
-    // Longest own suit first; at most three moves.
-    while (place > 0 && (keys[place - 1].cards < key.cards ||
-                         (keys[place - 1].cards == key.cards && keys[place - 1].seats < key.seats))) {
-      keys[place] = keys[place - 1];
-      --place;
-    }
-    keys[place] = key;
+    const std::uint64_t key = (static_cast<std::uint64_t>(count(own_ranks)) << 39) |
+                              (own_ranks << 26) |
+                              (static_cast<std::uint64_t>(ranks_of(round.played, suit)) << 13) |
+                              ranks_of(trick, suit);
+    keys[num_keys] = (key << kSuitBits) | static_cast<std::uint64_t>(kNumSuits - 1 - suit);
+    num_keys += suit != round.trump;
   }
-  SuitOrder order = {};
+  for (int i = num_keys; i < kNumSuits; ++i) keys[i] = 0;
+  const auto sort_pair = [&](int i, int j) {
+    const std::uint64_t high = std::max(keys[i], keys[j]);
+    keys[j] = std::min(keys[i], keys[j]);
+    keys[i] = high;
+  };
+  sort_pair(0, 1);
+  sort_pair(2, 3);
+  sort_pair(0, 2);
+  sort_pair(1, 3);
+  sort_pair(1, 2);
+  const auto suit_at = [&](int i) {
+    return kNumSuits - 1 - static_cast<int>(keys[i] & ((1u << kSuitBits) - 1));
+  };
+  bool tied = false;
+  for (int i = 1; i < num_keys; ++i) tied |= (keys[i - 1] ^ keys[i]) >> kSuitBits == 0;
+  if (tied) {
+    std::uint64_t seats[kNumSuits];  // by suit: voids by dealer-relative seat, who played each rank
+    for (int suit = 0; suit < kNumSuits; ++suit) seats[suit] = round.played_by[suit];
+    for (int s = 0, relative = round.relative(0, round.dealer); s < round.num_players; ++s) {
+      for (std::uint32_t voids = round.voids[s]; voids != 0; voids &= voids - 1) {
+        seats[std::countr_zero(voids)] |= std::uint64_t{1} << (39 + relative);
+      }
+      if (++relative == round.num_players) relative = 0;
+    }
+    for (int i = 1; i < num_keys; ++i) {
+      for (int j = i; j > 0 && (keys[j - 1] ^ keys[j]) >> kSuitBits == 0 &&
+                      seats[suit_at(j - 1)] < seats[suit_at(j)];
+           --j) {
+        std::swap(keys[j - 1], keys[j]);
+      }
+    }
+  }
+  SuitOrder order;
   int next = 0;
-  if (round.trump != kNoTrump) order.from_canonical[next++] = round.trump;
-  for (int i = 0; i < num_keys; ++i) order.from_canonical[next++] = keys[i].suit;
-  for (int i = 0; i < kNumSuits; ++i) {
-    order.to_canonical[order.from_canonical[i]] = static_cast<std::uint8_t>(i);
+  if (round.trump != kNoTrump) {
+    order.from_canonical[0] = round.trump;
+    order.to_canonical[round.trump] = 0;
+    next = 1;
+  }
+  for (int i = 0; i < num_keys; ++i, ++next) {
+    const int suit = suit_at(i);
+    order.from_canonical[next] = static_cast<std::uint8_t>(suit);
+    order.to_canonical[suit] = static_cast<std::uint8_t>(next);
   }
   return order;
 }
@@ -164,7 +207,7 @@ inline SuitOrder encode(const Round& round, int ego, std::uint16_t* out) {
   using namespace feature;
   const SuitOrder order = suit_order(round, ego);
   const int num_players = round.num_players;
-  std::memset(out, 0, kNumFeatures * sizeof *out);
+  clear(out);
 
   // Ninths of (relative seat + 1), looked up by dealer-relative seat.
   std::uint16_t ninths[kMaxPlayers];
@@ -174,52 +217,44 @@ inline SuitOrder encode(const Round& round, int ego, std::uint16_t* out) {
     if (++relative == num_players) relative = 0;
   }
 
-  CardSet trick = 0;
-  for (int i = 0; i < round.trick_size; ++i) trick |= one_card(round.trick[i]);
-  for (int canonical = 0; canonical < kNumSuits; ++canonical) {
-    const int suit = order.from_canonical[canonical];
-    const int base = canonical * kNumRanks;
-    std::uint32_t ranks = ranks_of(round.hands[ego], suit);
-    // From this rank on a card of the suit takes the trick; kNumRanks where none does.
-    int takes_from = kNumRanks;
-    if (round.trick_size > 0) {
-      if (suit == suit_of(round.winning_card)) {
-        takes_from = rank_of(round.winning_card);
-      } else if (suit == round.trump) {
-        takes_from = 0;
-      }
-    }
-    for (; ranks != 0; ranks &= ranks - 1) {
-      const int rank = std::countr_zero(ranks);
-      out[kHand + base + rank] = rank >= takes_from ? kTwo : kOne;
-    }
-    ranks = ranks_of(round.played & ~trick, suit);
-    const std::uint64_t played_by = round.played_by[suit];
-    for (; ranks != 0; ranks &= ranks - 1) {
-      const int rank = std::countr_zero(ranks);
-      out[kPlayed + base + rank] = ninths[(played_by >> (3 * rank)) & 7u];
-    }
-  }
+  CardSet finished = round.played;
+  CardSet takes = 0;  // cards that would take the trick as it stands
   for (int i = 0, relative = round.relative(round.leader, ego); i < round.trick_size; ++i) {
     const int card = round.trick[i];
-    const int place = order.to_canonical[suit_of(card)] * kNumRanks + rank_of(card);
+    finished &= ~one_card(card);
+    const int suit = suit_of(card);
+    const int place = card + (order.to_canonical[suit] - suit) * kNumRanks;
     out[kTrick + place] = at(kNinths, relative + (card == round.winning_card ? 10 : 1));
     if (++relative == num_players) relative = 0;
   }
+  if (round.trick_size > 0) {
+    const int suit = suit_of(round.winning_card);
+    takes = suit_cards(suit) & (~CardSet{0} << round.winning_card);
+    if (round.trump != kNoTrump && round.trump != suit) takes |= suit_cards(round.trump);
+  }
+  takes = canonical_cards(takes, order);
+  for_each_card(canonical_cards(round.hands[ego], order), [&](int card) {
+    out[kHand + card] = static_cast<std::uint16_t>(kOne + (takes >> card & 1u) * (kTwo - kOne));
+  });
+  std::uint64_t played_by[kNumSuits];  // by canonical suit
+  for (int i = 0; i < kNumSuits; ++i) played_by[i] = round.played_by[order.from_canonical[i]];
+  for_each_card(canonical_cards(finished, order), [&](int card) {
+    const int suit = suit_of(card);
+    out[kPlayed + card] = ninths[played_by[suit] >> (3 * (card - suit * kNumRanks)) & 7u];
+  });
 
   for (int i = 0, s = ego; i < num_players; ++i) {
     const int bid = round.bids[s];
-    if (bid >= 0) {
-      out[kBids + i] = at(kFourteenths, bid + 1);
-      out[kNeeded + i] = at(kThirteenths, bid - round.tricks_won[s]);
-    }
-    out[kTricksWon + i] = at(kThirteenths, round.tricks_won[s]);
-    if (i > 0) {
-      for (std::uint32_t voids = round.voids[s]; voids != 0; voids &= voids - 1) {
-        out[kVoids + (i - 1) * kNumSuits + order.to_canonical[std::countr_zero(voids)]] = kOne;
-      }
-    }
+    const int tricks = round.tricks_won[s];
+    out[kBids + i] = at(kFourteenths, bid + 1);
+    out[kNeeded + i] = at(kThirteenths, bid >= 0 ? bid - tricks : 0);
+    out[kTricksWon + i] = at(kThirteenths, tricks);
     if (++s == num_players) s = 0;
+  }
+  for (int i = 1, s = round.next_seat(ego); i < num_players; ++i, s = round.next_seat(s)) {
+    for (std::uint32_t voids = round.voids[s]; voids != 0; voids &= voids - 1) {
+      out[kVoids + (i - 1) * kNumSuits + order.to_canonical[std::countr_zero(voids)]] = kOne;
+    }
   }
   if (round.game.num_rounds != 0) {
     for (int i = 1, s = round.next_seat(ego); i < num_players; ++i, s = round.next_seat(s)) {
@@ -236,8 +271,7 @@ inline SuitOrder encode(const Round& round, int ego, std::uint16_t* out) {
 
   out[kCards] = at(kThirteenths, round.cards);
   out[kCardsLeft] = at(kThirteenths, round.hand_size(ego));
-  out[kTrickNumber] =
-      half_bits(static_cast<float>(round.tricks_done) / static_cast<float>(round.cards));
+  out[kTrickNumber] = kShares[round.cards][round.tricks_done];
   out[kHasTrump] = round.trump != kNoTrump ? kOne : std::uint16_t{0};
   out[kIsPlaying] = round.phase == Phase::kPlaying ? kOne : std::uint16_t{0};
   out[kBidBalance] = at(kThirteenths, round.bid_sum - round.cards);

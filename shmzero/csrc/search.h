@@ -157,10 +157,10 @@ class Search {
     Entry& entry = entries_[row];
     entry.value = value;
     entry.answered = true;
-    if (entry.num_actions == 0) return;
     float sum = 0.0f;
     for (int i = 0; i < entry.num_actions; ++i) sum += policy[i];
-    if (!(sum > 0.0f) || !std::isfinite(sum) || !std::isfinite(value)) {
+    const bool has_mass = sum > 0.0f || entry.num_actions == 0;
+    if (!has_mass || !std::isfinite(sum) || !std::isfinite(value)) {
       throw std::runtime_error("the evaluator gave a policy without mass, or a number that is not finite");
     }
     const float scale = 1.0f / sum;

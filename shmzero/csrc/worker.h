@@ -64,11 +64,12 @@ class Worker {
           if (in_flight_[s]) slots |= 1u << s;
         }
         port_.wait(slots, kLongestWaitNs, spin_ns_);
-      } else if (no_more_grants_) {
+      } else if (no_more_grants_ && queue_.waiting.empty()) {
         return;
       } else {
         // Also where a slot is still a dead predecessor's: its server will have freed it by then.
-        pollfd grants = {grant_fd_, POLLIN, 0};
+        // A closed pipe is always ready: it must not cut the wait short.
+        pollfd grants = {no_more_grants_ ? -1 : grant_fd_, POLLIN, 0};
         poll(&grants, 1, queue_.waiting.empty() ? 100 : 1);
       }
       add(port_.block().wait_ns, now_ns() - stepped_until);

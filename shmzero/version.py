@@ -1,0 +1,3 @@
+"""The version, where packaging reads it without importing the extension."""
+
+VERSION = "0.1.0"

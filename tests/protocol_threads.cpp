@@ -1,0 +1,121 @@
+// The slot protocol as threads of one process, for ThreadSanitizer: workers that answer-check every
+// row, cancel now and then and "die" at random points; a server that dies with batches in its hands.
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <cstdio>
+#include <cstdlib>
+#include <random>
+#include <thread>
+
+#include "slot.h"
+
+using namespace shmzero;
+
+namespace {
+
+constexpr std::uint32_t kWorkers = 3, kSlots = 2, kRows = 7, kLives = 12, kServers = 10;
+std::atomic<bool> stop = false;
+std::atomic<std::uint64_t> checked = 0;
+
+void fail(const char* why) {
+  std::fprintf(stderr, "protocol: %s\n", why);
+  std::_Exit(1);
+}
+
+/// One life of a worker: rows whose answers it can foretell. Dies in whatever state it is in.
+void live(Segment& segment, std::uint32_t worker, std::mt19937& random) {
+  WorkerPort port(segment, worker);
+  std::uint32_t expected[kSlots][kRows] = {};
+  std::uint32_t rows_out[kSlots] = {};
+  const int steps = static_cast<int>(random() % 400) + 50;
+  for (int step = 0; step < steps; ++step) {
+    const std::uint32_t slot = random() % kSlots;
+    const SlotRows rows = port.rows(slot);
+    if (rows_out[slot] > 0 && !port.answered(slot)) {
+      if (random() % 40 == 0) {
+        port.cancel(slot);
+        rows_out[slot] = 0;
+      } else {
+        port.wait(1u << slot, 2'000'000, 0);
+      }
+      continue;
+    }
+    if (!port.begin(slot)) {  // the server still has it, after a cancel or a former life
+      port.wait(1u << slot, 2'000'000, 0);
+      continue;
+    }
+    for (std::uint32_t r = 0; r < rows_out[slot]; ++r) {
+      if (rows.policies[r] != static_cast<float>(expected[slot][r]) ||
+          rows.values[r] != static_cast<float>(expected[slot][r]) + 1.0f) {
+        fail("a row has the answer of another");
+      }
+      checked.fetch_add(1, std::memory_order_relaxed);
+    }
+    if (random() % 100 == 0) return;  // dies while filling
+    rows_out[slot] = random() % (kRows + 1);
+    for (std::uint32_t r = 0; r < rows_out[slot]; ++r) {
+      expected[slot][r] = random() % 100000;
+      reinterpret_cast<float*>(rows.states)[r] = static_cast<float>(expected[slot][r]);
+      rows.masks[r] = expected[slot][r];
+    }
+    port.publish(slot, rows_out[slot]);
+  }
+}
+
+void work(Segment& segment, std::uint32_t worker) {
+  std::mt19937 random(worker + 1);
+  for (std::uint32_t life = 0; life < kLives; ++life) {
+    live(segment, worker, random);
+    reclaim_worker(segment, worker);
+  }
+}
+
+/// One server: answers state and state + 1; ends with what it holds unanswered.
+void serve(Segment& segment, std::uint32_t epoch, int batches) {
+  ServerPort port(segment, 0, epoch);
+  constexpr std::uint32_t kLimit = 5;  // smaller than a slot: served in pieces
+  float states[kLimit], policies[kLimit], values[kLimit];
+  std::uint64_t masks[kLimit];
+  for (int i = 0; i != batches && !stop.load(std::memory_order_relaxed);) {
+    const auto gathered = port.gather({reinterpret_cast<std::byte*>(states), masks}, kLimit, 100'000,
+                                      false, 2'000'000, 0);
+    if (gathered.rows == 0) continue;
+    if (++i == batches) return;  // dies with this batch
+    for (std::uint32_t r = 0; r < gathered.rows; ++r) {
+      if (static_cast<float>(masks[r]) != states[r]) fail("a row was torn");
+      policies[r] = states[r];
+      values[r] = states[r] + 1.0f;
+    }
+    port.scatter(gathered.batch, policies, values, epoch);
+  }
+}
+
+}  // namespace
+
+int main() {
+  const SegmentSizes sizes = {1, kWorkers, kSlots, kRows, 1, 1, 1, Wire::kFloat32};
+  const int fd = memfd_create("protocol", MFD_CLOEXEC);
+  if (ftruncate(fd, static_cast<off_t>(SegmentLayout(sizes).total)) != 0) fail("no memory");
+  const auto segment = Segment::create(fd, sizes, 1, 1);
+  std::thread server([&] {
+    for (std::uint32_t epoch = 1; !stop.load(std::memory_order_relaxed); ++epoch) {
+      serve(*segment, epoch, epoch < kServers ? 60 : -1);
+      reclaim_server(*segment, 0);
+    }
+  });
+  std::vector<std::thread> workers;
+  for (std::uint32_t w = 0; w < kWorkers; ++w) workers.emplace_back(work, std::ref(*segment), w);
+  for (std::thread& worker : workers) worker.join();
+  stop = true;
+  server.join();
+  for (std::uint32_t w = 0; w < kWorkers; ++w) {
+    for (std::uint32_t s = 0; s < kSlots; ++s) {
+      if (SlotWord{segment->worker(w).words[s].load()}.state() != SlotState::kFree) {
+        fail("a slot is not free at the end");
+      }
+    }
+  }
+  std::printf("%llu rows checked\n", static_cast<unsigned long long>(checked.load()));
+  return checked.load() > 1000 ? 0 : 1;
+}

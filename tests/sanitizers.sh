@@ -1,0 +1,15 @@
+#!/usr/bin/env bash
+# The core under AddressSanitizer and UndefinedBehaviorSanitizer, the slot protocol under ThreadSanitizer.
+set -euo pipefail
+root=$(cd "$(dirname "$0")/.." && pwd)
+folder=$(mktemp -d)
+trap 'rm -rf "$folder"' EXIT
+cp -r "$root"/{shmzero,tests,setup.py,setup.cfg,pyproject.toml,README.md,LICENSE} "$folder"
+cd "$folder"
+find shmzero -name '*.so' -delete
+SHMZERO_SANITIZE=address,undefined python setup.py -q build_ext --inplace
+export PYTHONPATH=$folder ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1
+LD_PRELOAD="$(g++ -print-file-name=libasan.so) $(g++ -print-file-name=libstdc++.so)" \
+  python -m pytest -q -p no:cacheprovider tests/test_core_sanitized.py
+g++ -std=c++20 -O1 -g -fsanitize=thread -Wno-tsan -I shmzero/csrc tests/protocol_threads.cpp -o protocol -pthread -lrt
+TSAN_OPTIONS=halt_on_error=1 ./protocol

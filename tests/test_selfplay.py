@@ -1,0 +1,234 @@
+"""The command, end to end: real processes, real shared memory."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from shmzero import SearchConfig, play_rounds
+from shmzero.config import SelfPlayConfig
+from shmzero.evaluators import HashEvaluator
+from shmzero.launch import Fleet
+from shmzero.records import Records
+
+
+def command(*arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "shmzero.selfplay", *map(str, arguments)],
+        capture_output=True, text=True, stdin=subprocess.DEVNULL,
+    )
+
+
+def digest(folder: Path) -> str:
+    return hashlib.sha256(b"".join(Records(folder))).hexdigest()
+
+
+def play(folder: Path, *arguments: object) -> str:
+    done = command("--evaluator", "hash", "--rounds", 60, "--preset", "light", "--out", folder, *arguments)
+    assert done.returncode == 0, done.stderr
+    assert len(Records(folder)) == 60
+    return digest(folder)
+
+
+def test_selfplay_hash_records_do_not_depend_on_workers_or_batches(tmp_path: Path) -> None:
+    for leaves in (1, 4):
+        found = {
+            play(tmp_path / f"{leaves}-{i}", "--leaves-in-flight", leaves, *arguments)
+            for i, arguments in enumerate(
+                [("--workers", 1), ("--workers", 7), ("--max-batch", 1), ("--max-batch", 64), ("--max-batch", 4096)]
+            )
+        }
+        assert len(found) == 1
+
+
+def test_play_rounds_in_process_gives_the_records_of_the_command(tmp_path: Path) -> None:
+    config = SearchConfig(determinizations=2, simulations=20, noise_fraction=0.25)
+    records = play_rounds(HashEvaluator(), 60, config)
+    assert play(tmp_path / "run") == hashlib.sha256(b"".join(records)).hexdigest()
+
+
+@pytest.mark.parametrize("kind", ["workers", "servers"])
+def test_fleet_killed_child_changes_no_record(tmp_path: Path, kind: str) -> None:
+    config = SelfPlayConfig(evaluator="hash", rounds=3000, preset="light", workers=2)
+    units: dict[int, list[bytes]] = {}
+    with Fleet(config, range(3000), 3000) as fleet:
+        killed = 0
+        while not fleet.done:
+            for unit, records in fleet.poll(0.02):
+                assert unit not in units
+                units[unit] = records
+            if killed < 3 and len(units) > 100 * (killed + 1):
+                os.kill(fleet.pids()[kind][0], signal.SIGKILL)
+                killed += 1
+        assert fleet.restarts == 3
+    calm: dict[int, list[bytes]] = {}
+    with Fleet(config, range(3000), 3000) as fleet:
+        while not fleet.done:
+            calm.update(fleet.poll(0.1))
+    assert units == calm
+
+
+def children_of(pid: int) -> set[int]:
+    found = set()
+    for entry in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = entry.read_text().rpartition(")")[2].split()
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if int(fields[1]) == pid and fields[0] != "Z":
+            found.add(int(entry.parent.name))
+    return found
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def start(folder: Path, rounds: int) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "shmzero.selfplay", "--evaluator", "hash", "--rounds", str(rounds),
+         "--out", str(folder), "--json"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )
+
+
+def committed(folder: Path) -> int:
+    try:
+        return len(Records(folder))
+    except Exception:  # not there yet
+        return 0
+
+
+def wait_for(condition) -> None:  # type: ignore[no-untyped-def]
+    while not condition():
+        time.sleep(0.01)
+
+
+def test_selfplay_killed_parent_leaves_no_process_and_no_memory_and_goes_on(tmp_path: Path) -> None:
+    before = set(os.listdir("/dev/shm"))
+    folder = tmp_path / "run"
+    kept = 0
+    for attempt in range(20):
+        process = start(folder, 100_000)
+        wait_for(lambda p=process: len(children_of(p.pid)) >= 2 or p.poll() is not None)
+        if attempt % 2:
+            wait_for(lambda: committed(folder) > kept)
+        children = children_of(process.pid)
+        process.kill()
+        process.communicate()
+        wait_for(lambda c=children: not any(map(alive, c)))
+        assert committed(folder) >= kept
+        kept = committed(folder)
+    assert kept > 0 and set(os.listdir("/dev/shm")) == before
+    done = command("--evaluator", "hash", "--rounds", kept + 50, "--out", folder, "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["new_rounds"] == 50
+    with sqlite3.connect(folder / "rounds.sqlite") as connection:
+        assert connection.execute("SELECT count(*), max(id) FROM rounds").fetchone() == (kept + 50, kept + 49)
+
+
+def test_selfplay_interrupt_commits_and_rerun_goes_on_then_has_nothing_to_do(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    process = start(folder, 200_000)
+    wait_for(lambda: committed(folder) > 0)
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate()
+    assert process.returncode == 130
+    summary = json.loads(out)
+    assert summary["rounds"] == len(Records(folder)) and not summary["complete"]
+    total = summary["rounds"] + 20
+    assert command("--evaluator", "hash", "--rounds", total, "--out", folder).returncode == 0
+    assert "nothing to do" in command("--evaluator", "hash", "--rounds", total, "--out", folder).stderr
+
+
+def test_selfplay_games_record_every_round_with_the_running_totals(tmp_path: Path) -> None:
+    done = command("--evaluator", "hash", "--games", 3, "--cards", 3, "--preset", "light", "--out", tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    rounds = [__import__("shmzero")._core.decode_record(r) for r in Records(tmp_path / "run")]
+    assert len(rounds) == 3 * 8
+    for before, after in zip(rounds, rounds[1:], strict=False):
+        if after["round_of_game"]:
+            totals = [t + s for t, s in zip(before["totals_before"], before["scores"], strict=True)]
+            assert after["totals_before"] == totals and after["dealer"] == (before["dealer"] + 1) % 4
+
+
+BAD = [
+    (("--rounds", "-5"), 2, "rounds is -5"),
+    (("--rounds", "0"), 2, "rounds is 0"),
+    (("--workers", "100000"), 2, "workers is 100000"),
+    (("--preset", "huge"), 2, "huge"),
+    (("--players", "9"), 2, "players is '9'"),
+    (("--players", "8", "--cards", "7"), 2, "cards is '7'"),
+    (("--trump", "swords"), 2, "swords"),
+    (("--device", "tpu"), 2, "device is 'tpu'"),
+    (("--checkpoint", "/nowhere.safetensors"), 2, "nowhere"),
+    (("--config", "/nowhere.toml"), 2, "nowhere"),
+    (("--simulations", "-1"), 2, "simulations is -1"),
+    (("--rounds", "10", "--games", "2"), 2, "both"),
+    (("--out", "/proc/nothing/run"), 1, "/proc/nothing/run"),
+    (("--evaluator", "hash", "--max-batch", "1000000", "--lanes", "1000000", "--rounds", "1000000", "--players", "8",
+      "--cards", "1", "--determinizations", "10000"), (1, 2), ""),
+]
+
+
+@pytest.mark.parametrize(("arguments", "code", "named"), BAD)
+def test_selfplay_bad_input_ends_with_one_clear_line(
+    tmp_path: Path, arguments: tuple[str, ...], code: int | tuple[int, ...], named: str
+) -> None:
+    out = () if "--out" in arguments else ("--out", tmp_path / "run")
+    done = command(*arguments, *out)
+    assert done.returncode in (code if isinstance(code, tuple) else (code,)), done.stderr
+    assert named in done.stderr and "Traceback" not in done.stderr
+
+
+def test_selfplay_other_settings_on_the_same_folder_are_refused_naming_what_differs(tmp_path: Path) -> None:
+    play(tmp_path)
+    before = digest(tmp_path)
+    done = command("--evaluator", "hash", "--rounds", 70, "--preset", "heavy", "--out", tmp_path)
+    assert done.returncode == 2 and re.search("determinizations: 2 there, 5 now", done.stderr)
+    assert digest(tmp_path) == before
+
+
+def test_selfplay_record_file_of_another_schema_is_refused_untouched(tmp_path: Path) -> None:
+    with sqlite3.connect(tmp_path / "rounds.sqlite") as connection:
+        connection.execute("CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT)")
+        connection.execute("INSERT INTO meta VALUES ('schema', '99')")
+    connection.close()
+    before = (tmp_path / "rounds.sqlite").read_bytes()
+    done = command("--evaluator", "hash", "--rounds", 5, "--out", tmp_path)
+    assert done.returncode == 2 and "schema version 99" in done.stderr
+    assert (tmp_path / "rounds.sqlite").read_bytes() == before
+
+
+def test_selfplay_child_that_keeps_dying_ends_the_run_with_its_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    from shmzero.errors import WorkerDied
+
+    config = SelfPlayConfig(evaluator="hash", rounds=100)
+    real = Fleet._start
+
+    def broken(self, module, spec, fds, threads):  # type: ignore[no-untyped-def]
+        return real(self, module, spec | {"lanes": 10**6} if "lanes" in spec else spec, fds, threads)
+
+    monkeypatch.setattr(Fleet, "_start", broken)
+    with pytest.raises(WorkerDied, match="lanes need"), Fleet(config, range(100), 100) as fleet:
+        while not fleet.done:
+            fleet.poll(0.1)
+
+
+def test_selfplay_real_network_plays_and_says_that_it_is_fresh(tmp_path: Path) -> None:
+    done = command("--rounds", 3, "--preset", "light", "--net", "small", "--no-compile", "--cards", 3, "--out", tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    assert "freshly initialised from seed 0" in done.stderr and len(Records(tmp_path / "run")) == 3
