@@ -21,7 +21,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from shmzero import _core
 from shmzero.config import NETS, SelfPlayConfig, cores
 from shmzero.errors import ConfigError, WorkerDied
 from shmzero.segment import create_private
@@ -274,7 +273,7 @@ class Fleet:
         finished: list[tuple[int, list[bytes]]] = []
         dead: list[_Worker | _Server] = []
         for key, _ in self._selector.select(timeout_s):
-            owner = key.data
+            owner: _Worker | _Server = key.data
             if key.fd == owner.child.pidfd:
                 dead.append(owner)
             elif isinstance(owner, _Worker):
@@ -365,7 +364,7 @@ class Fleet:
         most = min(self.plan.lanes + self.plan.lanes // 8 + 1, share)
         for worker in self._workers:
             while (room := min(most - len(worker.outstanding), GRANT_UNITS)) > 0:
-                units = []
+                units: list[int] = []
                 while len(units) < room and (unit := self._next_unit()) is not None:
                     units.append(unit)
                 if not units:

@@ -313,7 +313,7 @@ class CudaNetDevice(_NetDevice):
             raise ModelFailed(f"a batch of {rows} rows failed on {self.device}: {error}") from error
 
     def finished(self, stage: int) -> bool:
-        return bool(self._stages[stage].done.query())
+        return bool(self._stages[stage].done.query())  # type: ignore[no-untyped-call]
 
     def wait(self, stage: int) -> None:
         self._stages[stage].done.synchronize()
@@ -331,8 +331,8 @@ class _CudaStage:
     """Static buffers of one batch in flight. Graphs are captured on the serving thread."""
 
     def __init__(self, device: str, max_batch: int) -> None:
-        self.stream = torch.cuda.Stream(device)
-        self.done = torch.cuda.Event()
+        self.stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self.done = torch.cuda.Event()  # type: ignore[no-untyped-call]
         shapes = [
             ((max_batch, _core.NUM_FEATURES), torch.float16),
             ((max_batch,), torch.int64),

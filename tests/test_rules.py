@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 import shmzero
 from shmzero.errors import IllegalAction
 from tests import oracle
-from tests.cases import as_round, round_of
+from tests.cases import round_of
 
 HOOKS = [1, 1, 1, None, 3]  # the default three times as often as never and "from three cards"
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from shmzero import SearchConfig, play_rounds
+from shmzero import SearchConfig, _core, play_rounds
 from shmzero.config import SelfPlayConfig
 from shmzero.evaluators import HashEvaluator
 from shmzero.launch import Fleet
@@ -125,7 +125,7 @@ def test_selfplay_killed_parent_leaves_no_process_and_no_memory_and_goes_on(tmp_
         process = start(folder, 100_000)
         wait_for(lambda p=process: len(children_of(p.pid)) >= 2 or p.poll() is not None)
         if attempt % 2:
-            wait_for(lambda: committed(folder) > kept)
+            wait_for(lambda known=kept: committed(folder) > known)
         children = children_of(process.pid)
         process.kill()
         process.communicate()
@@ -157,7 +157,7 @@ def test_selfplay_interrupt_commits_and_rerun_goes_on_then_has_nothing_to_do(tmp
 def test_selfplay_games_record_every_round_with_the_running_totals(tmp_path: Path) -> None:
     done = command("--evaluator", "hash", "--games", 3, "--cards", 3, "--preset", "light", "--out", tmp_path / "run")
     assert done.returncode == 0, done.stderr
-    rounds = [__import__("shmzero")._core.decode_record(r) for r in Records(tmp_path / "run")]
+    rounds = [_core.decode_record(r) for r in Records(tmp_path / "run")]
     assert len(rounds) == 3 * 8
     for before, after in zip(rounds, rounds[1:], strict=False):
         if after["round_of_game"]:
