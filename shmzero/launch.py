@@ -325,7 +325,7 @@ class Fleet:
     def close(self) -> list[tuple[int, list[bytes]]]:
         """End every child at once and return what was finished and not yet returned."""
         finished: list[tuple[int, list[bytes]]] = []
-        children = [owner.child for owner in [*self._workers, *self._servers]]
+        children = [worker.child for worker in self._workers] + [server.child for server in self._servers]
         for child in children:
             child.process.kill()
         for child in children:

@@ -30,7 +30,7 @@ def chi_square_p(observed: Counter, possible: list, samples: int) -> float:
 
 # players, cards each, cards still held by the seat to act, cards already in the current trick, seats that must have shown a void
 SITUATIONS = {
-    "three players, two undealt suits' worth, bidding": (3, 1, 1, -1, 0),
+    "three players, one card each, bidding": (3, 1, 1, -1, 0),
     "three players, one card undealt, last two tricks": (3, 17, 2, 0, 0),
     "three players, one void shown": (3, 17, 2, 0, 1),
     "three players, both others void somewhere": (3, 17, 3, 0, 2),

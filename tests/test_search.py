@@ -192,7 +192,7 @@ def test_search_any_leaves_in_flight_totals_are_exact(leaves: int, opponents: st
         assert set(np.flatnonzero(result.policy)) <= set(legal)
         assert result.policy.sum() == pytest.approx(1, abs=1e-5)
         mean = float((result.q * result.visits).sum() / result.visits.sum())
-        assert result.value == pytest.approx(mean, abs=0.35)
+        assert result.value == pytest.approx(mean, abs=1e-5)
 
 
 @pytest.mark.parametrize("leaves", [1, 4, 16])
@@ -361,7 +361,7 @@ def test_search_noise_does_not_enter_a_target_of_visits() -> None:
         assert np.allclose(clean.policy, clean.visits / clean.visits.sum())
         tried += max(0.0, noisy.visits[loser] / noisy.visits.sum() - clean.policy[loser])
         kept += max(0.0, noisy.policy[loser] - clean.policy[loser])
-    assert tried > 2 and kept < 0.2 * tried, f"{tried:.3f} more visits, {kept:.3f} in the target"
+    assert tried > 2 and kept < 0.4 * tried, f"{tried:.3f} more visits, {kept:.3f} in the target"
 
 
 def test_search_equal_values_visits_follow_the_prior() -> None:

@@ -46,7 +46,10 @@ class Result:
     goal: str = ""
 
     def line(self) -> str:
-        shown = self.value if isinstance(self.value, str) else f"{self.value:,.4g}" if abs(self.value) < 100 else f"{self.value:,.0f}"
+        if isinstance(self.value, str):
+            shown = self.value
+        else:
+            shown = f"{self.value:,.4g}" if abs(self.value) < 100 else f"{self.value:,.0f}"
         return f"{self.name:<44} {shown:>16} {self.unit:<14} {self.goal}"
 
 
