@@ -274,24 +274,9 @@ class MaxnSolver:
     def _solve(
         self, hands: tuple[int, ...], bids: tuple[int, ...], won: tuple[int, ...], trick: tuple[int, ...], leader: int
     ) -> tuple[int, ...]:
-        if len(bids) < self.players:
-            seat = (self.dealer + 1 + len(bids)) % self.players
-            legal = [
-                bid
-                for bid in range(self.cards + 1)
-                if not (seat == self.dealer and self.hook and sum(bids) + bid == self.cards)
-            ]
-            children = ((hands, (*bids, bid), won, trick, leader) for bid in legal)
-        elif not any(hands) and not trick:
-            order = [(self.dealer + 1 + i) % self.players for i in range(self.players)]
-            made = dict(zip(order, bids, strict=True))
-            return tuple(10 + won[s] if won[s] == made[s] else 0 for s in range(self.players))
-        else:
-            seat = (leader + len(trick)) % self.players
-            hand = [c for c in range(52) if hands[seat] >> c & 1]
-            if trick:
-                hand = [c for c in hand if c // 13 == trick[0] // 13] or hand
-            children = (self._played(hands, bids, won, trick, leader, seat, c) for c in hand)
+        if self._over(hands, bids, trick):
+            return self._scores(bids, won)
+        seat, children = self._children(hands, bids, won, trick, leader)
         best = None
         for child in children:
             value = self.solve(*child)
@@ -299,6 +284,27 @@ class MaxnSolver:
                 best = value
         assert best is not None
         return best
+
+    def _over(self, hands: tuple[int, ...], bids: tuple[int, ...], trick: tuple[int, ...]) -> bool:
+        return len(bids) == self.players and not any(hands) and not trick
+
+    def _scores(self, bids: tuple[int, ...], won: tuple[int, ...]) -> tuple[int, ...]:
+        made = [bids[(seat - self.dealer - 1) % self.players] for seat in range(self.players)]
+        return tuple(10 + w if w == bid else 0 for w, bid in zip(won, made, strict=True))
+
+    def _children(self, hands, bids, won, trick, leader):  # type: ignore[no-untyped-def]
+        """(seat to act, the states that its legal actions lead to)."""
+        if len(bids) < self.players:
+            seat = (self.dealer + 1 + len(bids)) % self.players
+            legal = range(self.cards + 1)
+            if seat == self.dealer and self.hook:
+                legal = [bid for bid in legal if sum(bids) + bid != self.cards]
+            return seat, [(hands, (*bids, bid), won, trick, leader) for bid in legal]
+        seat = (leader + len(trick)) % self.players
+        hand = [c for c in range(52) if hands[seat] >> c & 1]
+        if trick:
+            hand = [c for c in hand if c // 13 == trick[0] // 13] or hand
+        return seat, [self._played(hands, bids, won, trick, leader, seat, c) for c in hand]
 
     def _played(self, hands, bids, won, trick, leader, seat, c):  # type: ignore[no-untyped-def]
         hands = tuple(h & ~(1 << c) if s == seat else h for s, h in enumerate(hands))
@@ -312,6 +318,37 @@ class MaxnSolver:
             won = tuple(w + (s == leader) for s, w in enumerate(won))
             trick = ()
         return hands, bids, won, trick, leader
+
+
+class AnyTieSolver(MaxnSolver):
+    """Max^n under every way to break ties at once: the set of outcomes that some way leads to."""
+
+    def __init__(self, truth: Position) -> None:
+        super().__init__(truth, last=False)
+
+    def possible_choices(self, truth: Position) -> set[int]:
+        """Actions that are best for the acting seat under some way to break ties later on."""
+        outcomes = {}
+        for action in truth.legal():
+            after = truth.copy()
+            after.apply(action)
+            outcomes[action] = self.solve(*_key(after))
+        return {action for action, kept in zip(outcomes, _supported(list(outcomes.values()), truth.seat), strict=True) if kept}
+
+    def _solve(self, hands, bids, won, trick, leader):  # type: ignore[no-untyped-def]
+        if self._over(hands, bids, trick):
+            return frozenset([self._scores(bids, won)])
+        seat, children = self._children(hands, bids, won, trick, leader)
+        return frozenset().union(*_supported([self.solve(*child) for child in children], seat))
+
+
+def _supported(outcomes: list[frozenset[tuple[int, ...]]], seat: int) -> list[frozenset[tuple[int, ...]]]:
+    """Of each action's outcomes those that `seat` may prefer, where every other action comes out as badly as it can."""
+    worst = [min(value[seat] for value in values) for values in outcomes]
+    return [
+        frozenset(value for value in values if all(value[seat] >= w for j, w in enumerate(worst) if j != i))
+        for i, values in enumerate(outcomes)
+    ]
 
 
 def _key(truth: Position) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], tuple[int, ...], int]:

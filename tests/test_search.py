@@ -105,13 +105,14 @@ def test_search_known_hands_uses_the_true_deal() -> None:
 
 
 def test_search_known_hands_maximise_finds_a_maxn_choice() -> None:
-    """At least 99 % of 400 small positions; where ties give several optima, those of both solvers are right.
+    """Of 400 small positions 99 % as one of two exact solvers, who break ties by the first and by the last action, and all
+    others as a solver would who breaks ties in yet another way.
 
     The evaluator thinks well of everything unseen, so that enough simulations see everything.
     """
-    rng = random.Random(11)
-    config = SearchConfig(determinizations=1, simulations=6000, known_hands=True, opponents="maximise")
-    right = total = 0
+    rng = random.Random(12)
+    config = SearchConfig(determinizations=1, simulations=12000, known_hands=True, opponents="maximise")
+    right = explained = total = 0
     missed = []
     while total < 400:
         players = rng.choice([3, 3, 4])
@@ -126,8 +127,10 @@ def test_search_known_hands_maximise_finds_a_maxn_choice() -> None:
         choice = search(as_round(truth), UniformEvaluator(1.0), config, seed=total).action
         right += choice in accepted
         if choice not in accepted:
+            explained += choice in oracle.AnyTieSolver(truth).possible_choices(truth)
             missed.append(f"{oracle.deal_text(truth.hands)} bids {truth.bids}: {choice}, not {accepted}")
     assert right >= 0.99 * total, f"{right} of {total}; " + "; ".join(missed)
+    assert right + explained >= 0.998 * total, "; ".join(missed)
 
 
 def lone_six_expectation(num_worlds: int) -> float:

@@ -1,0 +1,266 @@
+"""The network, its checkpoints, and serving it: fold, precision, swaps, compiled callables."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+
+from shmzero import NetConfig, SearchConfig, _core, play_rounds
+from shmzero.errors import ConfigError
+from shmzero.evaluators import HashEvaluator, NetEvaluator, Staging, new_staging
+from shmzero.inference import Control, serve
+from shmzero.net import BlobNet, load_checkpoint, save_checkpoint
+from shmzero.net_device import CpuNetDevice, cpu_flags
+from shmzero.segment import create_private
+
+SMALL = NetConfig(width=32, hidden=64, blocks=2)
+PRECISIONS = ["fp32", "bf16"]
+
+
+@pytest.fixture(scope="module")
+def rows() -> dict[str, np.ndarray]:
+    return _core.replay(play_rounds(HashEvaluator(), 40, SearchConfig(determinizations=1, simulations=8), seed=2))
+
+
+def wide(masks: np.ndarray) -> np.ndarray:
+    return (masks[:, None] >> np.arange(52, dtype=np.uint64) & np.uint64(1)).astype(bool)
+
+
+def eager(net: BlobNet, features: np.ndarray, masks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    return NetEvaluator(net).evaluate_many(features.astype(np.float32), wide(masks))
+
+
+def served(device: CpuNetDevice, features: np.ndarray, masks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    staging = device.staging(0)
+    staging.features[: len(masks)], staging.masks[: len(masks)] = features, masks
+    device.launch(0, len(masks))
+    return staging.policies[: len(masks)].copy(), staging.values[: len(masks)].copy()
+
+
+@pytest.mark.parametrize("trunks", [1, 2])
+def test_inference_net_fp32_equals_the_eager_network(rows: dict[str, np.ndarray], trunks: int) -> None:
+    net = BlobNet(NetConfig(width=32, hidden=64, blocks=2, trunks=trunks), seed=3)
+    net.input_scale.copy_(torch.linspace(0.5, 2.0, 256))
+    features, masks = rows["features"][:300], rows["masks"][:300]
+    got, want = served(CpuNetDevice(net, "fp32", False, 512), features, masks), eager(net, features, masks)
+    assert np.abs(got[0] - want[0]).max() < 1e-5 and np.abs(got[1] - want[1]).max() < 1e-4
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_inference_net_empty_mask_gives_zeros_and_a_value(precision: str) -> None:
+    device = CpuNetDevice(BlobNet(SMALL), precision, False, 8)
+    policies, values = served(device, np.zeros((3, 256), np.float16), np.array([0, 5, 0], np.uint64))
+    assert not policies[[0, 2]].any() and np.isfinite(values).all()
+    assert policies[1].sum() == pytest.approx(1, abs=1e-6) and set(np.flatnonzero(policies[1])) == {0, 2}
+
+
+def test_inference_net_bf16_is_close_on_a_confident_network(rows: dict[str, np.ndarray]) -> None:
+    net = BlobNet(SMALL, seed=4)
+    states, masks = torch.from_numpy(rows["features"].astype(np.float32)), torch.from_numpy(wide(rows["masks"]))
+    # Each position's first legal action, so that the policy can become sure of itself.
+    wanted = masks.float().argmax(dim=1)
+    optimiser = torch.optim.Adam(net.parameters(), lr=3e-3)
+    for _ in range(150):
+        policies, _ = net.policy_value(states, masks)
+        loss = -torch.log(policies.gather(1, wanted[:, None]) + 1e-9).mean()
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    want, _ = eager(net, rows["features"], rows["masks"])
+    assert want.max(axis=1).mean() >= 0.6
+    got = np.concatenate([
+        served(CpuNetDevice(net, "bf16", False, 4096), rows["features"], rows["masks"])[0]
+    ])
+    assert np.quantile(np.abs(got - want), 0.999) < 0.03 and np.abs(got - want).mean() < 2e-3
+
+
+def test_fresh_network_follows_from_the_seed_alone() -> None:
+    torch.manual_seed(1)
+    first = BlobNet(SMALL, seed=7).state_dict()
+    torch.manual_seed(2)
+    second = BlobNet(SMALL, seed=7).state_dict()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert not torch.equal(first["bids.weight"], BlobNet(SMALL, seed=8).state_dict()["bids.weight"])
+
+
+def test_checkpoint_round_trip_keeps_every_bit(tmp_path: Path) -> None:
+    net = BlobNet(SMALL, seed=5)
+    save_checkpoint(net, tmp_path / "net.safetensors")
+    loaded = load_checkpoint(tmp_path / "net.safetensors")
+    assert loaded.config == SMALL and os.listdir(tmp_path) == ["net.safetensors"]
+    assert all(torch.equal(t, loaded.state_dict()[name]) for name, t in net.state_dict().items())
+
+
+def mangle(path: Path, how: str) -> None:
+    whole = path.read_bytes()
+    tensors = safetensors.torch.load(whole)
+    metadata = {"format": "shmzero-net-1", "features": str(_core.FEATURE_VERSION),
+                "net": json.dumps({"width": 32, "hidden": 64, "blocks": 2, "trunks": 1})}
+    if how == "truncated":
+        path.write_bytes(whole[: len(whole) // 2])
+        return
+    if how == "garbage":
+        path.write_bytes(b"no checkpoint at all")
+        return
+    if how == "nan":
+        tensors["value.bias"][0] = float("nan")
+    if how == "shape":
+        tensors["value.weight"] = torch.zeros(1, 31)
+    if how == "version":
+        metadata["features"] = "999"
+    if how == "format":
+        metadata["format"] = "other"
+    if how == "config":
+        metadata["net"] = json.dumps({"width": -1})
+    path.write_bytes(safetensors.torch.save(tensors, metadata))
+
+
+@pytest.mark.parametrize("how", ["truncated", "garbage", "nan", "shape", "version", "format", "config"])
+def test_corrupt_checkpoint_is_refused_and_the_old_weights_stay(tmp_path: Path, how: str) -> None:
+    path = tmp_path / "net.safetensors"
+    save_checkpoint(BlobNet(SMALL, seed=1), path)
+    mangle(path, how)
+    device = CpuNetDevice(BlobNet(SMALL, seed=2), "fp32", False, 8)
+    before = [t.clone() for t in device.weights]
+    with pytest.raises(ConfigError, match="checkpoint"):
+        device.swap(str(path))
+    assert all(torch.equal(a, b) for a, b in zip(before, device.weights, strict=True))
+
+
+def test_swap_to_a_network_of_other_sizes_is_refused(tmp_path: Path) -> None:
+    save_checkpoint(BlobNet(NetConfig(width=16, hidden=16, blocks=1)), tmp_path / "other.safetensors")
+    with pytest.raises(ConfigError, match="other sizes"):
+        CpuNetDevice(BlobNet(SMALL), "fp32", False, 8).swap(str(tmp_path / "other.safetensors"))
+
+
+class LateDevice:
+    """Two stages in flight around a CPU device: the twin of the CUDA device's order of events."""
+
+    num_stages = 2
+
+    def __init__(self, inner: CpuNetDevice) -> None:
+        self.inner = inner
+        self.max_batch = inner.max_batch
+        self.stages = [new_staging(inner.max_batch) for _ in range(2)]
+        self.pending: dict[int, int] = {}
+        self.looks = 0
+
+    def staging(self, stage: int) -> Staging:
+        return self.stages[stage]
+
+    def launch(self, stage: int, rows: int) -> None:
+        assert stage not in self.pending, "a stage is launched again before it was waited for"
+        self.pending[stage] = rows
+
+    def finished(self, stage: int) -> bool:
+        self.looks += 1
+        return self.looks % 3 == 0
+
+    def wait(self, stage: int) -> None:
+        rows, at = self.pending.pop(stage), self.stages[stage]
+        at.policies[:rows], at.values[:rows] = served(self.inner, at.features[:rows], at.masks[:rows])
+
+    def swap(self, path: str) -> None:
+        assert not self.pending, "weights are swapped under a batch"
+        self.inner.swap(path)
+
+    def poll(self) -> str | None:
+        return None
+
+
+@pytest.mark.parametrize("stages", [1, 2])
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_weights_swapped_under_load_every_answer_is_of_the_version_it_carries(
+    rows: dict[str, np.ndarray], tmp_path: Path, precision: str, stages: int
+) -> None:
+    nets = [BlobNet(SMALL, seed=seed) for seed in range(6)]
+    for version, net in enumerate(nets):
+        save_checkpoint(net, tmp_path / f"{version}.safetensors")
+    features, masks = rows["features"][:8], rows["masks"][:8]
+    want = [served(CpuNetDevice(net, precision, False, 8), features, masks) for net in nets]
+    memory = create_private(1, 1, 4, 8)
+    inner = CpuNetDevice(nets[0], precision, False, 16)
+    device = inner if stages == 1 else LateDevice(inner)
+    ours, theirs = socket.socketpair()
+    server = _core.ServerPort(memory.segment, 0, 1)
+    thread = threading.Thread(target=serve, args=(server, device, Control(theirs.detach()), 0, 1.0))
+    thread.start()
+    port = _core.WorkerPort(memory.segment, 0)
+    seen: dict[int, list[int]] = {slot: [] for slot in range(4)}
+    out: set[int] = set()
+    published = 0
+    while seen[0][-20:] != [5] * 20:
+        if published < 5 and seen[1][-10:] == [published] * 10:
+            published = version = published + 1
+            line = {"cmd": "weights", "path": str(tmp_path / f"{version}.safetensors"), "version": version}
+            ours.sendall(json.dumps(line).encode() + b"\n")
+        for slot in range(4):
+            if slot in out and not port.answered(slot):
+                continue
+            _, _, policies, values = _core.slot_views(memory.segment, 0, slot)
+            if slot in out:
+                version = port.version(slot)
+                assert np.allclose(policies, want[version][0], atol=1e-5)
+                assert np.allclose(values, want[version][1], atol=1e-5)
+                seen[slot].append(version)
+            assert port.begin(slot)
+            states, words, _, _ = _core.slot_views(memory.segment, 0, slot)
+            states[:], words[:, 0] = features, masks
+            port.publish(slot, 8)
+            out.add(slot)
+        port.wait(15, 20.0)
+    ours.close()
+    thread.join()
+    memory.close()
+    assert all(versions == sorted(versions) for versions in seen.values())
+    assert set(seen[1]) == set(range(6))
+
+
+def test_compiled_network_serves_what_the_eager_one_does_also_after_a_swap(
+    rows: dict[str, np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SHMZERO_CACHE", str(tmp_path / "cache"))
+    config = NetConfig(width=16, hidden=16, blocks=1)
+    nets = [BlobNet(config, seed=seed) for seed in (1, 2)]
+    save_checkpoint(nets[1], tmp_path / "next.safetensors")
+    precision = "bf16" if cpu_flags() & {"avx512_bf16", "amx_bf16"} else "fp32"
+    device = CpuNetDevice(nets[0], precision, True, 32)
+    assert device._compiler is not None and not device.compiled
+    assert device._compiler.wait() == 0
+    device._looked_at = 0.0
+    assert device.poll() == "compiled for batches of 32" and 32 in device.compiled
+    features, masks = rows["features"][:20], rows["masks"][:20]
+    for net in nets:
+        got, want = served(device, features, masks), served(CpuNetDevice(net, precision, False, 32), features, masks)
+        assert np.abs(got[0] - want[0]).max() < 5e-3 and np.abs(got[1] - want[1]).max() < 2e-2
+        device.swap(str(tmp_path / "next.safetensors"))
+    again = CpuNetDevice(nets[0], precision, True, 32)
+    assert 32 in again.compiled and again._compiler is None
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device")
+def test_cuda_device_two_stages_equal_the_eager_network(rows: dict[str, np.ndarray], tmp_path: Path) -> None:
+    from shmzero.net_device import CudaNetDevice
+
+    nets = [BlobNet(SMALL, seed=seed) for seed in (1, 2)]
+    save_checkpoint(nets[1], tmp_path / "next.safetensors")
+    device = CudaNetDevice(nets[0], precision="fp32", compiled=False, max_batch=256)
+    for net in nets:
+        for stage in (0, 1):
+            staging = device.staging(stage)
+            staging.features[:100], staging.masks[:100] = rows["features"][:100], rows["masks"][:100]
+            device.launch(stage, 100)
+        for stage in (0, 1):
+            device.wait(stage)
+            want = eager(net, rows["features"][:100], rows["masks"][:100])
+            assert np.abs(device.staging(stage).policies[:100] - want[0]).max() < 5e-3
+        device.swap(str(tmp_path / "next.safetensors"))
