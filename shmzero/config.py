@@ -231,7 +231,7 @@ class SelfPlayConfig:
     temperature_decisions: int = 99
     rivalry: float = 0.0
     workers: int | None = None
-    """Worker processes (default: one a core, at most 8, at least one for each inference process)."""
+    """Worker processes (default: one for each inference process; on CUDA the cores less one, at most 8)."""
     lanes: int | None = None
     """Rounds that a worker plays at once (default: so that the batches are full)."""
     slots: int = 2

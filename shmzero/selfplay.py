@@ -169,6 +169,9 @@ def _run(
             f"{plan.workers} workers x {plan.lanes} lanes, {len(plan.devices)} inference processes "
             f"({', '.join(plan.devices)}), batches up to {plan.max_batch} rows"
         )
+        capped = config.search().to_core().wave_leaves
+        if capped < config.leaves_in_flight:
+            say(f"leaves in flight: {capped} instead of {config.leaves_in_flight}, a quarter of the simulations")
         if config.evaluator == "net" and config.checkpoint is None:
             say(f"no --checkpoint: the network is freshly initialised from seed {config.seed}")
         meter = Meter(fleet, missing)
