@@ -31,7 +31,7 @@ from shmzero.evaluators import BatchDevice, Staging, new_staging
 from shmzero.net import BlobNet, load_checkpoint, masked_softmax
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-CPU_BUCKETS = (64, 512, 2048)
+CPU_BUCKETS = (16, 64, 512, 2048)
 CUDA_BUCKETS = (64, 256, 1024, 4096, 8192, 16384)
 LOOK_S = 0.5
 """How often a server looks whether the compiled callables are there."""

@@ -232,18 +232,18 @@ def test_compiled_network_serves_what_the_eager_one_does_also_after_a_swap(
     nets = [BlobNet(config, seed=seed) for seed in (1, 2)]
     save_checkpoint(nets[1], tmp_path / "next.safetensors")
     precision = "bf16" if cpu_flags() & {"avx512_bf16", "amx_bf16"} else "fp32"
-    device = CpuNetDevice(nets[0], precision, True, 32)
+    device = CpuNetDevice(nets[0], precision, True, 16)
     assert device._compiler is not None and not device.compiled
     assert device._compiler.wait() == 0
     device._looked_at = 0.0
-    assert device.poll() == "compiled for batches of 32" and 32 in device.compiled
-    features, masks = rows["features"][:20], rows["masks"][:20]
+    assert device.poll() == "compiled for batches of 16" and 16 in device.compiled
+    features, masks = rows["features"][:12], rows["masks"][:12]
     for net in nets:
-        got, want = served(device, features, masks), served(CpuNetDevice(net, precision, False, 32), features, masks)
+        got, want = served(device, features, masks), served(CpuNetDevice(net, precision, False, 16), features, masks)
         assert np.abs(got[0] - want[0]).max() < 5e-3 and np.abs(got[1] - want[1]).max() < 2e-2
         device.swap(str(tmp_path / "next.safetensors"))
-    again = CpuNetDevice(nets[0], precision, True, 32)
-    assert 32 in again.compiled and again._compiler is None
+    again = CpuNetDevice(nets[0], precision, True, 16)
+    assert 16 in again.compiled and again._compiler is None
 
 
 @pytest.mark.gpu

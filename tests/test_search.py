@@ -203,7 +203,7 @@ def test_search_any_leaves_in_flight_totals_are_exact(leaves: int, opponents: st
 @pytest.mark.parametrize("rivalry", [0.0, 0.5])
 def test_search_terminal_leaves_in_flight_backs_up_their_exact_utility(leaves: int, opponents: str, rivalry: float) -> None:
     """After the last bid of a one-card round everything is forced: Q is the utility, whatever was in flight."""
-    truth = oracle.position("SA | HK | CA | DA", None, 3, "0 1 1")
+    truth = oracle.position("SA | HK | CA | DA", None, 3, "1 0 1")
     config = SearchConfig(
         determinizations=1, simulations=64, leaves_in_flight=leaves, known_hands=True, opponents=opponents, rivalry=rivalry  # type: ignore[arg-type]
     )
