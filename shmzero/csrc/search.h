@@ -70,7 +70,7 @@ struct Decision {
   float value;                   ///< Of the root seat.
   std::uint8_t best;             ///< Place of the action to play without temperature.
   std::uint32_t simulations;
-  std::uint32_t evaluations;     ///< Rows asked; no two of one decision are the same.
+  std::uint32_t evaluations;     ///< Rows asked: one for each (public actions, seat, hand).
   std::uint32_t terminals;       ///< Simulations that ended in a finished round.
 };
 
