@@ -684,8 +684,8 @@ class Search {
   }
 
   /// Takes back visits that only the noise in the prior explains: an action keeps no more than would
-  /// have let PUCT, under the clean prior and the final values, prefer it to the most visited one
-  /// (Wu 2019, "policy target pruning").
+  /// have let PUCT, under the clean prior and the final values, prefer it to the most visited one,
+  /// which gets the rest (after Wu 2019, "policy target pruning").
   void prune_noise(double* visits) const {
     const int num_actions = decision_.num_actions;
     int best = 0;
@@ -702,7 +702,9 @@ class Search {
       if (gap <= 0.0) continue;
       const double justified =
           std::ceil(config_->c_puct * decision_.prior[a] * std::sqrt(total) / gap - 1.0);
-      visits[a] = std::clamp(justified, 0.0, visits[a]);
+      const double kept = std::clamp(justified, 0.0, visits[a]);
+      visits[best] += visits[a] - kept;
+      visits[a] = kept;
     }
   }
 
