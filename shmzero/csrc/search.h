@@ -7,6 +7,7 @@
 #pragma once
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstdint>
 #include <span>
@@ -93,7 +94,8 @@ class Search {
     entries_.clear();
     policies_.clear();
     sims_.clear();
-    resize_table(512);
+    // Half empty even if every simulation asks a row of its own: one more growth is rare.
+    resize_table(std::bit_ceil(2 * (1 + std::size_t{config.simulations} * config.worlds())));
     decision_ = {};
     for_each_card(legal(root), [&](int action) {
       decision_.actions[decision_.num_actions++] = static_cast<std::uint8_t>(action);
@@ -392,12 +394,10 @@ class Search {
       const int other = solved(visited) ? select_by_puct(true) : visited;
       const int a = other < 0 ? visited : other;
       for (std::size_t world = 0; world < worlds_.size(); ++world) {
-        sims_.emplace_back();
+        sims_.push_back({worlds_[world], kNone, kNone, static_cast<std::uint16_t>(world),
+                         static_cast<std::uint8_t>(a), static_cast<std::uint8_t>(visited),
+                         Status::kDescending});
         Simulation& sim = sims_.back();
-        sim.state = worlds_[world];
-        sim.arm = static_cast<std::uint8_t>(a);
-        sim.visited = static_cast<std::uint8_t>(visited);
-        sim.world = static_cast<std::uint16_t>(world);
         Top& top = this->top(world, a);
         const std::uint64_t actions = play(sim.state, decision_.actions[a]);
         if (top.node == kNone) {
