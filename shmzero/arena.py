@@ -1,0 +1,307 @@
+"""Matches between agents by duplicate deals, and `python -m shmzero.arena`, the command for them.
+
+An agent is a built-in opponent, a checkpoint with or without search, or any evaluator with a
+SearchConfig. Every deal is played once in each rotation of the seats, so that luck of the cards falls
+on all alike; the deal is the unit of every interval. The rounds are played by csrc/match.h. Ratings of
+more than two agents are rating.py.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shmzero import _core
+from shmzero.config import SearchConfig, _check, _choice, cores, play_settings
+from shmzero.errors import ConfigError
+from shmzero.search import Evaluator
+
+Rows = tuple[NDArray[np.float32], NDArray[np.float32]]
+Mode = Literal["one", "rest"]
+
+SOLVED_CARDS = 12
+"""Cards in all hands below which `+solver` solves a leaf: three tricks of four players."""
+DEFAULT_SEARCH = SearchConfig(determinizations=3, simulations=30)
+"""Of a checkpoint without a suffix."""
+ROWS_PER_STEP = 4096
+"""Lanes are as many as make batches of about this size."""
+BOT_LANES = 128
+MAX_BATCH = 4096
+NORMAL_95 = 1.96
+
+BUILT_IN = "random, threshold, mc90, mc900, uct10x90, uct10x90+solver (any numbers)"
+
+EXAMPLES = """examples:
+  python -m shmzero.arena mc90 threshold random               mc90 against each of the others
+  python -m shmzero.arena runs/a/net.safetensors mc900 --deals 1000 --mode both
+  python -m shmzero.arena net.safetensors:policy old.safetensors:3x30 --players 4:15,5:70,6:15 --cards 1-7
+  python -m shmzero.arena threshold random --games --cards 7 --deals 20
+  python -m shmzero.arena --rating random threshold mc90 mc900 --deals 500 --out runs/ratings"""
+
+
+@dataclass(frozen=True)
+class Agent:
+    """Who plays: a bot of the core, or a search over an evaluator."""
+
+    name: str
+    config: _core.BotConfig | SearchConfig
+    evaluate: Callable[[NDArray[np.float16], NDArray[np.uint64]], Rows] | None = None
+    """(policies [B, 52], values [B, 1]) of features [B, 256] and mask words [B]; None for a bot."""
+
+    def rows_per_step(self, players: int) -> int:
+        if isinstance(self.config, SearchConfig):
+            return int(self.config.to_core().rows_per_step(players))
+        return 0
+
+    def to_core(self) -> _core.BotConfig | _core.SearchConfig:
+        return self.config.to_core() if isinstance(self.config, SearchConfig) else self.config
+
+
+AgentLike = str | Agent | tuple[Evaluator, SearchConfig]
+
+
+def make_agent(spec: AgentLike, device: str = "cpu") -> Agent:
+    """The agent that a name, a checkpoint's path or an (evaluator, SearchConfig) stands for.
+
+    Names: random; threshold; mcN, flat Monte-Carlo with N playouts; uctDxS, D worlds of S simulations,
+    and uctDxS+solver. A path may end in `:policy` (no search) or `:DxS`; alone it is searched 3x30.
+    Agents play their best action, without noise or temperature. `device` runs checkpoints. Raises
+    ConfigError.
+    """
+    if isinstance(spec, Agent):
+        return spec
+    if isinstance(spec, tuple):
+        evaluator, search = spec
+        if search.known_hands:
+            raise ConfigError("known_hands is set; a match never looks at hidden hands")
+        return Agent(type(evaluator).__name__, search, _widened(evaluator))
+    return _bot(spec) or _checkpoint(spec, device)
+
+
+def _bot(name: str) -> Agent | None:
+    kinds = _core.BotKind
+    if name in ("random", "threshold"):
+        return Agent(name, _core.BotConfig(getattr(kinds, name)))
+    if found := re.fullmatch(r"mc(\d{1,9})", name):
+        playouts = int(found[1])
+        _check(f"playouts of {name}", playouts, 1, 10**8)
+        return Agent(name, _core.BotConfig(kinds.monte_carlo, playouts=playouts))
+    if found := re.fullmatch(r"uct(\d{1,9})x(\d{1,9})(\+solver)?", name):
+        worlds, simulations = int(found[1]), int(found[2])
+        _check(f"worlds of {name}", worlds, 1, 10_000)
+        _check(f"simulations of {name}", simulations, 1, 10**6)
+        solved = SOLVED_CARDS if found[3] else 0
+        return Agent(name, _core.BotConfig(kinds.uct, worlds=worlds, simulations=simulations, solved_cards=solved))
+    return None
+
+
+def _checkpoint(spec: str, device: str) -> Agent:
+    path, search = spec, DEFAULT_SEARCH
+    head, colon, suffix = spec.rpartition(":")
+    if colon and suffix == "policy":
+        path, search = head, SearchConfig(simulations=0)
+    elif colon and (found := re.fullmatch(r"(\d{1,9})x(\d{1,9})", suffix)):
+        path, search = head, SearchConfig(determinizations=int(found[1]), simulations=int(found[2]))
+        _check(f"simulations of {spec}", search.simulations, 1, 10**6)
+    if not Path(path).is_file():
+        raise ConfigError(
+            f"agent {spec!r} is not built in ({BUILT_IN}), and there is no checkpoint file {path!r}; "
+            "allowed after a file: :policy or :DxS, such as :3x30"
+        )
+    return Agent(spec, search, _served(path, device))
+
+
+def _served(path: str, device: str) -> Callable[[NDArray[np.float16], NDArray[np.uint64]], Rows]:
+    """A checkpoint on a device as the inference process would have it, but never compiled."""
+    from shmzero.evaluators import BatchDevice
+    from shmzero.net import load_checkpoint
+    from shmzero.net_device import CpuNetDevice, CudaNetDevice
+
+    net: BatchDevice
+    if device == "cpu":
+        net = CpuNetDevice(load_checkpoint(path), compiled=False, max_batch=MAX_BATCH)
+    else:
+        net = CudaNetDevice(load_checkpoint(path), device, compiled=False, max_batch=MAX_BATCH)
+    staging = net.staging(0)
+
+    def evaluate(features: NDArray[np.float16], masks: NDArray[np.uint64]) -> Rows:
+        policies = np.empty((len(masks), _core.NUM_ACTIONS), np.float32)
+        values = np.empty((len(masks), 1), np.float32)
+        for start in range(0, len(masks), MAX_BATCH):
+            part = slice(start, min(start + MAX_BATCH, len(masks)))
+            rows = part.stop - start
+            staging.features[:rows], staging.masks[:rows] = features[part], masks[part]
+            net.launch(0, rows)
+            net.wait(0)
+            policies[part], values[part] = staging.policies[:rows], staging.values[:rows]
+        return policies, values
+
+    return evaluate
+
+
+def _widened(evaluator: Evaluator) -> Callable[[NDArray[np.float16], NDArray[np.uint64]], Rows]:
+    places = np.arange(_core.NUM_ACTIONS, dtype=np.uint64)
+
+    def evaluate(features: NDArray[np.float16], masks: NDArray[np.uint64]) -> Rows:
+        wide = (masks[:, None] >> places & np.uint64(1)).astype(np.bool_)
+        policies, values = evaluator.evaluate_many(features.astype(np.float32), wide)
+        return np.asarray(policies, np.float32), np.asarray(values, np.float32)
+
+    return evaluate
+
+
+@dataclass(frozen=True)
+class MatchResult:
+    """How the hero did. Means are over deals, each the mean of its rotations."""
+
+    hero: str
+    villain: str
+    mode: str
+    deals: int
+    rounds: int
+    mean: float
+    """Points per round: own minus the mean of the others; in mode "rest" the mean of the heroes minus the villain."""
+    low: float
+    high: float
+    """95 % interval of `mean`: normal, over deals."""
+    exact_bid: dict[int, float]
+    """By hand size: share of the hero's rounds in which it won exactly what it bid."""
+    villain_exact_bid: dict[int, float]
+    ceiling: float
+    """What no table's mean exact-bid rate can exceed: (n-1)/n, for the hook makes one bid fail."""
+    win_share: float
+    """The hero's expected share of the win (most points of a round, or of a game with `games`; equals share it).
+    In mode "rest" that of one hero. 1/n is what equals would have."""
+    fair_share: float
+    seconds: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """Ready for JSON."""
+        return asdict(self)
+
+
+def match_plan(
+    players: int | str, cards: int | str, trump: str, games: bool, seed: int
+) -> _core.PlaySettings:
+    """What a match deals, in the words of self-play. Raises ConfigError."""
+    return play_settings(SearchConfig(), seed, str(players), str(cards), trump, "random", games)
+
+
+def play_tables(
+    agents: Sequence[Agent],
+    tables: NDArray[np.uint8],
+    settings: _core.PlaySettings,
+    threads: int | None = None,
+    show: Callable[[int], None] = lambda rounds: None,
+) -> dict[str, NDArray[Any]]:
+    """Play one deal for each of `tables` [D, 8] (agents by seat) in all rotations; returns the rounds.
+
+    Columns [N], or [N, 8] by seat, as `_core.MatchRun.rounds` has them, sorted by deal, rotation and
+    round. In rotation r seat s is held by tables[d, (s - r) mod players].
+    """
+    widest = max([agent.rows_per_step(settings.most_players) for agent in agents])
+    lanes = BOT_LANES if widest == 0 else min(max(ROWS_PER_STEP // widest, 64), 2048)
+    run = _core.MatchRun(
+        settings, [agent.to_core() for agent in agents], tables.tolist(), lanes, threads or cores()
+    )
+    while (blocks := run.step()) is not None:
+        for index, features, masks in blocks:
+            evaluate = agents[index].evaluate
+            assert evaluate is not None
+            run.answer(index, *evaluate(features, masks))
+        show(run.num_rounds)
+    rounds = run.rounds()
+    order = np.lexsort((rounds["round_of_game"], rounds["rotation"], rounds["deal"]))
+    return {name: column[order] for name, column in rounds.items()}
+
+
+def play_match(
+    hero: AgentLike,
+    villain: AgentLike,
+    *,
+    deals: int,
+    players: int | str = 4,
+    cards: int | str = "5",
+    seed: int = 0,
+    mode: Mode = "one",
+    trump: str = "random",
+    games: bool = False,
+    threads: int | None = None,
+    show: Callable[[int], None] = lambda rounds: None,
+) -> MatchResult:
+    """One hero against villains in all other seats ("one"), or one villain among heroes ("rest").
+
+    Each of `deals` deals (with `games` whole games) is played in every rotation: the number of units is
+    deals x players. `players` and `cards` may be distributions such as "3-6" or "4:15,5:70". A function
+    of its arguments, for evaluators whose rows do not depend on the batch. Raises ConfigError.
+    """
+    _check("deals", deals, 2, 10**7)
+    _choice("mode", mode, ("one", "rest"))
+    start = time.monotonic()
+    agents = [make_agent(hero), make_agent(villain)]
+    settings = match_plan(players, cards, trump, games, seed)
+    odd, others = (0, 1) if mode == "one" else (1, 0)
+    table = np.full((deals, _core.MAX_PLAYERS), others, np.uint8)
+    table[:, 0] = odd
+    rounds = play_tables(agents, table, settings, threads, show)
+    return _result(agents, mode, games, deals, rounds, time.monotonic() - start)
+
+
+def _result(
+    agents: Sequence[Agent], mode: str, games: bool, deals: int, rounds: dict[str, NDArray[Any]], seconds: float
+) -> MatchResult:
+    odd_seat = rounds["rotation"]  # the odd one out sits at place 0 of the table
+    num = rounds["players"]
+    seated = np.arange(_core.MAX_PLAYERS) < num[:, None]
+    at_odd = np.arange(_core.MAX_PLAYERS) == odd_seat[:, None]
+
+    # Points and wins by unit: a round, or a game.
+    first = np.flatnonzero(rounds["round_of_game"] == 0)
+    length = np.diff(np.append(first, len(num)))
+    totals = np.add.reduceat(np.where(seated, rounds["scores"], 0), first)
+    players, seats = num[first], seated[first]
+    odd_points = totals[at_odd[first]]
+    lead = (odd_points - (totals.sum(1) - odd_points) / (players - 1)) / length
+    highest = np.where(seats, totals, np.iinfo(totals.dtype).min)
+    winners = (highest == highest.max(1, keepdims=True)) & seats
+    odd_win = winners[at_odd[first]] / winners.sum(1)
+
+    deal = rounds["deal"][first]
+    sign = 1 if mode == "one" else -1
+    by_deal = sign * np.bincount(deal, lead, deals) / np.bincount(deal, minlength=deals)
+    margin = NORMAL_95 * float(by_deal.std(ddof=1)) / math.sqrt(deals)
+    mean = float(by_deal.mean())
+
+    exact = rounds["bids"] == rounds["tricks"]
+    rates = {}
+    for role, mask in (("odd", at_odd), ("others", seated & ~at_odd)):
+        rates[role] = {
+            int(size): float(exact[mask & (rounds["cards"] == size)[:, None]].mean())
+            for size in np.unique(rounds["cards"])
+        }
+    hero, villain = ("odd", "others") if mode == "one" else ("others", "odd")
+    win = odd_win if mode == "one" else (1 - odd_win) / (players - 1)
+    return MatchResult(
+        hero=agents[0].name,
+        villain=agents[1].name,
+        mode=mode,
+        deals=deals,
+        rounds=len(num),
+        mean=mean,
+        low=mean - margin,
+        high=mean + margin,
+        exact_bid=rates[hero],
+        villain_exact_bid=rates[villain],
+        ceiling=float((1 - 1 / num).mean()),
+        win_share=float(win.mean()),
+        fair_share=float((1 / players).mean()),
+        seconds=seconds,
+    )
