@@ -8,20 +8,24 @@ more than two agents are rating.py.
 
 from __future__ import annotations
 
+import argparse
+import json
 import math
 import re
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
 from shmzero import _core
 from shmzero.config import SearchConfig, _check, _choice, cores, play_settings
-from shmzero.errors import ConfigError
+from shmzero.errors import ConfigError, ModelFailed, RecordError
+from shmzero.rating import Ratings, draw_tables, ratings
 from shmzero.search import Evaluator
 
 Rows = tuple[NDArray[np.float32], NDArray[np.float32]]
@@ -188,9 +192,7 @@ class MatchResult:
         return asdict(self)
 
 
-def match_plan(
-    players: int | str, cards: int | str, trump: str, games: bool, seed: int
-) -> _core.PlaySettings:
+def match_plan(players: int | str, cards: int | str, trump: str, games: bool, seed: int) -> _core.PlaySettings:
     """What a match deals, in the words of self-play. Raises ConfigError."""
     return play_settings(SearchConfig(), seed, str(players), str(cards), trump, "random", games)
 
@@ -209,9 +211,7 @@ def play_tables(
     """
     widest = max([agent.rows_per_step(settings.most_players) for agent in agents])
     lanes = BOT_LANES if widest == 0 else min(max(ROWS_PER_STEP // widest, 64), 2048)
-    run = _core.MatchRun(
-        settings, [agent.to_core() for agent in agents], tables.tolist(), lanes, threads or cores()
-    )
+    run = _core.MatchRun(settings, [agent.to_core() for agent in agents], tables.tolist(), lanes, threads or cores())
     while (blocks := run.step()) is not None:
         for index, features, masks in blocks:
             evaluate = agents[index].evaluate
@@ -305,3 +305,222 @@ def _result(
         fair_share=float((1 / players).mean()),
         seconds=seconds,
     )
+
+
+def rate(
+    pool: Sequence[AgentLike],
+    *,
+    deals: int,
+    players: int | str = 4,
+    cards: int | str = "5",
+    seed: int = 0,
+    trump: str = "random",
+    games: bool = False,
+    threads: int | None = None,
+    show: Callable[[int], None] = lambda rounds: None,
+) -> Ratings:
+    """Ratings of a pool of at least two agents that meet at mixed tables, each deal in all rotations.
+
+    With `games` whole games are ranked, otherwise rounds. Raises ConfigError.
+    """
+    _check("deals", deals, 2, 10**7)
+    agents = [make_agent(spec) for spec in pool]
+    names = [agent.name for agent in agents]
+    if len(agents) < 2:
+        raise ConfigError(f"the pool has {len(agents)} agents; allowed: 2 or more")
+    if len(agents) > 255:
+        raise ConfigError(f"the pool has {len(agents)} agents; allowed: at most 255")
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ConfigError(f"agent {twice} is in the pool twice; allowed: each once")
+    settings = match_plan(players, cards, trump, games, seed)
+    tables = np.zeros((deals, _core.MAX_PLAYERS), np.uint8)
+    most = settings.most_players
+    tables[:, :most] = draw_tables(len(agents), deals, most, seed)
+    rounds = play_tables(agents, tables, settings, threads, show)
+    first = np.flatnonzero(rounds["round_of_game"] == 0)
+    seats = np.arange(_core.MAX_PLAYERS)
+    num = rounds["players"][first][:, None]
+    place = (seats - rounds["rotation"][first][:, None]) % num
+    seated = np.where(seats < num, np.take_along_axis(tables[rounds["deal"][first]].astype(int), place, 1), -1)
+    points = np.add.reduceat(rounds["scores"], first).astype(float)
+    played = {"players": str(players), "cards": str(cards), "trump": trump, "games": games, "seed": seed}
+    return ratings(names, seated, points, rounds["deal"][first].astype(int), settings=played, seed=seed)
+
+
+# --- the command ------------------------------------------------------------------------------------
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message}; see --help")
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    """The command's arguments. Raises ConfigError."""
+    parser = _Parser(
+        prog="python -m shmzero.arena",
+        description="Matches of Blob by duplicate deals: every deal is played in each rotation of the seats.\n"
+        f"Agents: {BUILT_IN}; a checkpoint's path, perhaps with :policy or :DxS.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("agents", nargs="+", metavar="AGENT", help="the hero and its villains; with --rating a pool")
+    parser.add_argument("--deals", type=int, default=1000, help="deals, or whole games with --games (default: 1000)")
+    parser.add_argument("--players", default="4", help="4, 3-6, or with weights 4:15,5:70,6:15")
+    parser.add_argument("--cards", default="5", help="cards each, written likewise; with --games the largest hand")
+    parser.add_argument("--trump", default="random", help="random, a suit, none, or several with commas")
+    parser.add_argument(
+        "--mode",
+        choices=("one", "rest", "both"),
+        default="both",
+        help="one hero against n-1 villains, n-1 heroes against one, or both (default)",
+    )
+    parser.add_argument("--games", action="store_true", help="whole games instead of rounds")
+    parser.add_argument("--rating", action="store_true", help="rate all agents together (Plackett-Luce)")
+    parser.add_argument("--out", type=Path, help="with --rating: folder that gets ratings.json")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, help="threads for the bots (default: all cores)")
+    parser.add_argument("--device", default="cpu", help="where checkpoints run: cpu, cuda, cuda:1")
+    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+    args = parser.parse_args(arguments)
+    if len(args.agents) < 2:
+        raise ConfigError(f"one agent, {args.agents[0]}, has nobody to play; allowed: two or more agents")
+    if args.out and not args.rating:
+        raise ConfigError("--out is set without --rating; it is where ratings.json goes")
+    if args.threads is not None:
+        _check("threads", args.threads, 1, 1024)
+    if args.device == "cuda":
+        args.device = "cuda:0"
+    if not re.fullmatch(r"cpu|cuda:\d{1,3}", args.device):
+        raise ConfigError(f"device is {args.device!r}; allowed: cpu, cuda, cuda:1")
+    return args
+
+
+class _Output:
+    """Tables on standard output: rich on a terminal, aligned columns elsewhere. Progress on standard error."""
+
+    def __init__(self, quiet: bool) -> None:
+        from rich.console import Console
+
+        self._console = Console(highlight=False)
+        self._errors = Console(stderr=True, highlight=False)
+        self._quiet = quiet
+
+    def table(self, title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        if self._quiet:
+            return
+        if self._console.is_terminal:
+            from rich.table import Table
+
+            table = Table(title=title, title_justify="left")
+            for i, name in enumerate(header):
+                table.add_column(name, justify="left" if i == 0 else "right")
+            for row in rows:
+                table.add_row(*row)
+            self._console.print(table)
+            return
+        widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
+        print(title)
+        for row in [header, *rows]:
+            first, *rest = (text.rjust(width) for text, width in zip(row, widths, strict=True))
+            print("  ".join([first.strip().ljust(widths[0]), *rest]))
+
+    def progress(self, what: str) -> Callable[[int], None]:
+        """Shows rounds played, on a terminal only."""
+        if not self._errors.is_terminal:
+            return lambda rounds: None
+        start = shown = time.monotonic()
+
+        def show(rounds: int) -> None:
+            nonlocal shown
+            now = time.monotonic()
+            if now - shown >= 0.2:
+                shown = now
+                line = f"{what}: {rounds} rounds, {rounds / (now - start):,.0f}/s"
+                self._errors.print(line[: self._errors.width - 1].ljust(self._errors.width - 1), end="\r", markup=False)
+
+        return show
+
+
+def _match_rows(results: Sequence[MatchResult]) -> list[list[str]]:
+    return [
+        [r.villain, r.mode, f"{r.mean:+.3f}", f"{r.low:+.3f}", f"{r.high:+.3f}", f"{r.win_share:.3f}",
+         f"{r.fair_share:.3f}", str(r.deals), str(r.rounds), f"{r.seconds:.1f}"]
+        for r in results
+    ]  # fmt: skip
+
+
+def _bid_rows(results: Sequence[MatchResult]) -> list[list[str]]:
+    return [
+        [
+            r.villain,
+            r.mode,
+            str(size),
+            f"{r.exact_bid[size]:.3f}",
+            f"{r.villain_exact_bid[size]:.3f}",
+            f"{r.ceiling:.3f}",
+        ]
+        for r in results
+        for size in r.exact_bid
+    ]
+
+
+def _run(args: argparse.Namespace) -> dict[str, Any]:
+    out = _Output(args.json)
+    agents = [make_agent(spec, args.device) for spec in args.agents]
+    what = {"deals": args.deals, "players": args.players, "cards": args.cards, "trump": args.trump,
+            "games": args.games, "seed": args.seed, "threads": args.threads}  # fmt: skip
+    if args.rating:
+        table = rate(agents, **what, show=out.progress("rating"))
+        out.table(
+            f"ratings, {table.anchor} = 0, 95 % intervals over {table.deals} deals",
+            ["agent", "rating", "low", "high", "win share", "seats"],
+            [[name, f"{r.rating:+.0f}", f"{r.low:+.0f}", f"{r.high:+.0f}", f"{r.win_share:.3f}", str(r.seats)]
+             for name, r in table.agents.items()],
+        )  # fmt: skip
+        if args.out:
+            table.save(args.out)
+        return table.as_dict()
+    hero, *villains = agents
+    modes: tuple[Mode, ...] = ("one", "rest") if args.mode == "both" else (args.mode,)
+    results = []
+    for villain in villains:
+        for mode in modes:
+            show = out.progress(f"{hero.name} against {villain.name}, {mode}")
+            results.append(play_match(hero, villain, mode=mode, show=show, **what))
+    unit = "games" if args.games else "rounds"
+    out.table(
+        f"{hero.name}: points per round above the others, 95 % interval over deals; win share of {unit}",
+        ["against", "mode", "points", "low", "high", "win", "equal", "deals", "rounds", "s"],
+        _match_rows(results),
+    )
+    out.table(
+        f"{hero.name}: exact bids",
+        ["against", "mode", "cards", "hero", "villain", "ceiling"],
+        _bid_rows(results),
+    )
+    return {"matches": [result.as_dict() for result in results]}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command. Exit codes: 0 done, 1 the environment's fault, 2 the user's, 130 interrupted."""
+    try:
+        args = parse(arguments)
+        summary = _run(args)
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except (RecordError, ModelFailed) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    if args.json:
+        print(json.dumps(summary))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
