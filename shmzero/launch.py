@@ -311,7 +311,7 @@ class Fleet:
                     total[key] = total.get(key, 0) + value
         for index in range(len(self.plan.devices)):
             for name, value in self.segment.server_counters(index).items():
-                if name not in ("histogram", "version"):
+                if name not in ("histogram", "waits", "version"):
                     total[name] = total.get(name, 0) + value
         return total
 

@@ -97,7 +97,7 @@ int main() {
   const SegmentSizes sizes = {1, kWorkers, kSlots, kRows, 1, 1, 1, Wire::kFloat32};
   const int fd = memfd_create("protocol", MFD_CLOEXEC);
   if (ftruncate(fd, static_cast<off_t>(SegmentLayout(sizes).total)) != 0) fail("no memory");
-  const auto segment = Segment::create(fd, sizes, 1, 1);
+  const auto segment = Segment::create(fd, sizes, 1);
   std::thread server([&] {
     for (std::uint32_t epoch = 1; !stop.load(std::memory_order_relaxed); ++epoch) {
       serve(*segment, epoch, epoch < kServers ? 60 : -1);

@@ -42,7 +42,7 @@ py::dict worker_counters(const Segment& segment, std::uint32_t worker) {
   const WorkerBlock& block = segment.worker(worker);
   const auto get = [](const std::atomic<std::uint64_t>& c) { return c.load(std::memory_order_relaxed); };
   py::dict d;
-  d["pid"] = get(block.pid);
+  d["pid"] = identity_pid(get(block.owner));
   d["units"] = get(block.units);
   d["rounds"] = get(block.rounds);
   d["decisions"] = get(block.decisions);
@@ -67,6 +67,9 @@ py::dict server_counters(const Segment& segment, std::uint32_t server) {
   std::vector<std::uint64_t> histogram;
   for (const auto& bin : block.histogram) histogram.push_back(get(bin));
   d["histogram"] = histogram;
+  std::vector<std::uint64_t> waits;
+  for (const auto& bin : block.waits) waits.push_back(get(bin));
+  d["waits"] = waits;
   return d;
 }
 
@@ -143,7 +146,7 @@ struct Echo {
     if (fd < 0 || ftruncate(fd, static_cast<off_t>(layout.total)) != 0) {
       throw std::runtime_error("memfd for the echo");
     }
-    segment = Segment::create(fd, sizes, 0, 0);
+    segment = Segment::create(fd, sizes, 0);
   }
   ~Echo() { close(fd); }
 
@@ -263,7 +266,7 @@ void bind_shm(py::module_& m) {
                      std::uint64_t run_id) {
                     const SegmentSizes sizes = make_sizes(num_servers, num_workers, num_slots, num_rows,
                                                           state_dim, action_dim, value_dim, wire);
-                    return Segment::create(fd, sizes, run_id, static_cast<std::uint64_t>(getpid()));
+                    return Segment::create(fd, sizes, run_id);
                   },
                   py::arg("fd"), servers, workers, slots, rows, py::arg("state_dim") = kNumFeatures,
                   py::arg("action_dim") = kNumActions, py::arg("value_dim") = 1,
