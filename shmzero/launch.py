@@ -296,7 +296,7 @@ class Fleet:
         """
         self.version += 1
         self._checkpoint = str(path)
-        line = json.dumps({"cmd": "weights", "path": self._checkpoint, "version": self.version})
+        line = json.dumps({"cmd": "weights", "weights": self._checkpoint, "version": self.version})
         for server in self._servers:
             self._send(server, line)
         return self.version
