@@ -15,6 +15,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <initializer_list>
 #include <memory>
 #include <stdexcept>
 #include <string>
@@ -127,7 +128,7 @@ inline std::uint64_t wait_bin_ns(std::uint32_t bin) { return std::uint64_t{4 + b
 
 /// Where everything lies, in bytes from the start. A function of the sizes.
 struct SegmentLayout {
-  explicit SegmentLayout(const SegmentSizes& sizes) {
+  explicit SegmentLayout(const SegmentSizes& made_for) : sizes(made_for) {
     const std::size_t rows = sizes.rows_per_slot;
     servers = 4096;
     workers = servers + sizes.num_servers * sizeof(ServerBlock);
@@ -142,18 +143,21 @@ struct SegmentLayout {
   static constexpr std::size_t round_up(std::size_t bytes, std::size_t to) {
     return (bytes + to - 1) / to * to;
   }
-  /// A change of any structure changes this.
+  /// A change of any structure or size changes this; of sizes also one that padding swallows.
   std::uint64_t hash() const {
     std::uint64_t h = kLayoutVersion;
-    for (const std::uint64_t part :
-         {sizeof(SegmentHeader), sizeof(ServerBlock), sizeof(WorkerBlock), sizeof(SlotHeader),
-          sizeof(Doorbell), servers, workers, slots, masks, policies, values, slot_stride, total}) {
+    for (const std::uint64_t part : std::initializer_list<std::uint64_t>{
+             sizeof(SegmentHeader), sizeof(ServerBlock), sizeof(WorkerBlock), sizeof(SlotHeader),
+             sizeof(Doorbell), servers, workers, slots, masks, policies, values, slot_stride, total,
+             sizes.num_servers, sizes.num_workers, sizes.slots_per_worker, sizes.rows_per_slot,
+             sizes.state_dim, sizes.action_dim, sizes.value_dim, static_cast<std::uint32_t>(sizes.wire)}) {
       h = (h ^ part) * 0x9e3779b97f4a7c15u;
       h ^= h >> 31;
     }
     return h;
   }
 
+  SegmentSizes sizes;
   std::size_t servers, workers, slots;                 // from the start of the segment
   std::size_t states, masks, policies, values;         // from the start of a slot
   std::size_t slot_stride, total;
@@ -201,8 +205,6 @@ class Segment {
     header->run_id = run_id;
     header->pid_namespace = pid_namespace();
     header->sizes = sizes;
-    for (std::uint32_t s = 0; s < sizes.num_servers; ++s) segment->server(s).bell.init();
-    for (std::uint32_t w = 0; w < sizes.num_workers; ++w) segment->worker(w).bell.init();
     // Last: nobody attaches to a segment without its magic.
     std::atomic_ref<std::uint64_t>(header->magic).store(kSegmentMagic, std::memory_order_release);
     return segment;

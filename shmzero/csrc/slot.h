@@ -72,7 +72,6 @@ class WorkerPort {
   WorkerPort(Segment& segment, std::uint32_t worker)
       : segment_(segment), worker_(worker), block_(segment.worker(worker)) {
     if (worker >= segment.sizes().num_workers) throw std::invalid_argument("worker out of range");
-    block_.bell.drain();
   }
 
   WorkerBlock& block() { return block_; }
@@ -168,7 +167,6 @@ class ServerPort {
   ServerPort(Segment& segment, std::uint32_t server, std::uint32_t epoch)
       : segment_(segment), server_(server), epoch_(epoch), block_(segment.server(server)) {
     if (server >= segment.sizes().num_servers) throw std::invalid_argument("server out of range");
-    block_.bell.drain();
   }
 
   struct Staging {
