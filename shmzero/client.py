@@ -325,7 +325,8 @@ class _Piece:
                 left = deadline - time.monotonic()
                 if self.port.wait(min(max(left, 0.0) * 1e3, SLICE_MS), self.client._spin_us):
                     return self._take()
-                self._look(deadline, expired=left <= 0)
+                if (answer := self._look(deadline, expired=left <= 0)) is not None:
+                    return answer
         except BaseException:
             self.drop()
             raise
@@ -339,18 +340,21 @@ class _Piece:
         finally:
             connection.release(port)
 
-    def _look(self, deadline: float, expired: bool) -> None:
+    def _look(self, deadline: float, expired: bool) -> Answer | None:
         """Without an answer: is somebody there, and is it still the one we asked?"""
         connection = self.connection
         assert connection is not None
         if _is_lost(self.client, connection):
             self.drop()
             successor = self.client._connect(connection, deadline)
-            if self.num_rows > successor.segment.rows_per_slot:
-                raise ServerGone(f"service {self.client.name!r} came back with smaller slots; ask again")
+            if self.num_rows > successor.segment.rows_per_slot:  # smaller slots than before
+                request = PendingRequest(self.client, successor, self.states, self.masks, None)
+                policies, values = request.result(deadline - time.monotonic())
+                return policies, values, request.version
             self.send(*self.client._acquire(successor, deadline))
         elif expired:
             raise _too_late(self.client, connection, self.num_rows)
+        return None
 
     def drop(self) -> None:
         """Give the request up, if it is out."""

@@ -110,7 +110,9 @@ class ServiceSegment:
             os.close(fd)
         self.segment = segment
         self.fd = fd
-        self.taken_over = not fresh
+        last = segment.server_counters(0)["version"]
+        self.first_version = 0 if fresh else (last + 1) % 2**32
+        """Of the weights to begin with: above whatever a predecessor answered with."""
         ServiceSegment._all.add(self)
 
     def _open(self) -> tuple[int, bool]:

@@ -187,9 +187,9 @@ def run(config: ServeConfig, stop: threading.Event) -> dict[str, Any]:
     def say(line: str) -> None:
         console.print(line, markup=False, soft_wrap=True)
 
+    seen, failures = _stamp(config.weights), 0  # before they are read: a replacement is never missed
     with make_server(config) as server:
         say(f"serving {server.name!r}: {getattr(server.device, 'description', config.model)}")
-        seen, failures = _stamp(config.weights), 0
         start = looked_at = time.monotonic()
         meter = Meter(server)
         live = Live(console=console, auto_refresh=False) if config.stats and console.is_terminal else None

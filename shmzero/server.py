@@ -235,12 +235,11 @@ class InferenceServer:
         self.device = device_of(model, state_dim, action_dim, value_dim, wire, max_batch, device)
         sweep_leftovers(keep=path)
         self._memory = ServiceSegment(self.name, slots, rows_per_slot, state_dim, action_dim, value_dim, wire)
-        last = self._memory.segment.server_counters(0)["version"]
         self._service = _Service(
             self._memory.segment,
             self._memory.epoch,
             self.device,
-            last + 1 if self._memory.taken_over else 0,
+            self._memory.first_version,
             timeout_ms,
             _spin(spin_us),
         )
@@ -322,8 +321,10 @@ class BatchedEvaluator(Client):
         self._connect(None, time.monotonic())
 
     def _find(self) -> _Connection | None:
-        if self._pid != os.getpid() or self._service.segment.service_closed:
-            return None
+        if self._pid != os.getpid():
+            raise ServerGone(f"this evaluator belongs to process {self._pid}, of which this one is a fork")
+        if self._service.segment.service_closed:
+            raise ServerGone("this evaluator has been closed, or its thread has ended")
         return _Connection(self._service.segment, os.fstat(self._memory.fd).st_ino)
 
     def swap(self, weights: Any, timeout: float = 60.0) -> int:
