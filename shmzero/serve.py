@@ -21,7 +21,8 @@ from shmzero.server import InferenceServer, percentile_us
 EXAMPLES = """Examples:
   python -m shmzero.serve
   python -m shmzero.serve --name mine --model my_nets:make --state-dim 40 --action-dim 7 --value-dim 3 --stats
-and in any program:
+
+In any program:
   policies, values = shmzero.Client("mine").evaluate_many(states, masks)"""
 STATS_S = 1.0
 FOLLOW_S = 0.5
@@ -36,6 +37,12 @@ class ServeConfig:
     model: str | None = None
     """module:factory; factory() returns a torch module, or a numpy function, that maps (states, masks) to
     (policies, values)."""
+    net: Literal["plan", "small"] = "plan"
+    """Sizes of Blob's own network where it is fresh."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Of Blob's own network."""
+    compile: bool = True
+    """Serve Blob's own network compiled as soon as it is ready."""
     state_dim: int = _core.NUM_FEATURES
     """Width of a state."""
     action_dim: int = _core.NUM_ACTIONS
@@ -137,11 +144,11 @@ def blob_device(config: ServeConfig, threads: int) -> Any:
         {
             "evaluator": "net",
             "device": "cuda:0" if device == "cuda" else device,
-            "precision": "auto",
-            "compile": True,
+            "precision": config.precision,
+            "compile": config.compile,
             "max_batch": config.max_batch,
             "threads": threads,
-            "net": asdict(NETS["plan"]),
+            "net": asdict(NETS[config.net]),
             "checkpoint": str(config.weights) if config.weights else None,
             "seed": 0,
         }

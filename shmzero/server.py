@@ -13,6 +13,7 @@ import select
 import threading
 import time
 import traceback
+import weakref
 from collections import deque
 from typing import Any
 
@@ -23,7 +24,7 @@ from shmzero.errors import ConfigError, ModelFailed, ServerGone
 from shmzero.evaluators import BatchDevice
 from shmzero.inference import serve
 from shmzero.model import device_of
-from shmzero.segment import ServiceSegment, create_private, service_path, sweep_leftovers
+from shmzero.segment import PrivateSegment, ServiceSegment, create_private, service_path, sweep_leftovers
 
 LOOK_MS = 50
 """How often the reaper looks for clients that it has not seen."""
@@ -125,6 +126,7 @@ class _Service:
         self, segment: _core.Segment, epoch: int, device: BatchDevice, version: int, timeout_ms: float,
         spin_us: float,
     ) -> None:  # fmt: skip
+        self.pid = os.getpid()
         self.segment = segment
         self.version = version
         self.error: BaseException | None = None
@@ -165,10 +167,12 @@ class _Service:
             return self.version
 
     def stop(self) -> None:
+        """Finish the batch at hand, end the threads, tell the clients."""
         self.control.closed = True
         for thread in self._threads:
             thread.join()
         self._reaper.close()
+        self.segment.close_service()
 
     def stats(self) -> dict[str, Any]:
         counters = self.segment.server_counters(0)
@@ -201,6 +205,12 @@ def _spin(spin_us: float | None) -> float:
     return (50.0 if cores() > 1 else 0.0) if spin_us is None else spin_us
 
 
+def _end(service: _Service, memory: ServiceSegment | PrivateSegment) -> None:
+    if service.pid == os.getpid():  # in the child of a fork both are the parent's
+        service.stop()
+        memory.close()
+
+
 class InferenceServer:
     """Serves a model to every process of this user and machine, from a thread of this process.
 
@@ -230,19 +240,23 @@ class InferenceServer:
         spin_us: float | None = None,
     ) -> None:
         self.name = name or f"{os.getpid()}-{secrets.token_hex(4)}"
-        self._pid = os.getpid()
         path = service_path(self.name)
         self.device = device_of(model, state_dim, action_dim, value_dim, wire, max_batch, device)
         sweep_leftovers(keep=path)
         self._memory = ServiceSegment(self.name, slots, rows_per_slot, state_dim, action_dim, value_dim, wire)
-        self._service = _Service(
-            self._memory.segment,
-            self._memory.epoch,
-            self.device,
-            self._memory.first_version,
-            timeout_ms,
-            _spin(spin_us),
-        )
+        try:
+            self._service = _Service(
+                self._memory.segment,
+                self._memory.epoch,
+                self.device,
+                self._memory.first_version,
+                timeout_ms,
+                _spin(spin_us),
+            )
+        except BaseException:
+            self._memory.close()
+            raise
+        self._end = weakref.finalize(self, _end, self._service, self._memory)  # also at the program's end
 
     @property
     def version(self) -> int:
@@ -277,10 +291,7 @@ class InferenceServer:
 
     def close(self) -> None:
         """Leave: finish the batch at hand, tell the clients, remove the name."""
-        if self._pid != os.getpid() or self._memory.fd < 0:
-            return
-        self._service.stop()
-        self._memory.close()
+        self._end()
 
     def __enter__(self) -> InferenceServer:
         return self
@@ -316,13 +327,13 @@ class BatchedEvaluator(Client):
         self._memory = create_private(1, slots, 1, rows_per_slot, state_dim, action_dim, value_dim, wire)
         segment = self._memory.segment
         epoch = segment.open_service(_core.process_identity(os.getpid()))
-        self._pid = os.getpid()
         self._service = _Service(segment, epoch, served, 0, timeout_ms, _spin(spin_us))
+        self._end = weakref.finalize(self, _end, self._service, self._memory)
         self._connect(None, time.monotonic())
 
     def _find(self) -> _Connection | None:
-        if self._pid != os.getpid():
-            raise ServerGone(f"this evaluator belongs to process {self._pid}, of which this one is a fork")
+        if self._service.pid != os.getpid():
+            raise ServerGone(f"this evaluator belongs to process {self._service.pid}, of which this one is a fork")
         if self._service.segment.service_closed:
             raise ServerGone("this evaluator has been closed, or its thread has ended")
         return _Connection(self._service.segment, os.fstat(self._memory.fd).st_ino)
@@ -338,11 +349,7 @@ class BatchedEvaluator(Client):
     def close(self) -> None:
         """End the threads. Every further call raises ServerGone."""
         super().close()
-        if self._pid == os.getpid() and self._memory.fd >= 0:
-            self._service.stop()
-            self._service.segment.close_service()
-            self._memory.close()
-            self._memory.fd = -1
+        self._end()
 
     def __enter__(self) -> BatchedEvaluator:
         return self

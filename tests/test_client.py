@@ -387,9 +387,10 @@ def test_swap_under_load_never_mixes_versions(name: str) -> None:
             asking = [pool.submit(ask, seed) for seed in range(3)]
             for number in range(1, 30):
                 assert server.swap(constant(number)) == number
-            until(lambda: all(server.stats()["requests"] > 100 for _ in asking))
+            answered = server.stats()["requests"]
+            until(lambda: server.stats()["requests"] > answered + 20 or any(f.done() for f in asking))
             done.set()
-            assert [f.result() for f in asking] == [29, 29, 29] or max(f.result() for f in asking) <= 29
+            assert [f.result() for f in asking] == [29, 29, 29]
 
 
 # --- one server a name, leftovers ---------------------------------------------------------------------------
@@ -417,6 +418,16 @@ def test_server_closed_tells_its_clients_and_a_new_one_is_found(name: str, rng: 
         pytest.raises(ServerGone, match="other widths"),
     ):
         client.evaluate_many(*asked)
+
+
+def test_server_of_a_program_that_ends_leaves_nothing(name: str) -> None:
+    code = (
+        "from shmzero import BatchedEvaluator, InferenceServer; from tests.service_programs import *\n"
+        f"server = InferenceServer(echo, 40, 7, 3, name={name!r}); client = server.client()\n"
+        "evaluator = BatchedEvaluator(echo, 40, 7, 3); asked = rows(np.random.default_rng(0), 3)\n"
+        "check(*asked, *client.evaluate_many(*asked)); check(*asked, *evaluator.evaluate_many(*asked))"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
 def test_request_survives_the_death_of_its_server(name: str, rng: np.random.Generator) -> None:
@@ -593,7 +604,7 @@ def test_batched_evaluator_puts_rows_of_threads_into_one_batch() -> None:
 def test_search_and_play_rounds_through_a_service_equal_direct_evaluation(name: str) -> None:
     config = SearchConfig(determinizations=2, simulations=12)
     direct = HashEvaluator()
-    deal = shmzero_round()
+    deal = _core.Round.deal(players=4, cards=5, trump=1, seed=11)
     with (
         InferenceServer(direct.evaluate_many, name=name) as server,
         BatchedEvaluator(direct.evaluate_many) as batched,
@@ -603,10 +614,6 @@ def test_search_and_play_rounds_through_a_service_equal_direct_evaluation(name: 
         for evaluator in (server.client(), batched):
             assert np.array_equal(search(deal, evaluator, config, seed=3).visits, expected.visits)
             assert play_rounds(evaluator, 6, config, seed=4) == records
-
-
-def shmzero_round() -> Any:
-    return _core.Round.deal(players=4, cards=5, trump=1, seed=11)
 
 
 # --- the command ----------------------------------------------------------------------------------------------
@@ -637,6 +644,31 @@ def test_serve_stats_follow_and_leaving_on_a_signal(name: str, tmp_path: Path) -
     server.terminate()
     out, _ = server.communicate()
     assert server.returncode == 0 and '"version": 2' in out.splitlines()[-1]
+
+
+def test_serve_without_a_model_serves_blobs_own_network_and_swaps_its_checkpoint(name: str, tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    from shmzero.config import NETS
+    from shmzero.evaluators import NetEvaluator
+    from shmzero.net import BlobNet, save_checkpoint
+    from shmzero.serve import ServeConfig, make_server
+
+    save_checkpoint(BlobNet(NETS["small"], seed=5), tmp_path / "a.safetensors")
+    save_checkpoint(BlobNet(NETS["small"], seed=6), tmp_path / "b.safetensors")
+    threads = torch.get_num_threads()
+    config = ServeConfig(
+        name=name, net="small", compile=False, precision="fp32", device="cpu", weights=tmp_path / "a.safetensors"
+    )
+    deal = _core.Round.deal(players=4, cards=5, trump=1, seed=11)
+    with make_server(config) as server:
+        client = server.client()
+        for seed in (5, 6):
+            direct = NetEvaluator(BlobNet(NETS["small"], seed=seed))
+            expected = direct.evaluate_many(deal.features()[None], deal.mask()[None])
+            found = client.evaluate_many(deal.features()[None], deal.mask()[None])
+            assert all(np.allclose(a, b, atol=1e-5) for a, b in zip(found, expected, strict=True))
+            server.swap(str(tmp_path / "b.safetensors"))
+    torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize(

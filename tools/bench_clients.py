@@ -23,15 +23,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-sys.path.insert(0, str(ROOT / "tools"))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 from baselines import DirectEvaluator, QueueService
 
 from shmzero import Client
 
+ROOT = Path(__file__).resolve().parent.parent
 STATE_DIM, ACTION_DIM, VALUE_DIM = 256, 52, 1
 
 
