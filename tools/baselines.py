@@ -1,9 +1,9 @@
-"""What the ring replaces, to be measured beside it: queue servers and a network in each process.
+"""What the ring replaces, to be measured beside it: queue and pipe servers, and a network in each process.
 
 `queue`: multiprocessing.Queue, numpy arrays pickled through a pipe by a feeder thread. `manager`: queues of
-a multiprocessing.Manager, every put and get a call to a third process. Both batch what is waiting. With
-`per_row`, rows go as messages of their own, as in the plan that this project started from. `direct`: no
-server at all, each process calls the model itself.
+a multiprocessing.Manager, every put and get a call to a third process. `pipe`: a multiprocessing.Pipe a
+client, no feeder threads. All batch what is waiting. With `per_row`, rows go as messages of their own, as in
+the plan that this project started from. `direct`: no server at all, each process calls the model itself.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import itertools
 import multiprocessing
 import queue
 from collections.abc import Callable
+from multiprocessing.connection import Connection, wait
 from typing import Any
 
 import numpy as np
@@ -104,6 +105,64 @@ def _serve_queues(make_model: Callable[[], Model], requests: Any, answers: list[
                 at = end
         if leaving:
             return
+
+
+class PipeService:
+    """A duplex pipe a client; the server is a process of its own."""
+
+    def __init__(self, make_model: Callable[[], Model], num_clients: int) -> None:
+        context = multiprocessing.get_context("spawn")
+        pairs = [context.Pipe() for _ in range(num_clients)]
+        self._ends = [pair[0] for pair in pairs]
+        theirs = [pair[1] for pair in pairs]
+        self._server = context.Process(target=_serve_pipes, args=(make_model, theirs), daemon=True)
+        self._server.start()
+        for end in theirs:
+            end.close()
+
+    def client(self, index: int) -> PipeClient:
+        """Client `index`; goes to its process as an argument of multiprocessing.Process."""
+        return PipeClient(self._ends[index])
+
+    def close(self) -> None:
+        for end in self._ends:
+            end.close()
+        self._server.join()
+
+
+class PipeClient:
+    """`evaluate` and `evaluate_many` over a PipeService."""
+
+    def __init__(self, end: Connection) -> None:
+        self._end = end
+
+    def evaluate(self, state: NDArray[np.float32], mask: NDArray[np.bool_]) -> tuple[Any, Any]:
+        policies, values = self.evaluate_many(state[None], mask[None])
+        return policies[0], values[0]
+
+    def evaluate_many(self, states: NDArray[np.float32], masks: NDArray[np.bool_]) -> tuple[Any, Any]:
+        self._end.send((states, masks))
+        answer: tuple[Any, Any] = self._end.recv()
+        return answer
+
+
+def _serve_pipes(make_model: Callable[[], Model], ends: list[Connection]) -> None:
+    model = make_model()
+    while ends:
+        batch = []
+        for end in wait(ends):
+            assert isinstance(end, Connection)
+            try:
+                batch.append((end, *end.recv()))
+            except EOFError:
+                ends.remove(end)
+        if not batch:
+            continue
+        policies, values = model(*(np.concatenate([message[part] for message in batch]) for part in (1, 2)))
+        at = 0
+        for end, states, _ in batch:
+            end.send((policies[at : at + len(states)], values[at : at + len(states)]))
+            at += len(states)
 
 
 class DirectEvaluator:

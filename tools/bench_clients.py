@@ -2,8 +2,8 @@
 """Measures a service's clients against what they replace: env/run python tools/bench_clients.py.
 
 Latency of one client (median and 99th percentile of a call) and rows a second of several, for the ring,
-a multiprocessing.Queue, Manager queues (30 rows as one message, and as 30 as the plan had it) and the model
-in each process. All in one run, with the same model, interleaved. The server is always a process of its own.
+a multiprocessing.Queue, Manager queues (30 rows as one message, and as 30 as the plan had it), pipes and the
+model in each process. All in one run, with the same model, interleaved. The server is always a process of its own.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
-from baselines import DirectEvaluator, QueueService
+from baselines import DirectEvaluator, PipeService, QueueService
 
 from shmzero import Client
 
@@ -137,6 +137,7 @@ def transports(model: str, num_clients: int) -> dict[str, Callable[[], Any]]:
         "queue": lambda: _OneQueueService(model, "queue", num_clients, per_row=False),
         "manager": lambda: _OneQueueService(model, "manager", num_clients, per_row=False),
         "manager, a message a row": lambda: _OneQueueService(model, "manager", num_clients, per_row=True),
+        "pipe": lambda: PipeService(MODELS[model], num_clients),
         "direct": lambda: _DirectService(model),
     }
 
@@ -267,7 +268,7 @@ def bench_clients(quick: bool = False, repeats: int = 3) -> list[Result]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(
-        prog="tools/bench_clients.py", description="Measures a service's clients against queue servers.",
+        prog="tools/bench_clients.py", description="Measures a service's clients against queue and pipe servers.",
         epilog="example: env/run python tools/bench_clients.py --quick",
     )  # fmt: skip
     parser.add_argument("--quick", action="store_true", help="half a second a figure, fewer sizes")
