@@ -57,7 +57,8 @@ class SearchConfig:
     known_hands: bool = False
     """Search the deal as it is, in one world. For analysis and tests; never set by self-play."""
     noise_fraction: float = 0.0
-    """Share of Dirichlet noise in the root's prior; it never enters a target."""
+    """Share of Dirichlet noise in the root's prior; it never enters a target. Without simulations the
+    share of moves drawn uniformly."""
     noise_alpha: float = 1.0
     temperature: float = 1.0
     temperature_decisions: int = 99
