@@ -20,6 +20,7 @@ NO_TRUMP: int
 NUM_ACTIONS: int
 NUM_CARDS: int
 NUM_FEATURES: int
+NUM_HANDS: int
 PLAYING_FEATURE: int
 RECORD_VERSION: int
 
@@ -197,6 +198,12 @@ def uniform_evaluate(
 def bench_search(settings: PlaySettings, lanes: int, num_rounds: int) -> dict[str, int]: ...
 def decode_record(record: bytes) -> dict[str, Any]: ...
 def replay(records: Sequence[bytes], seat_seed: int = 0) -> dict[str, NDArray[Any]]: ...
+
+# --- the learner's rows (bind_train.cpp) ---
+
+def replay_full_deal(
+    records: Sequence[bytes], arrays: dict[str, NDArray[Any]], at: int = 0, seat_seed: int = 0
+) -> int: ...
 
 # --- shared memory (bind_shm.cpp) ---
 
