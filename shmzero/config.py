@@ -428,7 +428,7 @@ class TrainConfig:
     weight_decay: float = 1e-4
     clip: float = 1.0
     """Largest norm of a gradient."""
-    entropy_first: float = 0.01
+    entropy_first: float = 0.05
     """Weight of the policy's entropy at the start; critic targets only."""
     entropy_last: float = 0.002
     value_weight: float = 1.0

@@ -10,6 +10,7 @@ import json
 import os
 import socket
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -61,8 +62,8 @@ class Judge:
             self._start(self.config.deals, NICENESS)
         return lines
 
-    def finish(self, elapsed_s: float) -> list[dict[str, Any]]:
-        """Play the last checkpoint's matches, both ways, and wait for them."""
+    def finish(self, say: Callable[[str], None]) -> list[dict[str, Any]]:
+        """Play the last checkpoint's matches, both ways, and wait for them; lines for the metrics."""
         self.kill()
         self._start(FINAL_DEALS, 0, modes=("one", "rest"))
         lines: list[dict[str, Any]] = []
@@ -74,7 +75,7 @@ class Judge:
             words, status = self._child.last_words(), self._child.process.returncode
             self._bury()
             if status:
-                lines.append({"event": f"the last matches ended with status {status}: {words.splitlines()[-1]}"})
+                say(f"the last matches ended with status {status}: {words.splitlines()[-1]}")
         return lines
 
     def kill(self) -> None:

@@ -108,7 +108,7 @@ class Critic(nn.Module):
 
     def forward(self, rows: Tensor) -> Tensor:
         """Q [B, 52] of full-deal rows [B, 672]."""
-        known, hidden = rows.split([_core.NUM_FEATURES, _core.NUM_HANDS * _core.NUM_ACTIONS], dim=1)
+        known, hidden = rows[:, : _core.NUM_FEATURES], rows[:, _core.NUM_FEATURES :]
         x = self.blocks(self.read(torch.cat([known * self.input_scale, hidden], dim=1)))
         playing = rows[:, _core.PLAYING_FEATURE, None] > 0.5
         q: Tensor = torch.where(playing, self.cards(x), self.bids(x))

@@ -111,12 +111,18 @@ class LearnerProcess:
         self._version = max(newest_version(self._folder), spec["version"])
         self._paused = False
         self._wait_s = 0.0
+        self._first_step = 0
+        for left in self._folder.rglob(".*.safetensors.*"):
+            left.unlink(missing_ok=True)  # of a learner that was killed while it wrote
         state = self._folder / STATE_NAME
         if state.exists():
             facts = learn.load_state(self._learner, state)
             self._rows_new = facts["rows"]
-        for records in newest_records(self._folder, self._config.buffer):
-            self._buffer.add(records)
+            self._first_step = self._learner.steps
+        if spec["refill"]:
+            # What is committed meanwhile comes over the pipe as well: a few rows may be there twice.
+            for records in newest_records(self._folder, self._config.buffer):
+                self._buffer.add(records)
 
     def run(self) -> None:
         """Until the parent says stop or is gone; the last state is saved."""
@@ -187,6 +193,7 @@ class LearnerProcess:
             steps=learner.steps,
             rows=self._rows_new,
             skipped=learner.skipped,
+            steps_per_s=(learner.steps - self._first_step) / seconds,
             replay_ratio=learner.steps * self._config.batch / max(self._rows_new, 1),
             replay_age_versions=self._version - float(versions.mean()),
             learner_waits=self._wait_s / seconds,

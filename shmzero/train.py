@@ -25,13 +25,13 @@ import tyro
 
 from shmzero.config import TRAIN_PRESETS, TrainConfig, read_train_toml, to_toml
 from shmzero.errors import ConfigError, RecordError, SegmentError, WorkerDied
-from shmzero.judge import Judge, match_words
+from shmzero.judge import FINAL_DEALS, Judge, match_words
 from shmzero.launch import Child, Fleet, start_child
 from shmzero.learner import CHECKPOINT_FOLDER, newest_version, weights_path
+from shmzero.plot import METRICS_NAME, read_metrics
 from shmzero.records import RecordWriter
 from shmzero.selfplay import Interrupt, Meter, Progress, Terminal, process_age_s
 
-METRICS_NAME = "metrics.jsonl"
 TICK_S = 0.02
 COMMIT_S = 0.25
 TELL_S = 0.2
@@ -82,8 +82,9 @@ class LearnerLink:
         self._deaths: deque[float] = deque()
         self._child: Child | None = None
 
-    def start(self, progress: float, elapsed_s: float, version: int) -> None:
-        """`version`: of the newest weights; the learner's own go on from there."""
+    def start(self, progress: float, elapsed_s: float, version: int, refill: bool) -> None:
+        """`version`: of the newest weights; the learner's own go on from there. `refill`: take up the
+        newest records of the folder first."""
         ours, theirs = socket.socketpair()
         record_ours, record_theirs = socket.socketpair()
         spec = {
@@ -96,6 +97,7 @@ class LearnerLink:
             "progress": progress,
             "elapsed_s": elapsed_s,
             "version": version,
+            "refill": refill,
         }
         with theirs, record_theirs:
             self._child = start_child(
@@ -236,6 +238,7 @@ class Run:
         self._rounds_before = self._rounds = self._writer.count()
         self._waiting: list[tuple[int, list[bytes]]] = []
         self._elapsed_before = self._read_elapsed()
+        self._trained_s = self._elapsed_before
         self._started = time.monotonic() - process_age_s()
         self._learner = LearnerLink(config, folder)
         self._judge = Judge(config, folder)
@@ -243,16 +246,19 @@ class Run:
         self._told_at = self._committed_at = self._shown_at = self._metrics_at = 0.0
 
     def _read_elapsed(self) -> float:
-        """Seconds of training that lie before this session, from the last line of the metrics."""
-        path = self.folder / METRICS_NAME
-        last = 0.0
-        if path.exists():
-            for line in path.read_text().splitlines():
-                try:
-                    last = max(last, json.loads(line).get("elapsed_s", 0.0))
-                except json.JSONDecodeError:
-                    continue  # cut off by a kill
-        return last
+        """Seconds of training that lie before this session."""
+        if not (self.folder / METRICS_NAME).exists():
+            return 0.0
+        return max((line["elapsed_s"] for line in read_metrics(self.folder / METRICS_NAME)), default=0.0)
+
+    def _judged(self) -> bool:
+        """Whether the last checkpoint's matches are in the metrics."""
+        checkpoint = newest_checkpoint(self.folder)
+        return checkpoint is None or any(
+            line.get("match", {}).get("deals") == FINAL_DEALS
+            and line["match"]["steps"] == int(checkpoint.stem)
+            for line in read_metrics(self.folder / METRICS_NAME)
+        )
 
     @property
     def elapsed_s(self) -> float:
@@ -272,60 +278,64 @@ class Run:
 
     def __call__(self) -> dict[str, Any]:
         """Train to the end; returns the summary of `--json`."""
-        (self.folder / "config.toml").write_text(to_toml(dataclasses.asdict(self.config)))
-        config = self.config
-        fleet_rates: dict[str, float] = {}
-        version = newest_version(self.folder)
-        complete = self.done >= 1.0
-        session_start = time.monotonic()
         try:
-            if not complete:
-                self._learner.start(self.done, self.elapsed_s, version)
-            while self.done < 1.0 and not self._stopped():
-                stage = config.stage(self.done)
-                play = config.self_play(stage, weights_path(self.folder, version) if version else None)
-                left = ENDLESS if config.rounds is None else config.rounds - self._rounds
-                with Fleet(play, self._ledger.missing(), left, version) as fleet:
-                    meter = Meter(fleet, left)
-                    try:
-                        while (
-                            not fleet.done and self.done < 1.0
-                            and config.stage(self.done) == stage and not self._stopped()
-                        ):
-                            self._take(fleet.poll(TICK_S))
-                            self._attend(fleet, meter)
-                    finally:
-                        self._take(fleet.close())
-                        self._commit()
-                    version = fleet.version
-            complete = self.done >= 1.0
-            train_s = time.monotonic() - session_start
-            self._end_learner()
-            fleet_rates = {"rounds_per_min": (self._rounds - self._rounds_before) * 60 / max(train_s, 1e-9)}
-            matches = self._judge.finish(self.elapsed_s) if complete else []
-            for line in matches:
-                self._log(line)
+            if self.done < 1.0:
+                self._train()
+            elif self._judged():
+                self._say(f"{self.folder} is trained to its end: nothing to do")
+            matches = []
+            if self.done >= 1.0 and not self._judged():
+                elapsed_s = self.elapsed_s
+                matches = self._judge.finish(self._say)
+                for line in matches:
+                    self._log(line, elapsed_s)
         finally:
             self._commit()
             self._learner.kill()
             self._judge.kill()
             self._writer.close()
+        new_rounds = self._rounds - self._rounds_before
         return {
             "run": str(self.folder),
-            "complete": complete,
+            "complete": self.done >= 1.0,
             "rounds": self._rounds,
-            "new_rounds": self._rounds - self._rounds_before,
-            "elapsed_s": self.elapsed_s,
+            "new_rounds": new_rounds,
+            "elapsed_s": self._trained_s,
             "steps": self._report.get("steps", 0),
+            "rounds_per_min": new_rounds * 60 / max(self._trained_s - self._elapsed_before, 1e-9),
+            "steps_per_s": self._report.get("steps_per_s", 0.0),
             "learner_restarts": self._learner.restarts,
             "checkpoint": str(newest_checkpoint(self.folder) or ""),
             "matches": [line["match"] for line in matches],
-        } | fleet_rates
+        }
+
+    def _train(self) -> None:
+        config = self.config
+        (self.folder / "config.toml").write_text(to_toml(dataclasses.asdict(config)))
+        version = newest_version(self.folder)
+        self._learner.start(self.done, self.elapsed_s, version, refill=self._rounds > 0)
+        while self.done < 1.0 and not self._stopped():
+            stage = config.stage(self.done)
+            play = config.self_play(stage, weights_path(self.folder, version) if version else None)
+            left = ENDLESS if config.rounds is None else config.rounds - self._rounds
+            with Fleet(play, self._ledger.missing(), left, version) as fleet:
+                meter = Meter(fleet, left)
+                try:
+                    while (
+                        not fleet.done and self.done < 1.0
+                        and config.stage(self.done) == stage and not self._stopped()
+                    ):
+                        self._waiting += fleet.poll(TICK_S)
+                        self._attend(fleet, meter)
+                finally:
+                    self._waiting += fleet.close()
+                    self._commit()
+                version = fleet.version
+        self._end_learner()
+        self._trained_s = self.elapsed_s
+        self._log({"rounds": self._rounds, "version": version, "learner": self._report})
 
     # --- what happens all the time -------------------------------------------------------------------
-
-    def _take(self, finished: list[tuple[int, list[bytes]]]) -> None:
-        self._waiting += finished
 
     def _commit(self) -> None:
         """Write what has come; only then the learner may have it."""
@@ -352,7 +362,7 @@ class Run:
             self._hear(fleet)
             self._say(self._learner.bury())
             fleet.paused = False
-            self._learner.start(self.done, self.elapsed_s, fleet.version)
+            self._learner.start(self.done, self.elapsed_s, fleet.version, refill=True)
         self._hear(fleet)
         for match in self._judge.poll(self.elapsed_s):
             self._log(match)
@@ -401,8 +411,8 @@ class Run:
             time.sleep(TICK_S)
         self._hear(None)
 
-    def _log(self, line: dict[str, Any]) -> None:
-        line = {"elapsed_s": self.elapsed_s} | line
+    def _log(self, line: dict[str, Any], elapsed_s: float | None = None) -> None:
+        line = {"elapsed_s": self.elapsed_s if elapsed_s is None else elapsed_s} | line
         try:
             with (self.folder / METRICS_NAME).open("a") as file:
                 file.write(json.dumps(line) + "\n")
