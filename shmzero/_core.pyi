@@ -20,6 +20,7 @@ NO_TRUMP: int
 NUM_ACTIONS: int
 NUM_CARDS: int
 NUM_FEATURES: int
+NUM_HANDS: int
 PLAYING_FEATURE: int
 RECORD_VERSION: int
 WAIT_BINS_NS: tuple[int, ...]
@@ -246,6 +247,12 @@ class MatchRun:
 
 def bot_action(round: Round, config: BotConfig, seed: int = 0) -> int: ...
 def solve(round: Round, most_cards: int = 16) -> tuple[int, list[int]]: ...
+
+# --- the learner's rows (bind_train.cpp) ---
+
+def replay_full_deal(
+    records: Sequence[bytes], arrays: dict[str, NDArray[Any]], at: int = 0, seat_seed: int = 0
+) -> int: ...
 
 # --- shared memory (bind_shm.cpp) ---
 

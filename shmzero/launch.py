@@ -89,7 +89,7 @@ def plan_fleet(config: SelfPlayConfig, num_units: int) -> FleetPlan:
 
 
 @dataclass
-class _Child:
+class Child:
     """A process, its pidfd and what it last said on stderr (an anonymous file)."""
 
     process: subprocess.Popen[bytes]
@@ -108,10 +108,37 @@ class _Child:
             os.close(fd)
 
 
+def start_child(module: str, spec: dict[str, Any], fds: list[int], threads: int) -> Child:
+    """Start `python -m module` with `spec` on a pipe, inheriting `fds`; it dies with this process."""
+    spec_read, spec_write = os.pipe()
+    stderr_fd = os.memfd_create("shmzero-stderr")
+    environment = dict(os.environ)
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        environment[name] = str(threads)
+    environment["PYTHONPATH"] = os.pathsep.join(
+        [str(Path(__file__).parent.parent), *filter(None, [environment.get("PYTHONPATH")])]
+    )
+    try:
+        process = subprocess.Popen(
+            [sys.executable, "-m", module, "--spec-fd", str(spec_read)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=stderr_fd,
+            pass_fds=[spec_read, *fds],
+            env=environment,
+            start_new_session=True,  # a Ctrl-C in the terminal is the parent's alone
+        )
+    finally:
+        os.close(spec_read)
+    with os.fdopen(spec_write, "w") as pipe:
+        json.dump(spec | {"parent_pid": os.getpid()}, pipe)
+    return Child(process, os.pidfd_open(process.pid), stderr_fd, [])
+
+
 @dataclass
 class _Worker:
     index: int
-    child: _Child
+    child: Child
     grant_fd: int
     record_fd: int
     outstanding: set[int] = field(default_factory=set)
@@ -121,7 +148,7 @@ class _Worker:
 @dataclass
 class _Server:
     index: int
-    child: _Child
+    child: Child
     control: socket.socket
     epoch: int
     received: bytes = b""
@@ -131,8 +158,12 @@ class _Server:
 class Fleet:
     """Workers and inference processes that play units. Use as a context manager, from one thread."""
 
-    def __init__(self, config: SelfPlayConfig, units: Iterable[int], num_units: int) -> None:
+    def __init__(
+        self, config: SelfPlayConfig, units: Iterable[int], num_units: int, version: int = 0
+    ) -> None:
         """Starts everything. `units` yields the ids to play, `num_units` is how many there are.
+
+        `version` is that of the weights it starts with.
 
         Raises SegmentError where shared memory is short, ConfigError for impossible sizes.
         """
@@ -140,8 +171,10 @@ class Fleet:
         self.plan = plan_fleet(config, num_units)
         self.events: deque[str] = deque()
         """Lines for people: replacements, refusals, the switch to the compiled network."""
+        self.paused = False
+        """While set, no further units are granted; those in progress go on."""
         self.restarts = 0
-        self.version = 0
+        self.version = version
         self._checkpoint = str(config.checkpoint) if config.checkpoint else None
         self._fresh: Iterator[int] = iter(units)
         self._returned: deque[int] = deque()
@@ -165,30 +198,8 @@ class Fleet:
 
     # --- children ---------------------------------------------------------------------------------
 
-    def _start(self, module: str, spec: dict[str, Any], fds: list[int], threads: int) -> _Child:
-        spec_read, spec_write = os.pipe()
-        stderr_fd = os.memfd_create("shmzero-stderr")
-        environment = dict(os.environ)
-        for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-            environment[name] = str(threads)
-        environment["PYTHONPATH"] = os.pathsep.join(
-            [str(Path(__file__).parent.parent), *filter(None, [environment.get("PYTHONPATH")])]
-        )
-        try:
-            process = subprocess.Popen(
-                [sys.executable, "-m", module, "--spec-fd", str(spec_read)],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=stderr_fd,
-                pass_fds=[spec_read, *fds],
-                env=environment,
-                start_new_session=True,  # a Ctrl-C in the terminal is the parent's alone
-            )
-        finally:
-            os.close(spec_read)
-        with os.fdopen(spec_write, "w") as pipe:
-            json.dump(spec | {"parent_pid": os.getpid(), "segment_fd": self._memory.fd}, pipe)
-        return _Child(process, os.pidfd_open(process.pid), stderr_fd, [])
+    def _start(self, module: str, spec: dict[str, Any], fds: list[int], threads: int) -> Child:
+        return start_child(module, spec | {"segment_fd": self._memory.fd}, [*fds, self._memory.fd], threads)
 
     def _start_worker(self, index: int) -> _Worker:
         grant_read, grant_write = os.pipe()
@@ -215,7 +226,7 @@ class Fleet:
         }
         try:
             child = self._start(
-                "shmzero.worker", spec, [grant_read, record_write, self._memory.fd], threads=1
+                "shmzero.worker", spec, [grant_read, record_write], threads=1
             )
         finally:
             os.close(grant_read)
@@ -248,7 +259,7 @@ class Fleet:
         }
         with theirs:
             child = self._start(
-                "shmzero.inference", spec, [theirs.fileno(), self._memory.fd], self.plan.threads
+                "shmzero.inference", spec, [theirs.fileno()], self.plan.threads
             )
         ours.setblocking(False)
         server = _Server(index, child, ours, epoch)
@@ -289,12 +300,13 @@ class Fleet:
         self._kill_stalled()
         return finished
 
-    def publish(self, path: Path | str) -> int:
+    def publish(self, path: Path | str, version: int | None = None) -> int:
         """Serve the weights of a checkpoint from the next batch on; returns their version.
 
-        A replacement of an inference process starts with the last that were published.
+        `version` must be higher than the last one (default: the next). A replacement of an inference
+        process starts with the last that were published.
         """
-        self.version += 1
+        self.version = self.version + 1 if version is None else max(version, self.version)
         self._checkpoint = str(path)
         line = json.dumps({"cmd": "weights", "weights": self._checkpoint, "version": self.version})
         for server in self._servers:
@@ -360,6 +372,8 @@ class Fleet:
 
     def _grant(self) -> None:
         """Keep every worker's lanes fed with a little to spare; share the last units evenly."""
+        if self.paused:
+            return
         share = -(-self._left // len(self._workers))
         most = min(self.plan.lanes + self.plan.lanes // 8 + 1, share)
         for worker in self._workers:
@@ -412,7 +426,7 @@ class Fleet:
         if fd in self._selector.get_map():
             self._selector.unregister(fd)
 
-    def _count_death(self, what: str, child: _Child) -> None:
+    def _count_death(self, what: str, child: Child) -> None:
         now = time.monotonic()
         self._deaths.append(now)
         while now - self._deaths[0] > DEATH_WINDOW_S:

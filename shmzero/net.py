@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -75,16 +76,27 @@ class BlobNet(nn.Module):
 
     def forward(self, states: Tensor) -> tuple[Tensor, Tensor]:
         """(logits [B, 52], values [B, 1]) of states [B, 256] float32."""
-        scaled = states * self.input_scale
-        streams = []
-        for read, blocks in zip(self.inputs, self.trunks, strict=True):
-            x = read(scaled)
-            for block in blocks:  # type: ignore[attr-defined]
-                x = block(x)
-            streams.append(x)
+        streams = [self._stream(states, trunk) for trunk in range(self.config.trunks)]
+        return self._logits(states, streams[0]), self.value(streams[-1])
+
+    def logits(self, states: Tensor) -> Tensor:
+        """The policy's logits [B, 52] alone."""
+        return self._logits(states, self._stream(states, 0))
+
+    def values(self, states: Tensor) -> Tensor:
+        """The values [B, 1] alone."""
+        values: Tensor = self.value(self._stream(states, self.config.trunks - 1))
+        return values
+
+    def _stream(self, states: Tensor, trunk: int) -> Tensor:
+        x: Tensor = self.inputs[trunk](states * self.input_scale)
+        for block in self.trunks[trunk]:  # type: ignore[attr-defined]
+            x = block(x)
+        return x
+
+    def _logits(self, states: Tensor, stream: Tensor) -> Tensor:
         playing = states[:, _core.PLAYING_FEATURE, None] > 0.5
-        logits = torch.where(playing, self.cards(streams[0]), self.bids(streams[0]))
-        return logits, self.value(streams[-1])
+        return torch.where(playing, self.cards(stream), self.bids(stream))
 
     def policy_value(self, states: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
         """(policies [B, 52], values [B, 1]); the policy is zero where `masks` [B, 52] is false."""
@@ -100,18 +112,22 @@ def masked_softmax(logits: Tensor, masks: Tensor) -> Tensor:
 
 
 def save_checkpoint(net: BlobNet, path: Path | str) -> None:
-    """Write a checkpoint whole or not at all: to a temporary name, synced, then renamed."""
-    path = Path(path)
+    """Write a checkpoint whole or not at all."""
     metadata = {
         "format": FORMAT,
         "net": json.dumps(asdict(net.config)),
         "features": str(_core.FEATURE_VERSION),
     }
-    tensors = {name: t.detach().cpu().contiguous() for name, t in net.state_dict().items()}
+    write_tensors(Path(path), net.state_dict(), metadata)
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
+    """Write a safetensors file to a temporary name, synced, then renamed: whole or not at all."""
+    on_cpu = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
         with temporary.open("wb") as file:
-            file.write(safetensors.torch.save(tensors, metadata))
+            file.write(safetensors.torch.save(on_cpu, metadata))
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)

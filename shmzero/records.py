@@ -185,6 +185,11 @@ class Records:
             left -= len(rows)
             first = rows[-1][0] + 1
 
+    def newest(self, most: int) -> list[bytes]:
+        """The `most` records with the highest ids, by ascending id."""
+        query = "SELECT record FROM rounds ORDER BY id DESC LIMIT ?"
+        return [row[0] for row in self._connection.execute(query, (most,))][::-1]
+
     def replay(
         self, first: int = 0, most: int | None = None, seat_seed: int = 0
     ) -> dict[str, NDArray[Any]]:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Protocol
 
 from shmzero.config import SelfPlayConfig, read_toml, to_toml
 from shmzero.errors import ConfigError, RecordError, SegmentError, WorkerDied
@@ -298,6 +298,12 @@ def parse(arguments: list[str] | None) -> SelfPlayConfig:
     )
 
 
+class HasLine(Protocol):
+    """A state that can be shown."""
+
+    def line(self) -> str: ...
+
+
 class Terminal:
     """Live line on a terminal, a plain line now and then elsewhere; all on standard error."""
 
@@ -323,7 +329,7 @@ class Terminal:
     def say(self, line: str) -> None:
         self._console.print(line, markup=False, soft_wrap=True)
 
-    def show(self, progress: Progress) -> None:
+    def show(self, progress: HasLine) -> None:
         from rich.text import Text
 
         if self._live:

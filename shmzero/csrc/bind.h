@@ -9,6 +9,7 @@ void bind_arena(pybind11::module_& m);
 void bind_game(pybind11::module_& m);
 void bind_search(pybind11::module_& m);
 void bind_shm(pybind11::module_& m);
+void bind_train(pybind11::module_& m);
 
 /// Raises a class of shmzero.errors.
 [[noreturn]] inline void raise_error(const char* name, const std::string& message) {

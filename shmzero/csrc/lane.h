@@ -197,6 +197,14 @@ class Lane {
     for (int a = 0; a < decision.num_actions; ++a) {
       total += weights[a] = std::pow(weights[a] / highest, 1.0 / temperature);
     }
+    if (config.simulations == 0) {
+      // Without a search there is no root to put noise into: its share of the moves is uniform.
+      const double share = config.noise_fraction;
+      for (int a = 0; a < decision.num_actions; ++a) {
+        weights[a] = (1.0 - share) * weights[a] / total + share / decision.num_actions;
+      }
+      total = 1.0;
+    }
     Rng rng(stream_key(settings.seed, record_.id, record_.actions.size(), Purpose::kChoice));
     double left = rng.uniform() * total;
     int chosen = decision.best;

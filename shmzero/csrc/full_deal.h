@@ -1,0 +1,79 @@
+// Training rows with the full deal, for the learner's critic: what every other seat really held.
+//
+// These rows know what no player knows. They go into the learner's arrays and nowhere else: hands lie
+// beside the 256 features, never in them, so no serving network takes them. Read next: replay.h.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "encode.h"
+#include "record.h"
+
+namespace shmzero {
+
+/// Hands of a row: place 0 the undealt cards, place i the hand of relative seat i.
+inline constexpr int kNumHands = kMaxPlayers;
+
+/// Arrays that somebody else owns, N rows each. Cards and actions are in the ego's canonical suits.
+struct FullDealView {
+  std::uint16_t* features;       ///< [N, 256] float16 bits, of the mover.
+  std::uint64_t* masks;          ///< [N] legal actions.
+  std::uint64_t* hands;          ///< [N, 8] what the mover does not see.
+  std::uint8_t* actions;         ///< [N] that was taken.
+  float* utilities;              ///< [N] that the mover came to.
+  std::uint16_t* policies;       ///< [N, 52] float16 bits, the record's target, sum 1.
+  std::uint16_t* seat_features;  ///< [N, 256] float16 bits, of a seat drawn at random.
+  float* seat_utilities;         ///< [N] that this seat came to.
+  std::uint32_t* versions;       ///< [N] weights that decided.
+  std::size_t capacity;          ///< N; rows wrap round.
+};
+
+/// Writes one row a searched decision from row `at` on, wrapping; returns how many.
+inline std::size_t replay_full_deal(const RoundRecord& record, std::uint64_t seat_seed,
+                                    const FullDealView& out, std::size_t at) {
+  Round end = record.start();
+  CardSet dealt = 0;
+  for (int s = 0; s < end.num_players; ++s) dealt |= end.hands[s];
+  const CardSet undealt = ~dealt & ((CardSet{1} << kNumCards) - 1);
+  for (const std::uint8_t action : record.actions) apply(end, action);
+
+  Round round = record.start();
+  std::size_t ply = 0;
+  for (const SearchedDecision& decision : record.searched) {
+    for (; ply < decision.ply; ++ply) apply(round, record.actions[ply]);
+    const std::size_t row = at++ % out.capacity;
+    const int ego = round.seat;
+    const SuitOrder order = encode(round, ego, out.features + row * kNumFeatures);
+    const std::uint64_t actions = legal(round);
+    out.masks[row] = canonical_mask(round, actions, order);
+    out.actions[row] =
+        static_cast<std::uint8_t>(action_to_canonical(round, record.actions[ply], order));
+    out.utilities[row] = utility(end, ego, record.rivalry);
+    out.versions[row] = decision.version;
+
+    std::uint64_t* hands = out.hands + row * kNumHands;
+    hands[0] = canonical_cards(undealt, order);
+    for (int i = 1, s = round.next_seat(ego); i < kNumHands; ++i) {
+      hands[i] = i < round.num_players ? canonical_cards(round.hands[s], order) : 0;
+      s = round.next_seat(s);
+    }
+
+    std::uint16_t* policy = out.policies + row * kNumActions;
+    for (int a = 0; a < kNumActions; ++a) policy[a] = 0;
+    float total = 0.0f;
+    for (int a = 0; a < decision.num_actions; ++a) total += decision.weights[a];
+    const std::uint16_t* weight = decision.weights;
+    for_each_card(actions, [&](int action) {
+      policy[action_to_canonical(round, action, order)] = half_bits(*weight++ / total);
+    });
+
+    Rng rng(stream_key(seat_seed, record.id, ply, Purpose::kReplay));
+    const int seat = static_cast<int>(rng.below(round.num_players));
+    encode(round, seat, out.seat_features + row * kNumFeatures);
+    out.seat_utilities[row] = utility(end, seat, record.rivalry);
+  }
+  return record.searched.size();
+}
+
+}  // namespace shmzero

@@ -1,0 +1,278 @@
+"""The learner's arithmetic: replay buffer, critic, losses, optimiser, state. No processes, no files of a run.
+
+The critic sees every hand and is used here only: it values each legal action of a decision on the true
+deal, and the policy is moved towards what is better *on average over the deals it cannot tell apart*.
+That needs a loss linear in the advantage. Read next: learner.py (the process), train.py (the run).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from shmzero import _core
+from shmzero.config import NETS, NetConfig, TrainConfig
+from shmzero.errors import ConfigError, ModelFailed
+from shmzero.net import BlobNet, Block, masked_softmax, write_tensors
+
+FORMAT = "shmzero-learner-1"
+METRICS = ("loss", "policy_loss", "value_loss", "critic_loss", "entropy", "gradient_norm")
+"""What `Learner.step` returns, in order."""
+MOST_SKIPPED = 20
+
+
+class ReplayBuffer:
+    """The newest rows of the records, N at most, in arrays that the core writes into."""
+
+    def __init__(self, capacity: int, seat_seed: int = 0) -> None:
+        self.capacity = capacity
+        self.added = 0
+        """Rows ever added."""
+        self._seat_seed = seat_seed
+        shapes: dict[str, tuple[tuple[int, ...], torch.dtype]] = {
+            "features": ((capacity, _core.NUM_FEATURES), torch.float16),
+            "masks": ((capacity,), torch.int64),
+            "hands": ((capacity, _core.NUM_HANDS), torch.int64),
+            "actions": ((capacity,), torch.uint8),
+            "utilities": ((capacity,), torch.float32),
+            "policies": ((capacity, _core.NUM_ACTIONS), torch.float16),
+            "seat_features": ((capacity, _core.NUM_FEATURES), torch.float16),
+            "seat_utilities": ((capacity,), torch.float32),
+            "versions": ((capacity,), torch.int32),
+        }
+        self.tensors = {name: torch.zeros(shape, dtype=dtype) for name, (shape, dtype) in shapes.items()}
+        unsigned = {torch.int64: "uint64", torch.int32: "uint32"}
+        self._arrays = {
+            name: t.numpy().view(unsigned[t.dtype]) if t.dtype in unsigned else t.numpy()
+            for name, t in self.tensors.items()
+        }
+
+    def __len__(self) -> int:
+        return min(self.added, self.capacity)
+
+    def add(self, records: Sequence[bytes]) -> int:
+        """Replay records into the buffer, over the oldest rows; returns the number of rows."""
+        rows = _core.replay_full_deal(records, self._arrays, self.added % self.capacity, self._seat_seed)
+        self.added += rows
+        return rows
+
+    def sample(self, rows: int, generator: torch.Generator, device: str) -> dict[str, Tensor]:
+        """A batch drawn uniformly with replacement, by the names of the arrays, on `device`."""
+        places = torch.randint(len(self), (rows,), generator=generator)
+        batch = {name: t.index_select(0, places) for name, t in self.tensors.items()}
+        if device != "cpu":
+            batch = {name: t.pin_memory().to(device, non_blocking=True) for name, t in batch.items()}
+        return batch
+
+
+def bits(words: Tensor) -> Tensor:
+    """bool [..., 52] out of int64 words [...]."""
+    places = torch.arange(_core.NUM_ACTIONS, device=words.device)
+    return ((words[..., None] >> places) & 1).bool()
+
+
+def full_deal_rows(features: Tensor, hands: Tensor) -> Tensor:
+    """Rows [B, 256 + 8 x 52] f32: the mover's features, the undealt cards, the other seats' hands."""
+    return torch.cat([features.float(), bits(hands).flatten(1).float()], dim=1)
+
+
+class Critic(nn.Module):
+    """Utility of the mover after each action, from full-deal rows. Lives in the learner only."""
+
+    input_scale: Tensor
+
+    def __init__(self, config: NetConfig, seed: int = 0) -> None:
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            columns = _core.NUM_FEATURES + _core.NUM_HANDS * _core.NUM_ACTIONS
+            self.read = nn.Linear(columns, config.width)
+            self.blocks = nn.Sequential(*(Block(config.width, config.hidden) for _ in range(config.blocks)))
+            self.bids = nn.Linear(config.width, _core.NUM_ACTIONS)
+            self.cards = nn.Linear(config.width, _core.NUM_ACTIONS)
+            with torch.no_grad():
+                for head in (self.bids, self.cards):
+                    head.weight.mul_(0.3)
+                    head.bias.zero_()
+        self.register_buffer("input_scale", torch.ones(_core.NUM_FEATURES))
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """Q [B, 52] of full-deal rows [B, 672]."""
+        known, hidden = rows[:, : _core.NUM_FEATURES], rows[:, _core.NUM_FEATURES :]
+        x = self.blocks(self.read(torch.cat([known * self.input_scale, hidden], dim=1)))
+        playing = rows[:, _core.PLAYING_FEATURE, None] > 0.5
+        q: Tensor = torch.where(playing, self.cards(x), self.bids(x))
+        return q
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """What changes with the share of the run that is done."""
+
+    learning_rate: float
+    entropy_weight: float
+
+    @staticmethod
+    def at(config: TrainConfig, progress: float) -> Schedule:
+        """Cosine from `learning_rate` to a hundredth of it after a short ramp; entropy linearly."""
+        done = min(max(progress, 0.0), 1.0)
+        ramp = min(1.0, (done + 1e-3) / 0.02)
+        cosine = 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * done))
+        first, last = config.entropy_first, config.entropy_last
+        return Schedule(config.learning_rate * ramp * cosine, first + (last - first) * done)
+
+
+class Learner:
+    """Networks, optimiser and exponential moving average; one `step` a batch."""
+
+    def __init__(self, config: TrainConfig, device: str) -> None:
+        self.config = config
+        self.device = device
+        net, seed = NETS[config.net], config.seed
+        self.net = BlobNet(net, seed).to(device)
+        self.ema = BlobNet(net, seed).to(device)
+        self.ema.requires_grad_(False)
+        self.critic = Critic(NETS[config.critic_net], seed + 1).to(device) if config.targets == "critic" else None
+        self.steps = 0
+        self.skipped = 0
+        """Batches whose gradient was not finite; they change nothing."""
+        self._skipped_in_a_row = 0
+        self.scaled = False
+        self.generator = torch.Generator().manual_seed(seed)
+        parameters = list(self.net.parameters()) + (list(self.critic.parameters()) if self.critic else [])
+        self._parameters = parameters
+        self.optimiser = torch.optim.AdamW(
+            parameters, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
+        )
+        # bf16 pays where the hardware multiplies it; the losses and the softmax stay in float32.
+        self._autocast = torch.autocast("cuda" if device != "cpu" else "cpu", torch.bfloat16, config.autocast)
+
+    def measure_scale(self, buffer: ReplayBuffer) -> None:
+        """Fix the input scale, 1 / standard deviation of each feature, from the first rows."""
+        rows = buffer.tensors["features"][: len(buffer)].float()
+        deviation = rows.std(dim=0)
+        scale = torch.where(deviation > 0.02, 1.0 / deviation.clamp(min=0.02), torch.ones(())).clamp(max=8.0)
+        for module in (self.net, self.ema, self.critic):
+            if module is not None:
+                module.input_scale.copy_(scale)
+        self.scaled = True
+
+    def step(self, batch: dict[str, Tensor], schedule: Schedule) -> Tensor:
+        """One optimiser step; returns METRICS of the batch as one tensor, not yet waited for."""
+        config = self.config
+        masks = bits(batch["masks"])
+        taken = batch["actions"].long()[:, None]
+        value_rows = max(1, round(config.value_share * len(masks)))
+        with self._autocast:
+            features = batch["features"].float()
+            logits = self.net.logits(features)
+            values = self.net.values(batch["seat_features"][:value_rows].float())
+            q = self.critic(full_deal_rows(batch["features"], batch["hands"])) if self.critic else None
+        policies = masked_softmax(logits, masks)
+        log_policies = torch.log(policies.clamp(min=1e-9))
+        entropy = -(policies * log_policies).sum(dim=1).mean()
+        value_loss = F.mse_loss(values.float()[:, 0], batch["seat_utilities"][:value_rows])
+        if q is not None:
+            q = q.float()
+            critic_loss = F.mse_loss(q.gather(1, taken)[:, 0], batch["utilities"])
+            with torch.no_grad():
+                advantages = (q - (policies * q).sum(dim=1, keepdim=True)) * masks
+            policy_loss = -(policies * advantages).sum(dim=1).mean()
+            loss = policy_loss - schedule.entropy_weight * entropy + critic_loss + config.value_weight * value_loss
+        else:
+            critic_loss = torch.zeros((), device=self.device)
+            policy_loss = -(batch["policies"].float() * log_policies).sum(dim=1).mean()
+            loss = policy_loss + config.value_weight * value_loss
+        for group in self.optimiser.param_groups:
+            group["lr"] = schedule.learning_rate
+        self.optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(self._parameters, config.clip)
+        self.steps += 1
+        if not math.isfinite(float(norm)):
+            self._skip()
+            return torch.zeros(len(METRICS))
+        self._skipped_in_a_row = 0
+        self.optimiser.step()
+        decay = min(config.ema, (1 + self.steps) / (10 + self.steps))
+        with torch.no_grad():
+            torch._foreach_lerp_(list(self.ema.parameters()), list(self.net.parameters()), 1 - decay)
+        return torch.stack([loss, policy_loss, value_loss, critic_loss, entropy, norm]).detach()
+
+    def _skip(self) -> None:
+        self.optimiser.zero_grad(set_to_none=True)
+        self.skipped += 1
+        self._skipped_in_a_row += 1
+        if self._skipped_in_a_row >= MOST_SKIPPED:
+            raise ModelFailed(
+                f"step {self.steps}: {MOST_SKIPPED} batches in a row without a finite gradient; "
+                "lower learning_rate, or set autocast = false"
+            )
+
+
+
+def save_state(learner: Learner, path: Path, facts: dict[str, Any]) -> None:
+    """Write everything that `load_state` needs to go on, and `facts` of the caller."""
+    tensors = {f"net.{name}": t for name, t in learner.net.state_dict().items()}
+    tensors |= {f"ema.{name}": t for name, t in learner.ema.state_dict().items()}
+    if learner.critic is not None:
+        tensors |= {f"critic.{name}": t for name, t in learner.critic.state_dict().items()}
+    for index, slot in learner.optimiser.state_dict()["state"].items():
+        tensors |= {f"optimiser.{index}.{name}": t for name, t in slot.items()}
+    tensors["generator"] = learner.generator.get_state()
+    own = {"steps": learner.steps, "scaled": learner.scaled}
+    metadata = {"format": FORMAT, "features": str(_core.FEATURE_VERSION), "facts": json.dumps(facts | own)}
+    write_tensors(path, tensors, metadata)
+
+
+def read_facts(path: Path) -> dict[str, Any]:
+    """The facts of a saved state. Raises ConfigError where the file is none."""
+    try:
+        with safetensors.safe_open(str(path), framework="pt") as file:
+            metadata = file.metadata() or {}
+    except (OSError, safetensors.SafetensorError, ValueError) as error:
+        raise ConfigError(f"learner state {path} cannot be read: {error}") from None
+    if metadata.get("format") != FORMAT or metadata.get("features") != str(_core.FEATURE_VERSION):
+        raise ConfigError(
+            f"learner state {path} has format {metadata.get('format')!r}, features "
+            f"{metadata.get('features')}; allowed: {FORMAT!r}, {_core.FEATURE_VERSION}"
+        )
+    facts: dict[str, Any] = json.loads(metadata["facts"])
+    return facts
+
+
+def load_state(learner: Learner, path: Path) -> dict[str, Any]:
+    """Put a learner where it was saved; returns the caller's facts. Raises ConfigError."""
+    facts = read_facts(path)
+    tensors = safetensors.torch.load_file(path)
+
+    def part(prefix: str) -> dict[str, Tensor]:
+        return {name[len(prefix) :]: t for name, t in tensors.items() if name.startswith(prefix)}
+
+    try:
+        learner.net.load_state_dict(part("net."))
+        learner.ema.load_state_dict(part("ema."))
+        if learner.critic is not None:
+            learner.critic.load_state_dict(part("critic."))
+    except RuntimeError as error:
+        why = " ".join(str(error).split())[:300]
+        raise ConfigError(f"learner state {path} is of other networks: {why}") from None
+    slots: dict[int, dict[str, Tensor]] = {}
+    for name, t in part("optimiser.").items():
+        index, _, field = name.partition(".")
+        slots.setdefault(int(index), {})[field] = t
+    state = learner.optimiser.state_dict()
+    learner.optimiser.load_state_dict({"state": slots, "param_groups": state["param_groups"]})
+    learner.generator.set_state(tensors["generator"])
+    learner.steps, learner.scaled = facts["steps"], facts["scaled"]
+    return facts

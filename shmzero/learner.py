@@ -1,0 +1,249 @@
+"""The learner process: records in, weights out.
+
+Finished rounds come over one pipe as frames (u32 bytes, record), JSON lines go both ways over a socket.
+A learner that starts takes up the state and the newest records of the run folder, so one that was
+killed is simply started again. Read next: learn.py (the arithmetic), train.py (the parent).
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import struct
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from shmzero import _core
+from shmzero.config import TrainConfig
+from shmzero.errors import ConfigError
+from shmzero.inference import Control, child_main
+from shmzero.records import FILE_NAME, Records
+
+STATE_NAME = "learner.safetensors"
+WEIGHTS_FOLDER = "weights"
+CHECKPOINT_FOLDER = "checkpoints"
+WEIGHTS_KEPT = 3
+"""Published weights that stay on disk: an inference process may still be about to read one."""
+WAIT_S = 0.05
+METRICS_S = 1.0
+FIRST_ROWS = 8192
+"""Rows before the first step; the input scale is measured on them."""
+LEAD_ROWS = 16_384
+"""Self-play pauses when it is so many positions ahead of what the replay ratio asks for."""
+PIPE_BYTES = 1 << 20
+
+
+def weights_path(folder: Path, version: int) -> Path:
+    """Where the weights of a version lie."""
+    return folder / WEIGHTS_FOLDER / f"{version:08d}.safetensors"
+
+
+def newest_version(folder: Path) -> int:
+    """The version of the newest weights in a run folder, 0 where there are none."""
+    return max((int(path.stem) for path in (folder / WEIGHTS_FOLDER).glob("[0-9]*.safetensors")), default=0)
+
+
+class RecordPipe:
+    """The reading end of the parent's frames."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+        os.set_blocking(fd, False)
+        self._left = b""
+
+    def read(self) -> list[bytes]:
+        """Records that have come; never blocks."""
+        parts = [self._left]
+        try:
+            while part := os.read(self.fd, PIPE_BYTES):
+                parts.append(part)
+        except BlockingIOError:
+            pass
+        data = b"".join(parts)
+        records, at = [], 0
+        while len(data) - at >= 4:
+            (size,) = struct.unpack_from("=I", data, at)
+            if len(data) - at - 4 < size:
+                break
+            records.append(data[at + 4 : at + 4 + size])
+            at += 4 + size
+        self._left = data[at:]
+        return records
+
+
+def newest_records(folder: Path, rows: int) -> Iterator[list[bytes]]:
+    """The newest records that hold about `rows` searched decisions, oldest first, in pieces."""
+    if not (folder / FILE_NAME).exists():
+        return
+    records = Records(folder)
+    try:
+        sample = records.newest(200)
+        decisions = sum(len(_core.decode_record(record)["searched"]) for record in sample)
+        if decisions:
+            wanted = records.newest(rows * len(sample) // decisions + 1)
+            for at in range(0, len(wanted), 1000):
+                yield wanted[at : at + 1000]
+    finally:
+        records.close()
+
+
+class LearnerProcess:
+    """The loop around a Learner."""
+
+    def __init__(self, spec: dict[str, Any], control: Control) -> None:
+        import torch
+
+        from shmzero import learn
+
+        torch.set_num_threads(spec["threads"])
+        self._learn = learn
+        self._control = control
+        self._folder = Path(spec["folder"])
+        self._config = TrainConfig(**spec["config"])
+        self._pipe = RecordPipe(spec["record_fd"])
+        self._learner = learn.Learner(self._config, spec["device"])
+        self._buffer = learn.ReplayBuffer(self._config.buffer, self._config.seed)
+        self._progress = spec["progress"]
+        self._elapsed_s = spec["elapsed_s"]
+        self._rows_new = 0
+        self._version = max(newest_version(self._folder), spec["version"])
+        self._paused = False
+        self._wait_s = 0.0
+        self._first_step = 0
+        for left in self._folder.rglob(".*.safetensors.*"):
+            left.unlink(missing_ok=True)  # of a learner that was killed while it wrote
+        state = self._folder / STATE_NAME
+        if state.exists():
+            facts = learn.load_state(self._learner, state)
+            self._rows_new = facts["rows"]
+            self._first_step = self._learner.steps
+        if spec["refill"]:
+            # What is committed meanwhile comes over the pipe as well: a few rows may be there twice.
+            for records in newest_records(self._folder, self._config.buffer):
+                self._buffer.add(records)
+
+    def run(self) -> None:
+        """Until the parent says stop or is gone; the last state is saved."""
+        config, learner = self._config, self._learner
+        self._control.send(event="ready", steps=learner.steps, rows=len(self._buffer))
+        if learner.steps:
+            self._publish()
+        started = published_at = saved_at = metrics_at = time.monotonic()
+        pending: list[Any] = []
+        while True:
+            self._take()
+            for command in self._control.commands():
+                if command["cmd"] == "stop":
+                    self._elapsed_s = command["elapsed_s"]
+                    self._finish()
+                    return
+                self._progress, self._elapsed_s = command["progress"], command["elapsed_s"]
+            if self._control.closed:
+                return  # the parent is gone; the folder holds the last saved state
+            self._balance()
+            if not self._may_step():
+                before = time.monotonic()
+                select.select([self._pipe.fd], [], [], WAIT_S)
+                self._wait_s += time.monotonic() - before
+            else:
+                if not learner.scaled:
+                    learner.measure_scale(self._buffer)
+                batch = self._buffer.sample(config.batch, learner.generator, learner.device)
+                pending.append(learner.step(batch, self._learn.Schedule.at(config, self._progress)))
+            now = time.monotonic()
+            if pending and now - metrics_at >= METRICS_S:
+                self._report(pending, now - started)
+                pending, metrics_at = [], now
+            if learner.steps and now - published_at >= config.publish_s:
+                self._publish()
+                published_at = now
+            if learner.steps and now - saved_at >= config.checkpoint_s:
+                self._save()
+                saved_at = now
+
+    def _take(self) -> None:
+        if records := self._pipe.read():
+            self._rows_new += self._buffer.add(records)
+
+    def _may_step(self) -> bool:
+        if len(self._buffer) < min(FIRST_ROWS, self._config.buffer):
+            return False
+        trained = self._learner.steps * self._config.batch
+        return trained < self._rows_new * self._config.replay_ratio
+
+    def _balance(self) -> None:
+        """Ask the parent to hold self-play back, or to let it go on."""
+        trained = self._learner.steps * self._config.batch / self._config.replay_ratio
+        lead = self._rows_new - trained
+        limit = LEAD_ROWS if not self._paused else LEAD_ROWS / 2
+        if (lead > limit) != self._paused:
+            self._paused = not self._paused
+            self._control.send(event="pause", on=self._paused)
+
+    def _report(self, pending: list[Any], seconds: float) -> None:
+        import torch
+
+        means = torch.stack(pending).mean(dim=0).tolist()
+        learner, rows = self._learner, len(self._buffer)
+        versions = self._buffer.tensors["versions"][:rows].float()
+        self._control.send(
+            event="metrics",
+            steps=learner.steps,
+            rows=self._rows_new,
+            skipped=learner.skipped,
+            steps_per_s=(learner.steps - self._first_step) / seconds,
+            replay_ratio=learner.steps * self._config.batch / max(self._rows_new, 1),
+            replay_age_versions=self._version - float(versions.mean()),
+            learner_waits=self._wait_s / seconds,
+            learning_rate=self._learn.Schedule.at(self._config, self._progress).learning_rate,
+            **dict(zip(self._learn.METRICS, means, strict=True)),
+        )
+
+    def _publish(self) -> None:
+        from shmzero.net import save_checkpoint
+
+        self._version += 1
+        path = weights_path(self._folder, self._version)
+        path.parent.mkdir(exist_ok=True)
+        save_checkpoint(self._learner.ema, path)
+        self._control.send(event="weights", path=str(path), version=self._version)
+        for old in sorted(path.parent.glob("[0-9]*.safetensors"))[:-WEIGHTS_KEPT]:
+            old.unlink(missing_ok=True)
+
+    def _save(self) -> None:
+        """The state to go on from, and a checkpoint that stays."""
+        from shmzero.net import save_checkpoint
+
+        checkpoints = self._folder / CHECKPOINT_FOLDER
+        checkpoints.mkdir(exist_ok=True)
+        path = checkpoints / f"{self._learner.steps:08d}.safetensors"
+        save_checkpoint(self._learner.ema, path)
+        facts = {"rows": self._rows_new, "progress": self._progress, "elapsed_s": self._elapsed_s}
+        self._learn.save_state(self._learner, self._folder / STATE_NAME, facts)
+        self._control.send(event="checkpoint", path=str(path), steps=self._learner.steps)
+
+    def _finish(self) -> None:
+        if self._learner.steps:
+            self._publish()
+            self._save()
+        self._control.send(event="stopped", steps=self._learner.steps)
+
+
+def run(spec: dict[str, Any]) -> int:
+    """The process. Returns the exit code."""
+    control = Control(spec["control_fd"])
+    try:
+        LearnerProcess(spec, control).run()
+    except ConfigError as error:
+        control.send(event="error", message=str(error))
+        return 2
+    except OSError as error:
+        control.send(event="full", message=f"run folder {spec['folder']} cannot be written: {error.strerror}")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    child_main(run)

@@ -1,0 +1,94 @@
+"""python -m shmzero.plot RUN: a training run's metrics as a picture.
+
+Above the strength against fixed opponents over wall time, with 95 % intervals; below the losses.
+Needs matplotlib: pip install shmzero[plot].
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from shmzero.errors import ConfigError
+
+METRICS_NAME = "metrics.jsonl"
+LOSSES = ("value_loss", "critic_loss", "entropy")
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Lines of a metrics file in order; one that a kill cut off is left out. Raises ConfigError."""
+    if not path.exists():
+        raise ConfigError(f"there is no {path}; give the folder of a training run")
+    lines = []
+    for text in path.read_text().splitlines():
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError:
+            continue
+    return lines
+
+
+def plot(folder: Path, out: Path) -> None:
+    """Write the picture of the run in `folder` to `out`. Raises ConfigError."""
+    lines = read_metrics(folder / METRICS_NAME)
+    matches = [line for line in lines if "match" in line]
+    reports = [line for line in lines if "loss" in line.get("learner", {})]
+    if not matches and not reports:
+        raise ConfigError(f"{folder / METRICS_NAME} holds no matches and no losses yet; train a little longer")
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise ConfigError("plot needs matplotlib; install it with: pip install shmzero[plot]") from None
+    figure = Figure(figsize=(9, 8), layout="constrained")
+    strength, losses = figure.subplots(2, 1, sharex=True)
+    for opponent, mode in sorted({(m["match"]["opponent"], m["match"]["mode"]) for m in matches}):
+        own = [m for m in matches if (m["match"]["opponent"], m["match"]["mode"]) == (opponent, mode)]
+        mean = [m["match"]["mean"] for m in own]
+        below = [m["match"]["mean"] - m["match"]["low"] for m in own]
+        above = [m["match"]["high"] - m["match"]["mean"] for m in own]
+        minutes = [m["elapsed_s"] / 60 for m in own]
+        seats = "one seat" if mode == "one" else "all seats but one"
+        strength.errorbar(minutes, mean, yerr=[below, above], marker="o", capsize=3, label=f"{opponent}, {seats}")
+    strength.axhline(0, color="grey", linewidth=0.8)
+    strength.set_ylabel("points a round more than the others")
+    strength.set_title(folder.resolve().name)
+    if matches:
+        strength.legend()
+    for name in LOSSES:
+        losses.plot([r["elapsed_s"] / 60 for r in reports], [r["learner"][name] for r in reports],
+                    label=name.replace("_", " "))
+    losses.set_xlabel("minutes")
+    losses.set_ylim(bottom=0)
+    if reports:
+        losses.legend()
+    try:
+        figure.savefig(out)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"the picture cannot be written to {out}: {error}") from None
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command. Exit codes: 0 done, 2 the user's mistake."""
+    parser = argparse.ArgumentParser(
+        prog="python -m shmzero.plot",
+        description="Draws a training run: strength against fixed opponents over wall time, and losses.",
+        epilog="example: python -m shmzero.plot runs/smoke --out smoke.png",
+    )
+    parser.add_argument("run", type=Path, metavar="RUN", help="folder of a training run")
+    parser.add_argument("--out", type=Path, help="PNG, SVG or PDF to write (default: RUN/curves.png)")
+    given = parser.parse_args(arguments)
+    out = given.out or given.run / "curves.png"
+    try:
+        plot(given.run, out)
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(out)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

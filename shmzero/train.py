@@ -1,0 +1,511 @@
+"""python -m shmzero.train RUN: self-play, learning and matches as one pipeline on one machine.
+
+The parent owns the run folder: it commits finished rounds, hands them to the learner process, swaps
+the learner's weights into the running inference processes and says how it goes. Every child may be
+killed; so may the parent, and the same command goes on. Read next: learner.py, launch.py, judge.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import itertools
+import json
+import socket
+import struct
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from shmzero.config import TRAIN_PRESETS, TrainConfig, read_train_toml, to_toml
+from shmzero.errors import ConfigError, RecordError, SegmentError, WorkerDied
+from shmzero.judge import FINAL_DEALS, Judge, match_words
+from shmzero.launch import Child, Fleet, start_child
+from shmzero.learner import CHECKPOINT_FOLDER, newest_version, weights_path
+from shmzero.plot import METRICS_NAME, read_metrics
+from shmzero.records import RecordWriter
+from shmzero.selfplay import Interrupt, Meter, Progress, Terminal, process_age_s
+
+TICK_S = 0.02
+COMMIT_S = 0.25
+TELL_S = 0.2
+"""How often the learner hears where the run stands."""
+METRICS_S = 5.0
+STOP_S = 60.0
+"""How long the learner may take to save its last state."""
+MOST_DEATHS = 5
+DEATH_WINDOW_S = 60.0
+ENDLESS = 10**12
+"""Units of a run that ends by its time."""
+
+EXAMPLES = """examples:
+  python -m shmzero.train runs/smoke                            two minutes on two cores
+  python -m shmzero.train runs/evening --preset laptop --minutes 60
+  python -m shmzero.train runs/big --preset workstation --device cuda
+  python -m shmzero.train runs/mine --config run.toml --seed 7"""
+
+
+class UnitLedger:
+    """Which units are finished, small even after millions: all below a mark, and some above it."""
+
+    def __init__(self, finished: Iterable[int] = ()) -> None:
+        self._mark = 0
+        self._above: set[int] = set()
+        for unit in finished:
+            self.add(unit)
+
+    def add(self, unit: int) -> None:
+        self._above.add(unit)
+        while self._mark in self._above:
+            self._above.remove(self._mark)
+            self._mark += 1
+
+    def missing(self) -> Iterator[int]:
+        """Units that are not finished, without end, by ascending id."""
+        return (unit for unit in itertools.count(self._mark) if unit not in self._above)
+
+
+class LearnerLink:
+    """The parent's end of the learner: starts it, feeds it, starts it again when it dies."""
+
+    def __init__(self, config: TrainConfig, folder: Path) -> None:
+        self.config = config
+        self.folder = folder
+        self.events: deque[dict[str, Any]] = deque()
+        self.restarts = 0
+        self._deaths: deque[float] = deque()
+        self._child: Child | None = None
+
+    def start(self, progress: float, elapsed_s: float, version: int, refill: bool) -> None:
+        """`version`: of the newest weights; the learner's own go on from there. `refill`: take up the
+        newest records of the folder first."""
+        ours, theirs = socket.socketpair()
+        record_ours, record_theirs = socket.socketpair()
+        spec = {
+            "folder": str(self.folder),
+            "config": dataclasses.asdict(self.config),
+            "device": self.config.learner_device(),
+            "threads": self.config.learner_threads,
+            "control_fd": theirs.fileno(),
+            "record_fd": record_theirs.fileno(),
+            "progress": progress,
+            "elapsed_s": elapsed_s,
+            "version": version,
+            "refill": refill,
+        }
+        with theirs, record_theirs:
+            self._child = start_child(
+                "shmzero.learner", spec, [theirs.fileno(), record_theirs.fileno()], self.config.learner_threads
+            )
+        ours.setblocking(False)
+        record_ours.setblocking(False)
+        record_ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+        self._control, self._records = ours, record_ours
+        self._received = b""
+        self._unsent = bytearray()
+
+    @property
+    def pid(self) -> int:
+        """Process id of the living learner."""
+        assert self._child is not None
+        return self._child.process.pid
+
+    @property
+    def behind_bytes(self) -> int:
+        """Records that the learner has not taken yet."""
+        return len(self._unsent)
+
+    def feed(self, units: Iterable[tuple[int, list[bytes]]]) -> None:
+        """Hand over committed records; never blocks."""
+        for _, records in units:
+            for record in records:
+                self._unsent += struct.pack("=I", len(record)) + record
+
+    def tell(self, **command: Any) -> None:
+        """Send one command; one to a learner that is gone is lost."""
+        try:
+            self._control.sendall(json.dumps(command).encode() + b"\n")
+        except (BrokenPipeError, ConnectionResetError, BlockingIOError):
+            pass  # dead, which `poll` notices; or busy, and the next one says the same
+
+    def poll(self) -> bool:
+        """Send and receive what there is. False where the learner has died."""
+        assert self._child is not None
+        try:
+            while self._unsent:
+                sent = self._records.send(self._unsent[: 1 << 18])
+                del self._unsent[:sent]
+        except (BlockingIOError, BrokenPipeError, ConnectionResetError):
+            pass
+        try:
+            while part := self._control.recv(65536):
+                self._received += part
+        except (BlockingIOError, ConnectionResetError):
+            pass
+        *lines, self._received = self._received.split(b"\n")
+        for line in lines:
+            event = json.loads(line)
+            if event["event"] == "error":
+                raise ConfigError(event["message"])
+            if event["event"] == "full":
+                raise RecordError(event["message"])
+            self.events.append(event)
+        return self._child.process.poll() is None
+
+    def bury(self) -> str:
+        """Clear away a dead learner; returns a line about it. Raises WorkerDied if it keeps dying."""
+        child = self._child
+        assert child is not None
+        child.process.wait()
+        words, status = child.last_words(), child.process.returncode
+        self._close()
+        now = time.monotonic()
+        self._deaths.append(now)
+        while now - self._deaths[0] > DEATH_WINDOW_S:
+            self._deaths.popleft()
+        if len(self._deaths) >= MOST_DEATHS:
+            raise WorkerDied(
+                f"the learner ended with status {status}, the {len(self._deaths)}th time within "
+                f"{DEATH_WINDOW_S:g} s; its last words:\n{words}"
+            )
+        self.restarts += 1
+        return f"the learner ended with status {status} and is replaced: {words.splitlines()[-1]}"
+
+    def kill(self) -> None:
+        """End it at once; what it saved last stays."""
+        if self._child is not None:
+            self._child.process.kill()
+            self._child.process.wait()
+            self._close()
+
+    def _close(self) -> None:
+        assert self._child is not None
+        self._control.close()
+        self._records.close()
+        self._child.close()
+        self._child = None
+
+
+@dataclass
+class TrainProgress:
+    """Where a training run stands."""
+
+    done: float
+    """Share of the run, 0 to 1."""
+    elapsed_s: float
+    play: Progress
+    learner: dict[str, Any]
+    """Its last report."""
+    strength: str
+    """The last matches, in words."""
+
+    def line(self) -> str:
+        entropy = self.learner.get("entropy")
+        learner = f"step {self.learner.get('steps', 0):,}" + ("" if entropy is None else f", entropy {entropy:.2f}")
+        return (
+            f"{self.done:4.0%} | {self.play.rounds:,} rounds, {self.play.rounds_per_min:,.0f}/min | {learner}"
+            + (f" | {self.strength}" if self.strength else "")
+        )
+
+
+class Run:
+    """One training run in its folder."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        folder: Path,
+        say: Callable[[str], None],
+        show: Callable[[TrainProgress], None],
+        stopped: Callable[[], bool],
+    ) -> None:
+        """Raises ConfigError where the folder holds a run of other settings."""
+        self.config = config
+        self.folder = folder
+        self._say, self._show, self._stopped = say, show, stopped
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RecordError(f"run folder {folder} cannot be made: {error.strerror}") from None
+        self._writer = RecordWriter(folder, config.identity())
+        self._ledger = UnitLedger(sorted(self._writer.units()))
+        self._rounds_before = self._rounds = self._writer.count()
+        self._waiting: list[tuple[int, list[bytes]]] = []
+        self._elapsed_before = self._read_elapsed()
+        self._trained_s = self._elapsed_before
+        self._started = time.monotonic() - process_age_s()
+        self._learner = LearnerLink(config, folder)
+        self._judge = Judge(config, folder)
+        self._report: dict[str, Any] = {}
+        self._told_at = self._committed_at = self._shown_at = self._metrics_at = 0.0
+
+    def _read_elapsed(self) -> float:
+        """Seconds of training that lie before this session."""
+        if not (self.folder / METRICS_NAME).exists():
+            return 0.0
+        return max((line["elapsed_s"] for line in read_metrics(self.folder / METRICS_NAME)), default=0.0)
+
+    def _judged(self) -> bool:
+        """Whether the last checkpoint's matches are in the metrics."""
+        checkpoint = newest_checkpoint(self.folder)
+        return checkpoint is None or any(
+            line.get("match", {}).get("deals") == FINAL_DEALS
+            and line["match"]["steps"] == int(checkpoint.stem)
+            for line in read_metrics(self.folder / METRICS_NAME)
+        )
+
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds trained, over all sessions."""
+        return self._elapsed_before + time.monotonic() - self._started
+
+    @property
+    def done(self) -> float:
+        """Share of the run that is done."""
+        config = self.config
+        shares = [0.0]
+        if config.minutes is not None:
+            shares.append((self.elapsed_s + config.closing_s) / (60 * config.minutes))
+        if config.rounds is not None:
+            shares.append(self._rounds / config.rounds)
+        return min(max(shares), 1.0)
+
+    def __call__(self) -> dict[str, Any]:
+        """Train to the end; returns the summary of `--json`."""
+        try:
+            if self.done < 1.0:
+                self._train()
+            elif self._judged():
+                self._say(f"{self.folder} is trained to its end: nothing to do")
+            matches = []
+            if self.done >= 1.0 and not self._judged():
+                elapsed_s = self.elapsed_s
+                matches = self._judge.finish(self._say)
+                for line in matches:
+                    self._log(line, elapsed_s)
+        finally:
+            self._commit()
+            self._learner.kill()
+            self._judge.kill()
+            self._writer.close()
+        new_rounds = self._rounds - self._rounds_before
+        return {
+            "run": str(self.folder),
+            "complete": self.done >= 1.0,
+            "rounds": self._rounds,
+            "new_rounds": new_rounds,
+            "elapsed_s": self._trained_s,
+            "steps": self._report.get("steps", 0),
+            "rounds_per_min": new_rounds * 60 / max(self._trained_s - self._elapsed_before, 1e-9),
+            "steps_per_s": self._report.get("steps_per_s", 0.0),
+            "learner_restarts": self._learner.restarts,
+            "checkpoint": str(newest_checkpoint(self.folder) or ""),
+            "matches": [line["match"] for line in matches],
+        }
+
+    def _train(self) -> None:
+        config = self.config
+        (self.folder / "config.toml").write_text(to_toml(dataclasses.asdict(config)))
+        version = newest_version(self.folder)
+        self._learner.start(self.done, self.elapsed_s, version, refill=self._rounds > 0)
+        while self.done < 1.0 and not self._stopped():
+            stage = config.stage(self.done)
+            play = config.self_play(stage, weights_path(self.folder, version) if version else None)
+            left = ENDLESS if config.rounds is None else config.rounds - self._rounds
+            with Fleet(play, self._ledger.missing(), left, version) as fleet:
+                meter = Meter(fleet, left)
+                try:
+                    while (
+                        not fleet.done and self.done < 1.0
+                        and config.stage(self.done) == stage and not self._stopped()
+                    ):
+                        self._waiting += fleet.poll(TICK_S)
+                        self._attend(fleet, meter)
+                finally:
+                    self._waiting += fleet.close()
+                    self._commit()
+                version = fleet.version
+        self._end_learner()
+        self._trained_s = self.elapsed_s
+        self._log({"rounds": self._rounds, "version": version, "learner": self._report})
+
+    # --- what happens all the time -------------------------------------------------------------------
+
+    def _commit(self) -> None:
+        """Write what has come; only then the learner may have it."""
+        if self._waiting:
+            self._rounds += self._writer.write(self._waiting)
+            for unit, _ in self._waiting:
+                self._ledger.add(unit)
+            self._learner.feed(self._waiting)
+            self._waiting = []
+
+    def _attend(self, fleet: Fleet, meter: Meter) -> None:
+        now = time.monotonic()
+        while fleet.events:
+            line = fleet.events.popleft()
+            if "serves weights" not in line:
+                self._say(line)
+        if now - self._committed_at >= COMMIT_S:
+            self._commit()
+            self._committed_at = now
+        if now - self._told_at >= TELL_S:
+            self._learner.tell(cmd="progress", progress=self.done, elapsed_s=self.elapsed_s)
+            self._told_at = now
+        if not self._learner.poll():
+            self._hear(fleet)
+            self._say(self._learner.bury())
+            fleet.paused = False
+            self._learner.start(self.done, self.elapsed_s, fleet.version, refill=True)
+        self._hear(fleet)
+        for match in self._judge.poll(self.elapsed_s):
+            self._log(match)
+        if now - self._shown_at >= 0.1:
+            progress = TrainProgress(
+                self.done, self.elapsed_s, meter.progress(0, self._rounds - self._rounds_before),
+                self._report, self._judge.words,
+            )
+            self._show(progress)
+            self._shown_at = now
+            if now - self._metrics_at >= METRICS_S:
+                play = progress.play
+                self._log({
+                    "rounds": self._rounds,
+                    "rounds_per_min": play.rounds_per_min,
+                    "evaluations_per_s": play.evaluations_per_s,
+                    "mean_batch_rows": play.mean_batch_rows,
+                    "inference_busy": play.inference_busy,
+                    "workers_busy": play.workers_busy,
+                    "version": fleet.version,
+                    "self_play_paused": fleet.paused,
+                    "learner": self._report,
+                })
+                self._metrics_at = now
+
+    def _hear(self, fleet: Fleet | None) -> None:
+        """Act on what the learner says."""
+        while self._learner.events:
+            event = self._learner.events.popleft()
+            kind = event.pop("event")
+            if kind == "weights" and fleet is not None:
+                fleet.publish(event["path"], event["version"])
+            elif kind == "pause" and fleet is not None:
+                fleet.paused = event["on"]
+            elif kind == "metrics":
+                self._report = event
+            elif kind == "ready" and event["steps"]:
+                self._say(f"the learner goes on from step {event['steps']:,} with {event['rows']:,} positions")
+
+    def _end_learner(self) -> None:
+        """Let the learner save its last state."""
+        self._learner.tell(cmd="stop", elapsed_s=self.elapsed_s)
+        until = time.monotonic() + STOP_S
+        while time.monotonic() < until and self._learner.poll():
+            self._hear(None)
+            time.sleep(TICK_S)
+        self._hear(None)
+
+    def _log(self, line: dict[str, Any], elapsed_s: float | None = None) -> None:
+        line = {"elapsed_s": self.elapsed_s if elapsed_s is None else elapsed_s} | line
+        try:
+            with (self.folder / METRICS_NAME).open("a") as file:
+                file.write(json.dumps(line) + "\n")
+        except OSError as error:
+            raise RecordError(f"{self.folder / METRICS_NAME} cannot be written: {error.strerror}") from None
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """The checkpoint of the highest step in a run folder."""
+    return max((folder / CHECKPOINT_FOLDER).glob("[0-9]*.safetensors"), default=None)
+
+
+def train(
+    config: TrainConfig,
+    folder: Path,
+    say: Callable[[str], None] = lambda line: None,
+    show: Callable[[TrainProgress], None] = lambda progress: None,
+    stopped: Callable[[], bool] = lambda: False,
+) -> dict[str, Any]:
+    """Train in `folder` until the time or the rounds are reached; returns the summary of `--json`.
+
+    A folder with a run of the same settings is continued. Raises ConfigError, RecordError,
+    SegmentError, WorkerDied.
+    """
+    return Run(config, folder, say, show, stopped)()
+
+
+def parse(arguments: list[str] | None) -> tuple[TrainConfig, Path, bool]:
+    """(settings, run folder, --json) out of flags over --config over --preset. Raises ConfigError."""
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--preset", default="smoke")
+    first.add_argument("--config", type=Path)
+    given, rest = first.parse_known_args(arguments)
+    if given.preset not in TRAIN_PRESETS:
+        raise ConfigError(f"preset is {given.preset!r}; allowed: {', '.join(TRAIN_PRESETS)}")
+    default = TRAIN_PRESETS[given.preset]
+    if given.config:
+        default = dataclasses.replace(default, **read_train_toml(given.config))
+
+    def command(
+        run: Annotated[Path, tyro.conf.Positional],
+        settings: Annotated[TrainConfig, tyro.conf.arg(name="")] = default,
+        json: bool = False,
+    ) -> tuple[TrainConfig, Path, bool]:
+        """Trains an agent; RUN is its folder, an unfinished run there is continued.
+
+        Args:
+            run: Run folder.
+            settings: Settings.
+            json: Print one JSON object at the end and nothing else on standard output.
+        """
+        return settings, run, json
+
+    return tyro.cli(
+        command,
+        prog="python -m shmzero.train",
+        description="Trains an agent; RUN is its folder, and an unfinished run there is continued. "
+        f"--preset {{{','.join(TRAIN_PRESETS)}}} sets everything (default: smoke), --config FILE.toml "
+        "any of it, flags override both.\n\n" + EXAMPLES,
+        args=rest,
+        config=(tyro.conf.OmitArgPrefixes,),
+    )
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command. Exit codes: 0 done, 1 the environment's fault, 2 the user's, 130 interrupted."""
+    try:
+        config, folder, as_json = parse(arguments)
+        interrupt = Interrupt()
+        with Terminal() as terminal:
+            summary = train(config, folder, terminal.say, terminal.show, lambda: interrupt.asked)
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except (RecordError, SegmentError, WorkerDied) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(json.dumps(summary) if as_json else describe(summary))
+    return 0 if summary["complete"] else 130
+
+
+def describe(summary: dict[str, Any]) -> str:
+    """The summary for people."""
+    lines = [
+        f"{summary['rounds']:,} rounds, {summary['steps']:,} learner steps in {summary['elapsed_s']:.0f} s",
+        *map(match_words, summary["matches"]),
+    ]
+    if summary["checkpoint"]:
+        lines.append(f"checkpoint {summary['checkpoint']}")
+    if not summary["complete"]:
+        lines.append("interrupted: the same command goes on")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,425 @@
+"""Training: full-deal rows, the learner's arithmetic, and the command with its kills and refusals."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import random
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from shmzero import SearchConfig, _core, play_rounds
+from shmzero.config import TRAIN_PRESETS, NetConfig, TrainConfig
+from shmzero.errors import ConfigError, ModelFailed
+from shmzero.learn import (
+    METRICS,
+    MOST_SKIPPED,
+    Learner,
+    ReplayBuffer,
+    Schedule,
+    bits,
+    full_deal_rows,
+    load_state,
+    save_state,
+)
+from shmzero.net import BlobNet, load_checkpoint
+from shmzero.records import Records
+from shmzero.train import UnitLedger, newest_checkpoint
+from tests import oracle
+from tests.cases import as_round
+from tests.fakes import HashEvaluator
+from tests.test_selfplay import alive, children_of
+
+POLICY_ALONE = SearchConfig(simulations=0, noise_fraction=0.1)
+
+
+def buffer_of(records: list[bytes], capacity: int = 20_000) -> ReplayBuffer:
+    buffer = ReplayBuffer(capacity)
+    buffer.add(records)
+    return buffer
+
+
+def cards_of(word: int) -> set[int]:
+    return {card for card in range(52) if int(word) >> card & 1}
+
+
+# --- rows ------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("search", [POLICY_ALONE, SearchConfig(determinizations=2, simulations=8)])
+def test_full_deal_rows_decode_to_the_true_hands(search: SearchConfig) -> None:
+    records = play_rounds(HashEvaluator(), 40, search, seed=5, players="3-6", cards="1-6")
+    rows = {name: t.numpy() for name, t in buffer_of(records).tensors.items()}
+    known = _core.replay(records)
+    at = 0
+    for data in records:
+        record = _core.decode_record(data)
+        truth = oracle.Position([list(hand) for hand in record["hands"]], record["trump"], record["dealer"])
+        dealt = {card for hand in record["hands"] for card in hand}
+        end = truth.copy()
+        for action in record["actions"]:
+            end.apply(action)
+        searched = {one["ply"] for one in record["searched"]}
+        for ply, action in enumerate(record["actions"]):
+            if ply in searched:
+                r = as_round(truth)
+                suits = r.suit_order()
+
+                def real(word: int, suits: list[int] = suits) -> set[int]:
+                    return {suits[card // 13] * 13 + card % 13 for card in cards_of(word)}
+
+                assert real(rows["hands"][at][0]) == set(range(52)) - dealt
+                for i in range(1, 8):
+                    hand = truth.hands[(truth.seat + i) % truth.players] if i < truth.players else []
+                    assert real(rows["hands"][at][i]) == set(hand)
+                assert r.action_from_canonical(int(rows["actions"][at])) == action
+                assert np.array_equal(rows["features"][at].astype(np.float32), r.features())
+                assert rows["utilities"][at] == pytest.approx(end.utilities()[truth.seat], abs=1e-6)
+                at += 1
+            truth.apply(action)
+    for name, other in (("masks", "masks"), ("seat_features", "seat_features"), ("seat_utilities", "seat_values"),
+                        ("versions", "versions")):
+        assert np.array_equal(rows[name][:at].astype(known[other].dtype), known[other]), name
+    assert np.allclose(rows["policies"][:at].astype(np.float32), known["policies"], atol=1e-3)
+    assert at == len(known["masks"]) > 300
+
+
+def test_replay_buffer_wraps_round_and_keeps_the_newest() -> None:
+    records = play_rounds(HashEvaluator(), 60, POLICY_ALONE, seed=6)
+    whole = buffer_of(records)
+    small = ReplayBuffer(300)
+    for record in records:
+        small.add([record])
+    assert small.added == whole.added > 600 and len(small) == 300
+    newest = {t.tobytes() for t in whole.tensors["features"][whole.added - 300 : whole.added].numpy()}
+    assert {t.tobytes() for t in small.tensors["features"].numpy()} == newest
+
+
+def test_replay_full_deal_wrong_arrays_are_refused_by_name() -> None:
+    records = play_rounds(HashEvaluator(), 2, POLICY_ALONE)
+    arrays = dict(ReplayBuffer(100)._arrays)
+    for name in arrays:
+        with pytest.raises(ValueError, match=f"'{name}'"):
+            _core.replay_full_deal(records, {key: a for key, a in arrays.items() if key != name})
+    with pytest.raises(ValueError, match="'hands' has another dtype"):
+        _core.replay_full_deal(records, arrays | {"hands": np.zeros((100, 8), np.float32)})
+    with pytest.raises(ValueError, match="'hands' has another shape"):
+        _core.replay_full_deal(records, arrays | {"hands": np.zeros((100, 7), np.uint64)})
+
+
+def test_serving_network_refuses_full_deal_rows() -> None:
+    buffer = buffer_of(play_rounds(HashEvaluator(), 4, POLICY_ALONE))
+    rows = full_deal_rows(buffer.tensors["features"][:8], buffer.tensors["hands"][:8])
+    assert rows.shape == (8, 256 + 8 * 52)
+    with pytest.raises(RuntimeError):
+        BlobNet(NetConfig(width=16, hidden=16, blocks=1)).policy_value(rows, torch.ones(8, 52, dtype=torch.bool))
+
+
+def test_random_moves_without_a_search_are_drawn_uniformly() -> None:
+    """A policy that always passes the first legal action: every other action played is a random move."""
+
+    class First:
+        def evaluate_many(self, states: np.ndarray, masks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            policies = np.zeros(masks.shape, np.float32)
+            policies[np.arange(len(masks)), masks.argmax(axis=1)] = 1.0
+            return policies, np.zeros((len(masks), 1), np.float32)
+
+    def share(fraction: float) -> float:
+        config = SearchConfig(simulations=0, noise_fraction=fraction)
+        others, expected = 0, 0.0
+        for data in play_rounds(First(), 200, config, seed=8):
+            record = _core.decode_record(data)
+            for one in record["searched"]:
+                weights = one["weights"]
+                others += weights[record["actions"][one["ply"]]] == 0
+                expected += 1 - 1 / len(weights)
+        return others / expected
+
+    assert share(0.0) == 0.0
+    assert share(0.2) == pytest.approx(0.2, abs=0.04)
+
+
+# --- arithmetic --------------------------------------------------------------------------------------------------------------------
+
+SMALL = TrainConfig(net="quick", critic_net="quick", batch=256, autocast=False)
+
+
+def learner(config: TrainConfig = SMALL) -> Learner:
+    torch.manual_seed(0)
+    return Learner(config, "cpu")
+
+
+def steps(one: Learner, buffer: ReplayBuffer, number: int, done: float = 0.1) -> list[list[float]]:
+    if not one.scaled:
+        one.measure_scale(buffer)
+    return [
+        one.step(buffer.sample(one.config.batch, one.generator, "cpu"), Schedule.at(one.config, done)).tolist()
+        for _ in range(number)
+    ]
+
+
+def test_learner_critic_explains_outcomes_and_losses_stay_finite() -> None:
+    buffer = buffer_of(play_rounds(HashEvaluator(), 1500, POLICY_ALONE, lanes=512), 30_000)
+    one = learner()
+    found = np.array(steps(one, buffer, 120))
+    assert np.isfinite(found).all() and one.skipped == 0
+    at = METRICS.index("critic_loss")
+    variance = float(buffer.tensors["utilities"][: len(buffer)].var())
+    assert found[-20:, at].mean() < 0.92 * variance, "better than the mean of all outcomes"
+
+
+def test_learner_policy_moves_towards_the_critics_better_actions() -> None:
+    buffer = buffer_of(play_rounds(HashEvaluator(), 400, POLICY_ALONE, lanes=400))
+    one = learner(dataclasses.replace(SMALL, entropy_first=0.0, entropy_last=0.0))
+    steps(one, buffer, 60)
+    rows = {name: t[:2000] for name, t in buffer.tensors.items()}
+    masks = bits(rows["masks"])
+    with torch.no_grad():
+        q = one.critic(full_deal_rows(rows["features"], rows["hands"]))
+        policies, _ = one.net.policy_value(rows["features"].float(), masks)
+        uniform = masks / masks.sum(1, keepdim=True)
+        assert float((policies * q).sum(1).mean()) > float((uniform * q).sum(1).mean()) + 0.01
+
+
+def test_learner_visits_targets_approach_the_recorded_policy() -> None:
+    records = play_rounds(HashEvaluator(), 150, SearchConfig(determinizations=2, simulations=8), lanes=150)
+    one = learner(dataclasses.replace(SMALL, targets="visits", search="2x8"))
+    assert one.critic is None
+    found = np.array(steps(one, buffer_of(records), 150))
+    at = METRICS.index("policy_loss")
+    assert found[-20:, at].mean() < found[:20, at].mean() - 0.05
+
+
+def test_learner_gradient_that_is_not_finite_changes_nothing_and_then_stops() -> None:
+    buffer = buffer_of(play_rounds(HashEvaluator(), 50, POLICY_ALONE))
+    one = learner()
+    steps(one, buffer, 2)
+    before = {name: t.clone() for name, t in one.net.state_dict().items()}
+    buffer.tensors["utilities"].fill_(float("nan"))
+    steps(one, buffer, MOST_SKIPPED - 1)
+    assert one.skipped == MOST_SKIPPED - 1
+    for name, t in one.net.state_dict().items():
+        assert torch.equal(t, before[name]), name
+    with pytest.raises(ModelFailed, match="learning_rate"):
+        steps(one, buffer, 1)
+
+
+@pytest.mark.parametrize("targets", ["critic", "visits"])
+def test_learner_saved_and_loaded_goes_on_exactly(tmp_path: Path, targets: str) -> None:
+    buffer = buffer_of(play_rounds(HashEvaluator(), 100, POLICY_ALONE))
+    config = dataclasses.replace(SMALL, targets=targets, search="2x8" if targets == "visits" else "0")
+    one = learner(config)
+    steps(one, buffer, 5)
+    save_state(one, tmp_path / "state.safetensors", {"rows": 7})
+    expected = steps(one, buffer, 5)
+    other = learner(config)
+    assert load_state(other, tmp_path / "state.safetensors")["rows"] == 7
+    assert steps(other, buffer, 5) == expected
+    for name, t in other.ema.state_dict().items():
+        assert torch.equal(t, one.ema.state_dict()[name]), name
+
+
+def test_learner_state_of_other_networks_is_refused(tmp_path: Path) -> None:
+    save_state(learner(), tmp_path / "state.safetensors", {})
+    with pytest.raises(ConfigError, match="other networks"):
+        load_state(learner(dataclasses.replace(SMALL, net="small")), tmp_path / "state.safetensors")
+    (tmp_path / "text.safetensors").write_text("no weights")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_state(learner(), tmp_path / "text.safetensors")
+
+
+def test_schedule_falls_to_a_hundredth_and_the_entropy_weight_linearly() -> None:
+    config = TrainConfig()
+    rates = [Schedule.at(config, done).learning_rate for done in np.linspace(0.03, 1, 50)]
+    assert rates == sorted(rates, reverse=True)
+    assert rates[-1] == pytest.approx(config.learning_rate / 100)
+    assert Schedule.at(config, 0.5).entropy_weight == pytest.approx((config.entropy_first + config.entropy_last) / 2)
+
+
+def test_unit_ledger_yields_what_is_missing_in_any_order() -> None:
+    rng = random.Random(3)
+    finished = rng.sample(range(200), 120)
+    ledger = UnitLedger(finished)
+    units = ledger.missing()
+    expected = sorted(set(range(200)) - set(finished))
+    assert [next(units) for _ in expected] == expected
+    assert next(units) == 200
+
+
+# --- settings ----------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", TRAIN_PRESETS)
+def test_presets_are_settings_of_real_runs(name: str) -> None:
+    config = TRAIN_PRESETS[name]
+    last = len(config.stages()) - 1
+    assert config.stage(0.0) == 0 and config.stage(1.0) == last
+    for stage, (worlds, simulations) in enumerate(config.stages()):
+        search = config.self_play(stage, None).search()
+        assert (search.determinizations, search.simulations) == (worlds, simulations)
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"minutes": None}, "minutes"), ({"search": "x3"}, "search"), ({"targets": "visits"}, "targets"),
+        ({"batch": 0}, "batch"), ({"players": "2"}, "players"), ({"net": "huge"}, "net"),
+        ({"learning_rate": float("nan")}, "learning_rate"),
+    ],
+)
+def test_impossible_settings_are_named(settings: dict, named: str) -> None:
+    with pytest.raises(ConfigError, match=named):
+        TrainConfig(**settings)
+
+
+# --- the command -------------------------------------------------------------------------------------------------------------------
+
+QUICK = ["--opponents", "", "--lanes", "256", "--batch", "256", "--checkpoint-s", "1", "--json"]
+
+
+def command(*arguments: object, module: str = "shmzero.train") -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", module, *map(str, arguments)], capture_output=True, text=True, stdin=subprocess.DEVNULL
+    )
+
+
+def metrics(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
+    """A real run of a quarter of a minute, shared by those who only look at it."""
+    folder = tmp_path_factory.mktemp("run")
+    done = command(folder, "--minutes", 0.3, *QUICK)
+    assert done.returncode == 0, done.stderr
+    return folder, json.loads(done.stdout)
+
+
+def test_train_command_leaves_rounds_metrics_and_a_checkpoint(trained: tuple[Path, dict]) -> None:
+    folder, summary = trained
+    assert summary["complete"] and summary["steps"] > 10
+    assert len(Records(folder)) == summary["rounds"] == summary["new_rounds"] > 1000
+    assert load_checkpoint(summary["checkpoint"]).config == load_checkpoint(newest_checkpoint(folder)).config
+    assert 'net = "quick"' in (folder / "config.toml").read_text()
+    learner = metrics(folder)[-1]["learner"]
+    assert learner["skipped"] == 0 and all(np.isfinite(learner[name]) for name in METRICS)
+    assert learner["replay_ratio"] <= 1.01
+
+
+def test_train_decisions_know_the_weights_that_made_them(trained: tuple[Path, dict]) -> None:
+    folder, _ = trained
+    versions = [one["version"] for data in Records(folder) for one in _core.decode_record(data)["searched"]]
+    assert min(versions) == 0 and len(set(versions)) > 3
+    assert max(versions) <= metrics(folder)[-1]["version"]
+
+
+def test_train_again_has_nothing_to_do(trained: tuple[Path, dict]) -> None:
+    folder, summary = trained
+    again = command(folder, "--minutes", 0.3, *QUICK)
+    assert again.returncode == 0, again.stderr
+    assert "nothing to do" in again.stderr and json.loads(again.stdout)["rounds"] == summary["rounds"]
+
+
+def test_train_other_settings_are_refused_with_their_names(trained: tuple[Path, dict]) -> None:
+    folder, _ = trained
+    done = command(folder, "--minutes", 5, "--learning-rate", 1e-3, "--seed", 3, *QUICK)
+    assert done.returncode == 2 and len(done.stderr.strip().splitlines()) == 1
+    assert "learning_rate: 0.002 there, 0.001 now" in done.stderr and "seed" in done.stderr
+
+
+def test_plot_writes_a_picture(trained: tuple[Path, dict], tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="an optional extra: pip install shmzero[plot]")
+    done = command(trained[0], "--out", tmp_path / "curves.png", module="shmzero.plot")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "curves.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_plot_without_a_run_is_one_line(tmp_path: Path) -> None:
+    done = command(tmp_path, module="shmzero.plot")
+    assert done.returncode == 2 and done.stderr.startswith("error: there is no")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [(["--preset", "huge"], "preset"), (["--batch", "0"], "batch"), (["--config", "missing.toml"], "missing.toml")],
+)
+def test_train_bad_settings_are_one_line(tmp_path: Path, arguments: list[str], named: str) -> None:
+    done = command(tmp_path / "run", *arguments)
+    assert done.returncode == 2 and done.stderr.startswith("error: ") and named in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1 and not (tmp_path / "run").exists()
+
+
+def start(folder: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "shmzero.train", str(folder), "--rounds", "12000", "--minutes", "30", *QUICK],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, stdin=subprocess.DEVNULL,
+    )
+
+
+def rounds_in(folder: Path) -> int:
+    try:
+        records = Records(folder)
+    except ConfigError:
+        return 0
+    try:
+        return len(records)
+    finally:
+        records.close()
+
+
+def wait_until(condition, process: subprocess.Popen[str]) -> None:  # type: ignore[no-untyped-def]
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+
+
+def module_of(pid: int) -> str:
+    try:
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except FileNotFoundError:
+        return ""
+    return words[words.index(b"-m") + 1].decode() if b"-m" in words else ""
+
+
+def test_train_killed_children_and_parent_lose_and_double_no_record(tmp_path: Path) -> None:
+    """Every kind of process is killed once; the same command then ends with each round there once."""
+    process = start(tmp_path)
+    for module in ("shmzero.worker", "shmzero.learner", "shmzero.inference"):
+        before = rounds_in(tmp_path)
+        wait_until(lambda before=before: rounds_in(tmp_path) > before + 300, process)
+        wait_until(lambda: newest_checkpoint(tmp_path) is not None, process)
+        (victim,) = [pid for pid in children_of(process.pid) if module_of(pid) == module]
+        os.kill(victim, signal.SIGKILL)
+    before = rounds_in(tmp_path)
+    wait_until(lambda: rounds_in(tmp_path) > before, process)
+    children = children_of(process.pid)
+    process.kill()
+    process.communicate()
+    while any(alive(child) for child in children):
+        time.sleep(0.02)
+    kept = {_core.decode_record(data)["id"]: data for data in Records(tmp_path)}
+    load_checkpoint(newest_checkpoint(tmp_path))  # the last good one is whole
+
+    process = start(tmp_path)
+    out, err = process.communicate()
+    assert process.returncode == 0, err
+    summary = json.loads(out)
+    assert "goes on from step" in err
+    assert summary["complete"] and summary["rounds"] >= 12_000
+    with sqlite3.connect(tmp_path / "rounds.sqlite") as connection:
+        ids = [row[0] for row in connection.execute("SELECT id FROM rounds ORDER BY id")]
+    assert len(ids) == len(set(ids)) == summary["rounds"]
+    after = {_core.decode_record(data)["id"]: data for data in Records(tmp_path)}
+    assert all(after[unit] == data for unit, data in kept.items())
+    learner = metrics(tmp_path)[-1]["learner"]
+    assert learner["skipped"] == 0 and np.isfinite(learner["loss"])
