@@ -9,6 +9,7 @@ compile_net.py, one a batch bucket; until one is there the same function runs ea
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import os
 import shutil
@@ -126,20 +127,28 @@ def package_path(config: NetConfig, precision: str, device: str, bucket: int) ->
     kind = "cpu" if device == "cpu" else "cuda"
     machine = sorted(cpu_flags()) if kind == "cpu" else torch.cuda.get_device_capability(device)
     parts = [asdict(config), precision, kind, bucket, torch.__version__, str(machine)]
-    source = Path(__file__).read_bytes() + json.dumps(parts).encode()
-    return cache_folder() / f"{hashlib.sha256(source).hexdigest()[:24]}-{kind}-{precision}-{bucket}.pt2"
+    sources = [inspect.getsource(part) for part in (InferenceNet, masked_softmax)]
+    made_from = json.dumps([*parts, *sources]).encode()
+    return cache_folder() / f"{hashlib.sha256(made_from).hexdigest()[:24]}-{kind}-{precision}-{bucket}.pt2"
 
 
 def load_package(path: Path) -> Callable3:
     """The callable of a cached package; leaves nothing in the temporary folder."""
-    loaded: Callable3 = torch._inductor.aoti_load_package(str(path))
+    # The C++ loader itself: its public face, torch._inductor.aoti_load_package, first imports Inductor,
+    # which takes two seconds, and flattens the arguments of every call.
+    loader = torch._C._aoti.AOTIModelPackageLoader(str(path), "model", True, 1, -1)
     # The loader unpacks to a folder that it removes at a normal exit. A server may be killed: remove
     # it now, what is mapped stays mapped.
     for line in Path("/proc/self/maps").read_text().splitlines():
         name = line.partition("/")[2]
         if name.endswith("wrapper.so") and name.startswith("tmp/"):
             shutil.rmtree(Path("/") / Path(name).parts[0] / Path(name).parts[1], ignore_errors=True)
-    return loaded
+
+    def call(*arguments: Tensor) -> tuple[Tensor, Tensor]:
+        policies, values = loader.run(list(arguments))
+        return policies, values
+
+    return call
 
 
 def start_compiler(

@@ -320,37 +320,6 @@ class MaxnSolver:
         return hands, bids, won, trick, leader
 
 
-class AnyTieSolver(MaxnSolver):
-    """Max^n under every way to break ties at once: the set of outcomes that some way leads to."""
-
-    def __init__(self, truth: Position) -> None:
-        super().__init__(truth, last=False)
-
-    def possible_choices(self, truth: Position) -> set[int]:
-        """Actions that are best for the acting seat under some way to break ties later on."""
-        outcomes = {}
-        for action in truth.legal():
-            after = truth.copy()
-            after.apply(action)
-            outcomes[action] = self.solve(*_key(after))
-        return {action for action, kept in zip(outcomes, _supported(list(outcomes.values()), truth.seat), strict=True) if kept}
-
-    def _solve(self, hands, bids, won, trick, leader):  # type: ignore[no-untyped-def]
-        if self._over(hands, bids, trick):
-            return frozenset([self._scores(bids, won)])
-        seat, children = self._children(hands, bids, won, trick, leader)
-        return frozenset().union(*_supported([self.solve(*child) for child in children], seat))
-
-
-def _supported(outcomes: list[frozenset[tuple[int, ...]]], seat: int) -> list[frozenset[tuple[int, ...]]]:
-    """Of each action's outcomes those that `seat` may prefer, where every other action comes out as badly as it can."""
-    worst = [min(value[seat] for value in values) for values in outcomes]
-    return [
-        frozenset(value for value in values if all(value[seat] >= w for j, w in enumerate(worst) if j != i))
-        for i, values in enumerate(outcomes)
-    ]
-
-
 def _key(truth: Position) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], tuple[int, ...], int]:
     order = [(truth.dealer + 1 + i) % truth.players for i in range(truth.players)]
     return (

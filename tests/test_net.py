@@ -79,7 +79,7 @@ def test_inference_net_bf16_is_close_on_a_confident_network(rows: dict[str, np.n
     got = np.concatenate([
         served(CpuNetDevice(net, "bf16", False, 4096), rows["features"], rows["masks"])[0]
     ])
-    assert np.quantile(np.abs(got - want), 0.999) < 0.03 and np.abs(got - want).mean() < 2e-3
+    assert np.abs(got - want).max() < 0.01 and np.abs(got - want).mean() < 1e-3
 
 
 def test_fresh_network_follows_from_the_seed_alone() -> None:

@@ -104,17 +104,14 @@ def test_search_known_hands_uses_the_true_deal() -> None:
 # --- what search must find ----------------------------------------------------------------------------------------------------
 
 
-def test_search_known_hands_maximise_finds_a_maxn_choice() -> None:
-    """Of 400 small positions 99 % as one of two exact solvers, who break ties by the first and by the last action, and all
-    others as a solver would who breaks ties in yet another way.
-
-    The evaluator thinks well of everything unseen, so that enough simulations see everything.
-    """
-    rng = random.Random(12)
+@pytest.mark.parametrize("seed", [1, 2, 3, 4])
+def test_search_known_hands_maximise_finds_a_maxn_choice(seed: int) -> None:
+    """Of 100 small positions 99 %, as one of two exact solvers, who break ties by the first and by the last action."""
+    rng = random.Random(seed)
     config = SearchConfig(determinizations=1, simulations=12000, known_hands=True, opponents="maximise")
-    right = explained = total = 0
+    right = total = 0
     missed = []
-    while total < 400:
+    while total < 100:
         players = rng.choice([3, 3, 4])
         truth = random_position(rng, players, rng.randint(1, 3 if players == 3 else 2))
         accepted: set[int] = set()
@@ -124,13 +121,25 @@ def test_search_known_hands_maximise_finds_a_maxn_choice() -> None:
         if accepted == set(truth.legal()):
             continue  # nothing to get wrong
         total += 1
-        choice = search(as_round(truth), UniformEvaluator(1.0), config, seed=total).action
+        choice = search(as_round(truth), UniformEvaluator(), config, seed=total).action
         right += choice in accepted
         if choice not in accepted:
-            explained += choice in oracle.AnyTieSolver(truth).possible_choices(truth)
             missed.append(f"{oracle.deal_text(truth.hands)} bids {truth.bids}: {choice}, not {accepted}")
-    assert right >= 0.99 * total, f"{right} of {total}; " + "; ".join(missed)
-    assert right + explained >= 0.998 * total, "; ".join(missed)
+    assert right >= 99, "; ".join(missed)
+
+
+def test_search_solved_positions_have_the_exact_values_of_maxn() -> None:
+    """Where simulations are enough to see everything, q is what the solver says who prefers the lowest of equals."""
+    rng = random.Random(5)
+    config = SearchConfig(determinizations=1, simulations=3000, known_hands=True, opponents="maximise")
+    for number in range(60):
+        truth = random_position(rng, 3, 2)
+        if len(truth.legal()) < 2:
+            continue
+        _, values = oracle.MaxnSolver(truth, False).best_actions(truth)
+        result = search(as_round(truth), UniformEvaluator(), config, seed=number)
+        for action, points in values.items():
+            assert result.q[action] == pytest.approx(points / (10 + truth.cards), abs=1e-6)
 
 
 def lone_six_expectation(num_worlds: int) -> float:
@@ -364,7 +373,7 @@ def test_search_noise_does_not_enter_a_target_of_visits() -> None:
         assert np.allclose(clean.policy, clean.visits / clean.visits.sum())
         tried += max(0.0, noisy.visits[loser] / noisy.visits.sum() - clean.policy[loser])
         kept += max(0.0, noisy.policy[loser] - clean.policy[loser])
-    assert tried > 2 and kept < 0.4 * tried, f"{tried:.3f} more visits, {kept:.3f} in the target"
+    assert tried > 2 and kept < 0.2 * tried, f"{tried:.3f} more visits, {kept:.3f} in the target"
 
 
 def test_search_equal_values_visits_follow_the_prior() -> None:
@@ -489,21 +498,41 @@ def in_step(evaluator: Any, games: list[Generator[Any, Any, int]]) -> list[int]:
     return results
 
 
-def test_search_with_a_fresh_network_beats_that_networks_own_policy_in_duplicate_deals() -> None:
-    """One seat searches, the others play the network's policy; then the same deal with that seat on its policy as well."""
+@pytest.fixture(scope="module")
+def fitted() -> Any:
+    """A small network after some ten seconds on searched rounds."""
     import torch
 
     from shmzero.evaluators import NetEvaluator
-    from shmzero.net import BlobNet
+    from tools.fit import fitted_net
 
     torch.set_num_threads(1)
-    evaluator = NetEvaluator(BlobNet(shmzero.NetConfig(width=64, hidden=64, blocks=1), seed=1))
+    return NetEvaluator(fitted_net(shmzero.NetConfig(width=64, hidden=128, blocks=2), 300))
+
+
+@pytest.mark.parametrize("cards", [3, 5])
+def test_search_beats_the_policy_of_its_own_barely_trained_network_in_duplicate_deals(fitted: Any, cards: int) -> None:
+    """Preset medium. One seat searches, the others play the policy; then the same deal with that seat on its policy too."""
     rng = random.Random("duplicate")
-    deals = [(oracle.random_deal(rng, 4, 2), rng.choice([0, 1, 2, 3, None]), rng.randrange(4), rng.randrange(4)) for _ in range(900)]
+    deals = [(oracle.random_deal(rng, 4, cards), rng.choice([0, 1, 2, 3, None]), rng.randrange(4), rng.randrange(4)) for _ in range(400)]
     scores = [
-        in_step(evaluator, [duplicate_round(deal, config, str(index)) for index, deal in enumerate(deals)])
-        for config in (SearchConfig(determinizations=5, simulations=50), SearchConfig(simulations=0))
+        in_step(fitted, [duplicate_round(deal, config, str(index)) for index, deal in enumerate(deals)])
+        for config in (SearchConfig(determinizations=3, simulations=30), SearchConfig(simulations=0))
     ]
     differences = np.subtract(*scores)
     mean, error = differences.mean(), differences.std(ddof=1) / math.sqrt(len(differences))
     assert mean - 1.96 * error > 0, f"{mean:.2f} +- {1.96 * error:.2f} points a round"
+
+
+def test_fitted_network_values_two_root_hands_of_one_public_position_differently(fitted: Any) -> None:
+    """Leaves take their value from the root seat's row: it must tell a hand that meets its bid from one that does not."""
+    strong, weak = "SA SK SQ SJ ST", "S2 H2 C2 D2 S3"
+    rest = "H3 H4 H5 H6 H7 | C3 C4 C5 C6 C7 | D3 D4 D5 D6 D7"
+    values = {}
+    for hand in (strong, weak):
+        for bid in (0, 5):
+            r = round_of(f"{rest} | {hand}", "S", 2, f"{bid} 1 1")
+            _, answer = fitted.evaluate_many(r.features(3)[None], r.mask()[None])
+            values[hand, bid] = float(answer[0, 0])
+    assert values[strong, 5] > values[weak, 5] + 0.1
+    assert values[weak, 0] > values[strong, 0] + 0.1

@@ -277,27 +277,36 @@ def bench_numerics(given: argparse.Namespace) -> list[Result]:
     """Action probabilities of each serving mode against fp32 eager, on a network fitted to be confident."""
     import torch
 
-    from shmzero.net_device import CpuNetDevice, cpu_flags
+    from shmzero.net_device import CpuNetDevice, resolve_precision
+    from tools.fit import fitted_net, wide_masks
 
-    net = fitted_net(given.net, 60 if given.quick else 600)
-    features, masks = real_rows(2048)
-    wide = (masks[:, None] >> np.arange(52, dtype=np.uint64) & np.uint64(1)).astype(bool)
     torch.set_num_threads(cores())
+    net = fitted_net(NETS[given.net], 100 if given.quick else 300, rounds=400, lr=5e-4, certain=True)
+    # Rounds that the network itself plays: what it is asked when it serves.
+    rounds = play_rounds(NetEvaluator(net), 20, SearchConfig(determinizations=2, simulations=20), seed=77)
+    rows = _core.replay(rounds)
+    features, masks = rows["features"], rows["masks"]
+    wide = wide_masks(masks)
     reference, _ = NetEvaluator(net).evaluate_many(features.astype(np.float32), wide)
     results = [
+        Result("rounds", float(len(rounds)), "", ">= 10"),
+        Result("positions", float(len(masks)), ""),
         Result("mean top probability", float(reference.max(axis=1).mean()), "", ">= 0.6"),
     ]
-    for precision in ["fp32"] + (["bf16"] if cpu_flags() & {"avx512_bf16", "amx_bf16"} else []):
+    served = ["fp32"] + (["bf16"] if resolve_precision("auto", "cpu") == "bf16" else [])
+    for precision in served:
         for compiled in (False, True):
             device = CpuNetDevice(net, precision, compiled, 512)
             if compiled and 512 not in device.compiled:
                 continue
             parts = []
             for at in range(0, len(masks), 512):
+                count = min(512, len(masks) - at)
                 staging = device.staging(0)
-                staging.features[:], staging.masks[:] = features[at : at + 512], masks[at : at + 512]
-                device.launch(0, 512)
-                parts.append(staging.policies.copy())
+                staging.features[:count] = features[at : at + count]
+                staging.masks[:count] = masks[at : at + count]
+                device.launch(0, count)
+                parts.append(staging.policies[:count].copy())
             difference = np.abs(np.concatenate(parts) - reference)[wide]
             kind = f"{precision} {'compiled' if compiled else 'eager'}"
             results += [
@@ -306,32 +315,6 @@ def bench_numerics(given: argparse.Namespace) -> list[Result]:
                 Result(f"{kind}: mean", float(difference.mean()), ""),
             ]
     return results
-
-
-def fitted_net(name: str, steps: int) -> Any:
-    """A network fitted on search results until it is sure of itself."""
-    import torch
-
-    from shmzero.net import BlobNet
-
-    config = SearchConfig(determinizations=8, simulations=40, c_puct=0.3)
-    rows = _core.replay(play_rounds(HashEvaluator(), 400, config, seed=3))
-    torch.set_num_threads(cores())
-    net = BlobNet(NETS[name], seed=1)
-    states = torch.from_numpy(rows["features"].astype(np.float32))
-    masks = torch.from_numpy((rows["masks"][:, None] >> np.arange(52, dtype=np.uint64) & np.uint64(1)).astype(bool))
-    policies, values = torch.from_numpy(rows["policies"]), torch.from_numpy(rows["values"])
-    optimiser = torch.optim.AdamW(net.parameters(), lr=1e-3)
-    generator = torch.Generator().manual_seed(0)
-    for _ in range(steps):
-        take = torch.randint(len(states), (256,), generator=generator)
-        predicted, value = net.policy_value(states[take], masks[take])
-        loss = -(policies[take] * torch.log(predicted + 1e-9)).sum(1).mean()
-        loss = loss + ((value[:, 0] - values[take]) ** 2).mean()
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-    return net
 
 
 def machine() -> dict[str, Any]:

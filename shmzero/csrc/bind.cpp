@@ -7,6 +7,7 @@ PYBIND11_MODULE(_core, m) {
   shmzero::bind_search(m);
   shmzero::bind_shm(m);
   shmzero::bind_train(m);
+  shmzero::bind_arena(m);
 #ifdef __SANITIZE_ADDRESS__
   m.attr("BUILD") = "sanitized";
 #elif defined(NDEBUG)

@@ -112,7 +112,7 @@ class Search {
         }
       }
     }
-    tops_.assign(worlds_.size() * decision_.num_actions, kNone);
+    tops_.assign(worlds_.size() * decision_.num_actions, Top{});
     stage_ = Stage::kStart;
   }
 
@@ -184,20 +184,28 @@ class Search {
 
   /// A root action, pooled over worlds. Counts are waves: one visit is one simulation a world.
   struct Arm {
-    double value_sum = 0.0;  ///< Of the root seat, over all simulations.
-    std::uint32_t visits = 0;
-    std::uint32_t in_flight = 0;
+    double value_sum = 0.0;  ///< Of the root seat, over all simulations that went this way.
+    std::uint32_t tried = 0;   ///< Waves that went this way.
+    std::uint32_t visits = 0;  ///< Waves that PUCT gave it: those that it is solved for go elsewhere.
+    std::uint32_t in_flight = 0;  ///< Visits to come.
     float prior = 0.0f;     ///< With noise, where there is any.
     float perturbed = 0.0f;  ///< Log prior plus Gumbel noise (halving).
     bool considered = true;
+  };
+
+  /// A root action in one world.
+  struct Top {
+    std::uint32_t node = kNone;  ///< Where it leads, kNone until first tried.
+    float value_sum = 0.0f;      ///< This world's part of the arm's.
   };
 
   struct Simulation {
     Round state;
     std::uint32_t node;
     std::uint32_t entry;  ///< Row it waits for, as kWaitsForPolicy.
-    std::uint16_t arm;
     std::uint16_t world;
+    std::uint8_t arm;      ///< Root action it went by.
+    std::uint8_t visited;  ///< Root action it counts for.
     Status status;
   };
 
@@ -294,7 +302,7 @@ class Search {
   }
 
   double mean(const Arm& arm) const {
-    return arm.value_sum / (static_cast<double>(arm.visits) * static_cast<double>(worlds_.size()));
+    return arm.value_sum / (static_cast<double>(arm.tried) * static_cast<double>(worlds_.size()));
   }
 
   /// The root's value as far as it is known: the network's, counted once, and the simulations'.
@@ -303,7 +311,7 @@ class Search {
     double visits = 1.0;
     for (int a = 0; a < decision_.num_actions; ++a) {
       sum += arms_[a].value_sum / static_cast<double>(worlds_.size());
-      visits += arms_[a].visits;
+      visits += arms_[a].tried;
     }
     return sum / visits;
   }
@@ -313,8 +321,8 @@ class Search {
   double mixed_value() const {
     double visits = 0.0, prior = 0.0, weighted = 0.0;
     for (int a = 0; a < decision_.num_actions; ++a) {
-      if (arms_[a].visits == 0) continue;
-      visits += arms_[a].visits;
+      if (arms_[a].tried == 0) continue;
+      visits += arms_[a].tried;
       prior += decision_.prior[a];
       weighted += decision_.prior[a] * mean(arms_[a]);
     }
@@ -333,21 +341,39 @@ class Search {
         const Arm& arm = arms_[a];
         if (!arm.considered || arm.visits + arm.in_flight != wanted) continue;
         const double score =
-            arm.perturbed + config_->improved_beta * (arm.visits > 0 ? mean(arm) : untried);
+            arm.perturbed + config_->improved_beta * (arm.tried > 0 ? mean(arm) : untried);
         if (score > best_score) best_score = score, best = a;
       }
       return best;
     }
+    return select_by_puct(false);
+  }
+
+  /// The arm of the highest PUCT score, of all or of those that are not solved (-1: all are).
+  int select_by_puct(bool unsolved) const {
     double started = 1.0;
-    for (int a = 0; a < num_actions; ++a) started += arms_[a].visits + arms_[a].in_flight;
+    for (int a = 0; a < decision_.num_actions; ++a) started += arms_[a].visits + arms_[a].in_flight;
     const double first_play = root_mean() - config_->fpu_reduction;
-    for (int a = 0; a < num_actions; ++a) {
+    int best = -1;
+    double best_score = -1e300;
+    for (int a = 0; a < decision_.num_actions; ++a) {
       const Arm& arm = arms_[a];
-      const double score = puct_score(arm.visits > 0 ? mean(arm) : first_play, arm.prior, started,
+      if (unsolved && solved(a)) continue;
+      const double score = puct_score(arm.tried > 0 ? mean(arm) : first_play, arm.prior, started,
                                       arm.visits + arm.in_flight, config_->c_puct);
       if (score > best_score) best_score = score, best = a;
     }
     return best;
+  }
+
+  /// Whether max^n knows exactly what a root action comes to in every world.
+  bool solved(int action) const {
+    if (num_values_ == 1) return false;
+    for (std::size_t world = 0; world < worlds_.size(); ++world) {
+      const std::uint32_t node = tops_[world * decision_.num_actions + static_cast<std::size_t>(action)].node;
+      if (node == kNone || !nodes_[node].proven) return false;
+    }
+    return true;
   }
 
   // --- simulate ---------------------------------------------------------------------------------
@@ -359,22 +385,26 @@ class Search {
         std::min(config_->wave_leaves(), config_->simulations - waves_started_);
     sims_.reserve(leaves * worlds_.size());
     for (std::uint32_t leaf = 0; leaf < leaves; ++leaf) {
-      const int a = select_arm();
-      ++arms_[a].in_flight;
+      const int visited = select_arm();
+      ++arms_[visited].in_flight;
       ++waves_started_;
+      // A visit of what is solved counts as one; its work is spent where there is something to learn.
+      const int other = solved(visited) ? select_by_puct(true) : visited;
+      const int a = other < 0 ? visited : other;
       for (std::size_t world = 0; world < worlds_.size(); ++world) {
         sims_.emplace_back();
         Simulation& sim = sims_.back();
         sim.state = worlds_[world];
-        sim.arm = static_cast<std::uint16_t>(a);
+        sim.arm = static_cast<std::uint8_t>(a);
+        sim.visited = static_cast<std::uint8_t>(visited);
         sim.world = static_cast<std::uint16_t>(world);
-        std::uint32_t& top = tops_[world * decision_.num_actions + static_cast<std::size_t>(a)];
+        Top& top = this->top(world, a);
         const std::uint64_t actions = play(sim.state, decision_.actions[a]);
-        if (top == kNone) {
-          top = sim.node = add_node(sim.state, kNone, kNone);
+        if (top.node == kNone) {
+          top.node = sim.node = add_node(sim.state, kNone, kNone);
           arrive(sim, actions, emit);
         } else {
-          sim.node = top;
+          sim.node = top.node;
           descend(sim, actions, emit);
         }
       }
@@ -395,13 +425,16 @@ class Search {
   std::uint32_t add_node(const Round& state, std::uint32_t parent, std::uint32_t parent_edge) {
     const auto index = static_cast<std::uint32_t>(nodes_.size());
     nodes_.push_back({parent_edge, parent, 0, 0, 0.0f, 0, state.seat,
-                      state.phase == Phase::kDone, false, false});
+                      state.phase == Phase::kDone, false, false, state.phase == Phase::kDone});
     values_.resize(values_.size() + static_cast<std::size_t>(num_values_));
     return index;
   }
 
   float* values(std::uint32_t node) {
     return values_.data() + static_cast<std::size_t>(node) * static_cast<std::size_t>(num_values_);
+  }
+  Top& top(std::size_t world, int action) {
+    return tops_[world * decision_.num_actions + static_cast<std::size_t>(action)];
   }
   /// Place of a seat's utility among a node's values.
   std::size_t value_index(int seat) const {
@@ -466,7 +499,7 @@ class Search {
   void descend(Simulation& sim, std::uint64_t actions, Emit&& emit) {
     for (;;) {
       const Node& here = nodes_[sim.node];
-      if (here.terminal) {
+      if (here.proven) {
         sim.status = Status::kArrived;
         return;
       }
@@ -510,7 +543,7 @@ class Search {
     node.first_edge = static_cast<std::uint32_t>(edges_.size());
     const float* policy = policies_.data() + entries_[row].first_policy;
     for_each_card(actions, [&](int action) {
-      edges_.push_back({*policy++, 0.0f, 0, kNone, 0, static_cast<std::uint8_t>(action)});
+      edges_.push_back({*policy++, 0.0f, 0, kNone, 0, static_cast<std::uint8_t>(action), false});
     });
     node.num_edges = static_cast<std::uint8_t>(edges_.size() - node.first_edge);
     node.expanded = true;
@@ -520,25 +553,63 @@ class Search {
 
   void finish_wave() {
     const std::size_t num_worlds = worlds_.size();
-    for (std::size_t i = 0; i < sims_.size(); ++i) {
-      const Simulation& sim = sims_[i];
+    for (const Simulation& sim : sims_) {
       const float* value = values(sim.node);
       decision_.terminals += nodes_[sim.node].terminal;
-      for (std::uint32_t at = sim.node; nodes_[at].parent != kNone; at = nodes_[at].parent) {
-        Edge& edge = edges_[nodes_[at].parent_edge];
-        edge.value_sum += value[value_index(nodes_[nodes_[at].parent].mover)];
+      std::uint32_t at = sim.node;
+      for (; nodes_[at].parent != kNone; at = nodes_[at].parent) {
+        const Node& node = nodes_[at];
+        const std::size_t chooser = value_index(nodes_[node.parent].mover);
+        Edge& edge = edges_[node.parent_edge];
         ++edge.visits;
         --edge.in_flight;
+        // Exact values replace the mean of what was thought before.
+        edge.value_sum = node.proven ? value[chooser] * static_cast<float>(edge.visits)
+                                     : edge.value_sum + value[chooser];
+        if (num_values_ > 1) {
+          edge.solved = node.proven;
+          value = solve(node.parent, edge, value);
+        }
       }
       Arm& arm = arms_[sim.arm];
-      arm.value_sum += value[value_index(root_seat_)];
+      Top& top = this->top(sim.world, sim.arm);
+      const float before = top.value_sum;
+      const float here = value[value_index(root_seat_)];
+      top.value_sum = nodes_[at].proven ? here * static_cast<float>(arm.tried + 1) : before + here;
+      arm.value_sum += static_cast<double>(top.value_sum) - before;
       if (sim.world + 1u == num_worlds) {
-        ++arm.visits;
-        --arm.in_flight;
+        ++arm.tried;
+        ++arms_[sim.visited].visits;
+        --arms_[sim.visited].in_flight;
         ++waves_done_;
       }
     }
     sims_.clear();
+  }
+
+  /// Under max^n: what a node hands up after `value` came back by `tried`. That, unless the mover
+  /// does better by an action whose outcome is known; and once all are known, exactly the outcome
+  /// of its best action, the lowest of equals (after MCTS-Solver, Winands et al. 2008).
+  const float* solve(std::uint32_t index, const Edge& tried, const float* value) {
+    Node& node = nodes_[index];
+    const float* best = nullptr;
+    bool all = true;
+    for (std::uint32_t i = 0; i < node.num_edges; ++i) {
+      const Edge& edge = edges_[node.first_edge + i];
+      all &= edge.solved;
+      if (!edge.solved) continue;
+      const float* outcome = values(edge.child);
+      if (best == nullptr || outcome[node.mover] > best[node.mover]) best = outcome;
+    }
+    if (best == nullptr) return value;
+    if (all) {
+      std::copy(best, best + num_values_, values(index));
+      node.value = best[node.mover];
+      node.proven = true;
+      return values(index);
+    }
+    const bool better = best[node.mover] * static_cast<float>(tried.visits) > tried.value_sum;
+    return better || tried.solved ? best : value;
   }
 
   void finish() {
@@ -550,7 +621,7 @@ class Search {
     for (int a = 0; a < num_actions; ++a) {
       const Arm& arm = arms_[a];
       decision_.visits[a] = arm.visits * num_worlds;
-      decision_.q[a] = static_cast<float>(arm.visits > 0 ? mean(arm) : root_mean());
+      decision_.q[a] = static_cast<float>(arm.tried > 0 ? mean(arm) : root_mean());
       visits += arm.visits;
       value += arm.visits > 0 ? arm.visits * mean(arm) : 0.0;
     }
@@ -560,8 +631,11 @@ class Search {
   }
 
   /// The action to play: most visits, then higher q, then lower action; where no simulation was
-  /// made the most probable; after halving the best of those that reached the last phase.
+  /// made the most probable; after halving the best of those that reached the last phase. Where
+  /// max^n has solved every action, visits say nothing that q does not say exactly.
   int choose() const {
+    bool exact = config_->simulations > 0 && config_->root == RootRule::kPuct;
+    for (int a = 0; a < decision_.num_actions && exact; ++a) exact = solved(a);
     int best = 0;
     for (int a = 1; a < decision_.num_actions; ++a) {
       if (config_->simulations == 0) {
@@ -573,7 +647,7 @@ class Search {
       const double gain = halving ? arms_[a].perturbed - arms_[best].perturbed +
                                         config_->improved_beta * (decision_.q[a] - decision_.q[best])
                                   : decision_.q[a] - decision_.q[best];
-      if (ahead > behind || (ahead == behind && gain > 0.0)) best = a;
+      if (exact ? gain > 0.0 : ahead > behind || (ahead == behind && gain > 0.0)) best = a;
     }
     return best;
   }
@@ -589,7 +663,7 @@ class Search {
       const double untried = mixed_value();
       double highest = -1e300;
       for (int a = 0; a < num_actions; ++a) {
-        const double q = arms_[a].visits > 0 ? mean(arms_[a]) : untried;
+        const double q = arms_[a].tried > 0 ? mean(arms_[a]) : untried;
         weights[a] = std::log(std::max(decision_.prior[a], 1e-12f)) + config_->improved_beta * q;
         highest = std::max(highest, weights[a]);
       }
@@ -610,8 +684,8 @@ class Search {
   }
 
   /// Takes back visits that only the noise in the prior explains: an action keeps no more than would
-  /// have let PUCT, under the clean prior and the final values, prefer it to the most visited one
-  /// (Wu 2019, "policy target pruning").
+  /// have let PUCT, under the clean prior and the final values, prefer it to the most visited one,
+  /// which gets the rest (after Wu 2019, "policy target pruning").
   void prune_noise(double* visits) const {
     const int num_actions = decision_.num_actions;
     int best = 0;
@@ -628,7 +702,9 @@ class Search {
       if (gap <= 0.0) continue;
       const double justified =
           std::ceil(config_->c_puct * decision_.prior[a] * std::sqrt(total) / gap - 1.0);
-      visits[a] = std::clamp(justified, 0.0, visits[a]);
+      const double kept = std::clamp(justified, 0.0, visits[a]);
+      visits[best] += visits[a] - kept;
+      visits[a] = kept;
     }
   }
 
@@ -646,7 +722,7 @@ class Search {
   Arm arms_[kMaxLegal];
   Decision decision_ = {};
   std::vector<Round> worlds_;
-  std::vector<std::uint32_t> tops_;  ///< First node of each (world, root action), kNone untried.
+  std::vector<Top> tops_;  ///< By world, then root action.
   std::vector<Node> nodes_;
   std::vector<Edge> edges_;
   std::vector<float> values_;  ///< num_values_ a node.

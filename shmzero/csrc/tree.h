@@ -21,6 +21,7 @@ struct Edge {
   std::uint32_t child;  ///< kNone until first tried.
   std::uint16_t in_flight;
   std::uint8_t action;
+  bool solved;  ///< What follows is known exactly (max^n): visits would bring nothing.
 };
 static_assert(sizeof(Edge) == 20);
 
@@ -35,6 +36,7 @@ struct Node {
   bool terminal;
   bool evaluated;  ///< Its value is known.
   bool expanded;   ///< Its edges have priors.
+  bool proven;     ///< Its values are exact: the round is over, or max^n has solved what follows.
 };
 static_assert(sizeof(Node) == 28);
 
@@ -44,7 +46,7 @@ inline double puct_score(double q, double prior, double parent_visits, double vi
   return q + c_puct * prior * std::sqrt(parent_visits) / (1.0 + visits);
 }
 
-/// The edge that a maximising seat tries next.
+/// The edge that a maximising seat tries next, of those that are not solved; not all may be.
 inline std::uint32_t select_puct(const Node& node, const Edge* edges, float c_puct,
                                  float fpu_reduction) {
   std::uint32_t visits = 0;
@@ -59,6 +61,7 @@ inline std::uint32_t select_puct(const Node& node, const Edge* edges, float c_pu
   float best_score = -1e30f;
   for (int i = 0; i < node.num_edges; ++i) {
     const Edge& edge = edges[i];
+    if (edge.solved) continue;
     const float q = edge.visits > 0 ? edge.value_sum / static_cast<float>(edge.visits) : first_play;
     const float score =
         q + exploration * edge.prior / static_cast<float>(1 + edge.visits + edge.in_flight);

@@ -1,0 +1,56 @@
+"""A network fitted for a minute on searched rounds: for checks that a fresh network says nothing about.
+
+Not training, which wants strength (a search without a network cannot teach much). Its outputs are as
+sharp, and its values as different, as those of a network that has learned. Read next: bench.py.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.nn import functional as F
+
+from shmzero import SearchConfig, _core, play_rounds
+from shmzero.config import NetConfig
+from shmzero.evaluators import UniformEvaluator
+from shmzero.net import BlobNet
+
+BATCH = 512
+
+
+def wide_masks(masks: NDArray[np.uint64]) -> NDArray[np.bool_]:
+    """bool [B, 52] out of uint64 [B]."""
+    return (masks[:, None] >> np.arange(_core.NUM_ACTIONS, dtype=np.uint64) & np.uint64(1)).astype(bool)
+
+
+def fitted_net(
+    config: NetConfig, steps: int, *, rounds: int = 1000, lr: float = 2e-3, certain: bool = False, seed: int = 1
+) -> BlobNet:
+    """The network after `steps` batches: policies on visit shares, or (`certain`) on the most visited
+    action alone; values on what rows of random seats came to. A function of its arguments."""
+    search = SearchConfig(determinizations=4, simulations=60, c_puct=0.5)
+    rows = _core.replay(play_rounds(UniformEvaluator(), rounds, search, seed=seed))
+    net = BlobNet(config, seed=seed)
+    states, seat_states = (
+        torch.from_numpy(rows[name].astype(np.float32)) for name in ("features", "seat_features")
+    )
+    masks = torch.from_numpy(wide_masks(rows["masks"]))
+    seat_values = torch.from_numpy(rows["seat_values"])
+    targets = torch.from_numpy(rows["policies"])
+    if certain:
+        targets = F.one_hot(targets.argmax(dim=1), _core.NUM_ACTIONS).float()
+    optimiser = torch.optim.AdamW(net.parameters(), lr=lr)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, max_lr=lr, total_steps=steps)
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(steps):
+        take = torch.randint(len(states), (BATCH,), generator=generator)
+        policies, _ = net.policy_value(states[take], masks[take])
+        _, values = net(seat_states[take])
+        loss = -(targets[take] * torch.log(policies + 1e-9)).sum(dim=1).mean()
+        loss = loss + 10.0 * ((values[:, 0] - seat_values[take]) ** 2).mean()
+        optimiser.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimiser.step()
+        schedule.step()
+    return net.eval()
