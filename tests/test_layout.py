@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-MAY_IMPORT_TORCH = {"net.py", "learn.py", "learner.py", "judge.py", "net_device.py", "compile_net.py", "evaluators.py"}
+MAY_IMPORT_TORCH = {"net.py", "learn.py", "learner.py", "net_device.py", "compile_net.py", "evaluators.py"}
 GAME = {"cards.h", "rules.h", "encode.h", "determinize.h", "search.h", "tree.h", "lane.h", "record.h", "replay.h"}
 SHM = {"shm_layout.h", "doorbell.h", "slot.h"}
 
