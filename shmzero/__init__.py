@@ -1,20 +1,27 @@
 """shmzero: self-play for the card game Blob (Oh Hell) over shared memory. Imports no torch."""
 
 from shmzero._core import Game, Round, Rules
+from shmzero.client import Client
 from shmzero.config import NetConfig, SearchConfig
-from shmzero.errors import ConfigError, IllegalAction, ShmzeroError
+from shmzero.errors import ConfigError, IllegalAction, ModelFailed, ServerGone, ShmzeroError
 from shmzero.search import SearchResult, play_rounds, search
+from shmzero.server import BatchedEvaluator, InferenceServer
 from shmzero.version import VERSION as __version__
 
 __all__ = [
+    "BatchedEvaluator",
+    "Client",
     "ConfigError",
     "Game",
     "IllegalAction",
+    "InferenceServer",
+    "ModelFailed",
     "NetConfig",
     "Round",
     "Rules",
     "SearchConfig",
     "SearchResult",
+    "ServerGone",
     "ShmzeroError",
     "__version__",
     "play_rounds",

@@ -19,14 +19,14 @@ from shmzero import _core
 class Staging:
     """One batch's arrays, B = max_batch rows; pinned where the device is CUDA."""
 
-    features: NDArray[np.float16]
-    """[B, 256]"""
+    features: NDArray[Any]
+    """[B, state_dim] of the wire's type; the engine's are float16 [B, 256]"""
     masks: NDArray[np.uint64]
-    """[B] legal actions; 0 asks for the value alone"""
+    """[B] or [B, ceil(action_dim / 64)] legal actions; 0 asks for the value alone"""
     policies: NDArray[np.float32]
-    """[B, 52]"""
+    """[B, action_dim]"""
     values: NDArray[np.float32]
-    """[B, 1]"""
+    """[B, value_dim]"""
 
 
 class BatchDevice(Protocol):
@@ -39,7 +39,7 @@ class BatchDevice(Protocol):
     def staging(self, stage: int) -> Staging: ...
 
     def launch(self, stage: int, rows: int) -> None:
-        """Start on the first `rows` rows of the stage."""
+        """Start on the first `rows` rows of the stage. Raises ModelFailed."""
 
     def finished(self, stage: int) -> bool:
         """Whether wait(stage) would return at once."""
@@ -47,10 +47,10 @@ class BatchDevice(Protocol):
     def wait(self, stage: int) -> None:
         """Until the stage's policies and values are there. Raises ModelFailed."""
 
-    def swap(self, path: str) -> None:
-        """Serve other weights from the next launch on. Only with nothing in flight.
+    def swap(self, weights: Any) -> None:
+        """Serve other weights (the path of a checkpoint, or what the device takes) from the next launch on.
 
-        Raises ConfigError for a checkpoint that cannot be used; the old weights stay.
+        Only with nothing in flight. Raises ConfigError for what cannot be used; the old weights stay.
         """
 
     def poll(self) -> str | None:
@@ -92,7 +92,7 @@ class RowFunctionDevice:
     def wait(self, stage: int) -> None:
         pass
 
-    def swap(self, path: str) -> None:
+    def swap(self, weights: Any) -> None:
         pass  # there are no weights
 
     def poll(self) -> str | None:

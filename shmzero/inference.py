@@ -14,10 +14,10 @@ import socket
 import sys
 import traceback
 from collections import deque
-from typing import Any
+from typing import Any, Protocol
 
 from shmzero import _core
-from shmzero.errors import ConfigError
+from shmzero.errors import ConfigError, ModelFailed
 from shmzero.evaluators import BatchDevice, make_device
 
 POLL_MS = 50.0
@@ -48,6 +48,10 @@ class Control:
         *lines, self._received = self._received.split(b"\n")
         return [json.loads(line) for line in lines]
 
+    def failed(self, error: ModelFailed) -> None:
+        """A batch that failed ends the process: its parent starts another."""
+        raise error
+
     def send(self, **event: Any) -> None:
         """One event; a parent that is gone is noticed by `commands`."""
         try:
@@ -59,25 +63,46 @@ class Control:
             self._socket.setblocking(False)
 
 
+class ServeControl(Protocol):
+    """Who tells the loop what to do and hears what happened."""
+
+    closed: bool
+
+    def commands(self) -> list[dict[str, Any]]: ...
+
+    def send(self, **event: Any) -> None: ...
+
+    def failed(self, error: ModelFailed) -> None:
+        """A batch was answered with `error`; raises where the loop shall end."""
+
+
 def serve(
     port: _core.ServerPort,
     device: BatchDevice,
-    control: Control,
+    control: ServeControl,
     version: int,
     timeout_ms: float,
     spin_us: float = 0.0,
 ) -> None:
-    """Serve until the parent says stop or is gone.
+    """Serve until told to stop, or until the other end of `control` is gone.
 
     Up to `device.num_stages` batches are in flight; they finish in the order they were launched.
     """
     in_flight: deque[tuple[int, int, int]] = deque()  # stage, batch, version
     next_stage = 0
-    pending: tuple[str, int] | None = None
+    pending: tuple[Any, int] | None = None
+
+    def fail(batch: int, batch_version: int, error: ModelFailed) -> None:
+        port.fail(batch, str(error), batch_version)
+        control.failed(error)
 
     def finish_oldest() -> None:
         stage, batch, batch_version = in_flight.popleft()
-        device.wait(stage)
+        try:
+            device.wait(stage)
+        except ModelFailed as error:
+            fail(batch, batch_version, error)
+            return
         staging = device.staging(stage)
         port.scatter(batch, staging.policies, staging.values, batch_version)
 
@@ -85,16 +110,16 @@ def serve(
         for command in control.commands():
             if command["cmd"] == "stop":
                 return
-            pending = (command["path"], command["version"])
+            pending = (command["weights"], command["version"])
         if control.closed:
             return
         if pending is not None:
             while in_flight:
                 finish_oldest()
-            path, wanted = pending
+            weights, wanted = pending
             pending = None
             try:
-                device.swap(path)
+                device.swap(weights)
                 version = max(version, wanted)
                 control.send(event="weights", version=version)
             except ConfigError as error:
@@ -113,7 +138,11 @@ def serve(
                 spin_us,
             )
             if rows:
-                device.launch(next_stage, rows)
+                try:
+                    device.launch(next_stage, rows)
+                except ModelFailed as error:
+                    fail(batch, version, error)
+                    continue
                 in_flight.append((next_stage, batch, version))
                 next_stage = (next_stage + 1) % device.num_stages
         if in_flight and (len(in_flight) == device.num_stages or device.finished(in_flight[0][0])):

@@ -308,7 +308,7 @@ class Fleet:
         """
         self.version = self.version + 1 if version is None else max(version, self.version)
         self._checkpoint = str(path)
-        line = json.dumps({"cmd": "weights", "path": self._checkpoint, "version": self.version})
+        line = json.dumps({"cmd": "weights", "weights": self._checkpoint, "version": self.version})
         for server in self._servers:
             self._send(server, line)
         return self.version
@@ -323,7 +323,7 @@ class Fleet:
                     total[key] = total.get(key, 0) + value
         for index in range(len(self.plan.devices)):
             for name, value in self.segment.server_counters(index).items():
-                if name not in ("histogram", "version"):
+                if name not in ("histogram", "waits", "version"):
                     total[name] = total.get(name, 0) + value
         return total
 

@@ -1,17 +1,29 @@
-"""Makes the shared-memory segment of a run. The layout is csrc/shm_layout.h; this is the name and the room."""
+"""Makes and finds segments in /dev/shm: names, room, life locks. The layout is csrc/shm_layout.h.
+
+A run's segment is private: its name goes as soon as it is mapped. A service keeps a name; whoever
+serves holds a lock on the file, and a file that nobody holds is a dead leftover.
+"""
 
 from __future__ import annotations
 
+import fcntl
 import os
+import re
 import secrets
+import time
+import weakref
 from dataclasses import dataclass
+from typing import ClassVar
 
 import posix_ipc
 
 from shmzero import _core
-from shmzero.errors import SegmentError
+from shmzero.errors import ConfigError, SegmentCorrupt, SegmentError
 
 PREFIX = "/shmzero-"
+FOLDER = "/dev/shm"
+SWEEP_S = 0.5
+"""How long a start tries again for a lock that a sweep may be holding."""
 
 
 @dataclass
@@ -25,38 +37,249 @@ class PrivateSegment:
         os.close(self.fd)
 
 
-def create_private(servers: int, workers: int, slots: int, rows: int) -> PrivateSegment:
+def create_private(
+    servers: int,
+    workers: int,
+    slots: int,
+    rows: int,
+    state_dim: int = _core.NUM_FEATURES,
+    action_dim: int = _core.NUM_ACTIONS,
+    value_dim: int = 1,
+    wire: str = "float16",
+) -> PrivateSegment:
     """Create, allocate, map and unlink a segment of `rows` rows a slot.
 
     The room is really allocated: a full /dev/shm raises SegmentError here and is no SIGBUS later.
     Once this returns no name is left, so that nothing can stay behind.
     """
-    size = _core.segment_bytes(servers, workers, slots, rows)
-    name = f"{PREFIX}{os.getpid()}-{secrets.token_hex(8)}"
+    while True:
+        name = f"{PREFIX}{os.getpid()}-{secrets.token_hex(8)}"
+        fd = _create(name)
+        if _lock(fd, name):
+            break
+        os.close(fd)  # somebody's sweep was faster
     try:
-        memory = posix_ipc.SharedMemory(name, posix_ipc.O_CREX, mode=0o600)
+        segment = _allocate(fd, servers, workers, slots, rows, state_dim, action_dim, value_dim, wire)
+    except BaseException:
+        os.close(fd)
+        raise
+    finally:
+        _unlink(name)
+    return PrivateSegment(segment, fd)
+
+
+class ServiceSegment:
+    """A named segment and the life lock on it, as its server holds them.
+
+    Exactly one living process serves a name. A dead predecessor's segment of the same sizes is taken
+    over with the requests in it; any other is unlinked, and whoever waits in it finds the new one.
+    """
+
+    _all: ClassVar[weakref.WeakSet[ServiceSegment]] = weakref.WeakSet()
+
+    def __init__(
+        self, name: str, blocks: int, rows: int, state_dim: int, action_dim: int, value_dim: int, wire: str
+    ) -> None:
+        """Raises ConfigError where a living server has the name, SegmentError where there is no room."""
+        self.path = service_path(name)
+        self._pid = os.getpid()
+        sizes = (1, blocks, 1, rows, state_dim, action_dim, value_dim, wire)
+        give_up = time.monotonic() + SWEEP_S
+        while True:
+            fd, fresh = self._open()
+            if _lock(fd, self.path):
+                try:
+                    segment = _allocate(fd, *sizes) if fresh else _same(fd, *sizes)
+                    if segment is not None:
+                        self.epoch = segment.open_service(_core.process_identity(self._pid))
+                        break
+                except SegmentCorrupt:
+                    pass  # a predecessor's that cannot be gone on with
+                except BaseException:
+                    if fresh:
+                        _unlink(self.path)
+                    os.close(fd)
+                    raise
+                _unlink(self.path)
+            elif time.monotonic() > give_up and inode_of(self.path) == os.fstat(fd).st_ino:
+                holder = _holder(fd)
+                os.close(fd)
+                raise ConfigError(f"service {name!r} is being served by {holder}; choose another --name")
+            else:
+                time.sleep(0.01)
+            os.close(fd)
+        self.segment = segment
+        self.fd = fd
+        last = segment.server_counters(0)["version"]
+        self.first_version = 0 if fresh else (last + 1) % 2**32
+        """Of the weights to begin with: above whatever a predecessor answered with."""
+        ServiceSegment._all.add(self)
+
+    def _open(self) -> tuple[int, bool]:
+        while True:
+            try:
+                return posix_ipc.SharedMemory(self.path, posix_ipc.O_CREX, mode=0o600).fd, True
+            except posix_ipc.ExistentialError:
+                pass
+            except (OSError, posix_ipc.Error) as error:
+                raise SegmentError(f"shared memory {self.path} cannot be created: {error}") from None
+            try:
+                return posix_ipc.SharedMemory(self.path).fd, False
+            except posix_ipc.ExistentialError:
+                continue  # gone in between
+            except (OSError, posix_ipc.Error) as error:
+                raise SegmentError(f"shared memory {self.path} cannot be opened: {error}") from None
+
+    def close(self) -> None:
+        """Leave on purpose: clients are told, the name goes, then the lock."""
+        if self.fd < 0 or os.getpid() != self._pid:
+            return
+        self.segment.close_service()
+        _unlink(self.path)
+        os.close(self.fd)
+        self.fd = -1
+
+    def _forget(self) -> None:
+        """In the child of a fork: the lock is the parent's, and must not outlive it through us."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+
+def _forget_all() -> None:
+    for service in list(ServiceSegment._all):
+        service._forget()
+
+
+os.register_at_fork(after_in_child=_forget_all)
+
+
+def service_path(name: str) -> str:
+    """The name in shared memory of a service. Raises ConfigError for one that cannot be."""
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}", name):
+        raise ConfigError(f"service name is {name!r}; allowed: up to 100 letters, digits, _ . and -")
+    return PREFIX + name
+
+
+def find_service(name: str) -> tuple[_core.Segment, int] | None:
+    """The segment of a service and its inode; None where there is none.
+
+    Raises SegmentError where it may not be opened, SegmentCorrupt where it is not (yet) one.
+    """
+    path = service_path(name)
+    try:
+        fd = posix_ipc.SharedMemory(path).fd
+    except posix_ipc.ExistentialError:
+        return None
+    except (OSError, posix_ipc.Error) as error:
+        raise SegmentError(f"service {name!r} cannot be opened: {error}") from None
+    try:
+        return _core.Segment.attach(fd), os.fstat(fd).st_ino
+    finally:
+        os.close(fd)
+
+
+def inode_of(path: str) -> int:
+    """Of the file behind a name in shared memory; 0 where there is none."""
+    try:
+        return os.stat(FOLDER + path).st_ino
+    except OSError:
+        return 0
+
+
+def sweep_leftovers(keep: str = "") -> list[str]:
+    """Unlink what dead servers and runs left behind under our prefix, all but `keep`; returns the names."""
+    swept = []
+    for entry in sorted(os.listdir(FOLDER)):
+        path = "/" + entry
+        if not path.startswith(PREFIX) or path == keep:
+            continue
+        try:
+            fd = posix_ipc.SharedMemory(path).fd
+        except (OSError, ValueError, posix_ipc.Error):
+            continue  # gone, or another user's
+        try:
+            if _lock(fd, path):
+                _unlink(path)
+                swept.append(entry)
+        finally:
+            os.close(fd)
+    return swept
+
+
+def _create(name: str) -> int:
+    try:
+        fd: int = posix_ipc.SharedMemory(name, posix_ipc.O_CREX, mode=0o600).fd
     except (OSError, posix_ipc.Error) as error:
         raise SegmentError(f"shared memory {name} cannot be created: {error}") from None
+    return fd
+
+
+def _unlink(path: str) -> None:
     try:
-        os.posix_fallocate(memory.fd, 0, size)
+        posix_ipc.unlink_shared_memory(path)
+    except posix_ipc.ExistentialError:
+        pass  # swept
+
+
+def _lock(fd: int, path: str) -> bool:
+    """Whether the file is now ours, and still the one of that name. The lock goes with the descriptor."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return inode_of(path) == os.fstat(fd).st_ino
+
+
+def _allocate(
+    fd: int, servers: int, workers: int, slots: int, rows: int,
+    state_dim: int, action_dim: int, value_dim: int, wire: str,
+) -> _core.Segment:  # fmt: skip
+    try:
+        size = _core.segment_bytes(servers, workers, slots, rows, state_dim, action_dim, value_dim, wire)
+        os.posix_fallocate(fd, 0, size)
         segment = _core.Segment.create(
-            memory.fd, servers, workers, slots, rows, run_id=secrets.randbits(63)
+            fd, servers, workers, slots, rows, state_dim, action_dim, value_dim, wire, secrets.randbits(63)
         )
     except OSError as error:
-        os.close(memory.fd)
         raise SegmentError(
             f"/dev/shm has no room for {size / 1e6:.1f} MB ({error.strerror}); "
-            f"{_free_bytes() / 1e6:.1f} MB are free: use a smaller --max-batch or --lanes, or a larger /dev/shm"
+            f"{_free_bytes() / 1e6:.1f} MB are free: use fewer slots, rows or lanes, a smaller --max-batch, "
+            "or a larger /dev/shm"
         ) from None
-    finally:
-        posix_ipc.unlink_shared_memory(name)
-    os.set_inheritable(memory.fd, False)
-    return PrivateSegment(segment, memory.fd)
+    except ValueError as error:
+        raise ConfigError(f"segment cannot be made: {error}") from None
+    os.set_inheritable(fd, False)
+    return segment
+
+
+def _same(
+    fd: int, servers: int, workers: int, slots: int, rows: int,
+    state_dim: int, action_dim: int, value_dim: int, wire: str,
+) -> _core.Segment | None:  # fmt: skip
+    """A dead predecessor's segment, if it is one that these sizes make."""
+    try:
+        segment = _core.Segment.attach(fd)
+    except SegmentCorrupt:
+        return None
+    found = (
+        segment.num_servers, segment.num_workers, segment.slots_per_worker, segment.rows_per_slot,
+        segment.state_dim, segment.action_dim, segment.value_dim, segment.wire,
+    )  # fmt: skip
+    wanted = (servers, workers, slots, rows, state_dim, action_dim, value_dim, wire)
+    return segment if found == wanted and not segment.service_closed else None
+
+
+def _holder(fd: int) -> str:
+    try:
+        return f"process {_core.identity_pid(_core.Segment.attach(fd).service_owner)}"
+    except SegmentCorrupt:
+        return "another process"
 
 
 def _free_bytes() -> int:
     try:
-        stats = os.statvfs("/dev/shm")
+        stats = os.statvfs(FOLDER)
     except OSError:
         return 0
     return stats.f_bavail * stats.f_frsize

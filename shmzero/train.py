@@ -246,6 +246,8 @@ class Run:
         self._judge = Judge(config, folder)
         self._report: dict[str, Any] = {}
         self._learner_is_behind = False
+        self._paused_s = 0.0
+        self._attended_at = time.monotonic()
         self._told_at = self._committed_at = self._shown_at = self._metrics_at = 0.0
 
     def _read_elapsed(self) -> float:
@@ -323,6 +325,7 @@ class Run:
             left = ENDLESS if config.rounds is None else config.rounds - self._rounds
             with Fleet(play, self._ledger.missing(), left, version) as fleet:
                 meter = Meter(fleet, left)
+                self._paused_s, self._attended_at = 0.0, meter.start
                 try:
                     while (
                         not fleet.done and self.done < 1.0
@@ -367,6 +370,9 @@ class Run:
             self._learner_is_behind = False
             self._learner.start(self.done, self.elapsed_s, fleet.version, refill=True)
         self._hear(fleet)
+        if fleet.paused:
+            self._paused_s += now - self._attended_at
+        self._attended_at = now
         fleet.paused = self._learner_is_behind or self._learner.behind_bytes > MOST_BEHIND_BYTES
         for match in self._judge.poll(self.elapsed_s):
             self._log(match)
@@ -387,7 +393,7 @@ class Run:
                     "inference_busy": play.inference_busy,
                     "workers_busy": play.workers_busy,
                     "version": fleet.version,
-                    "self_play_paused": fleet.paused,
+                    "self_play_waits": self._paused_s / max(now - meter.start, 1e-9),
                     "learner": self._report,
                 })
                 self._metrics_at = now
@@ -403,6 +409,8 @@ class Run:
                 self._learner_is_behind = event["on"]
             elif kind == "metrics":
                 self._report = event
+            elif kind == "stopped":
+                self._report["steps"] = event["steps"]
             elif kind == "ready" and event["steps"]:
                 self._say(f"the learner goes on from step {event['steps']:,} with {event['rows']:,} positions")
 

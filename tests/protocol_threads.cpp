@@ -1,5 +1,6 @@
 // The slot protocol as threads of one process, for ThreadSanitizer: workers that answer-check every
-// row, cancel now and then and "die" at random points; a server that dies with batches in its hands.
+// row, cancel now and then and "die" at random points; a server that dies with batches in its hands. Then
+// the same with clients, who claim blocks, more of them than there are blocks.
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -8,7 +9,7 @@
 #include <random>
 #include <thread>
 
-#include "slot.h"
+#include "client.h"
 
 using namespace shmzero;
 
@@ -91,31 +92,78 @@ void serve(Segment& segment, std::uint32_t epoch, int batches) {
   }
 }
 
-}  // namespace
+/// One life of a client: claims a block, asks, checks, leaves properly or dies with a request out.
+void visit(Segment& segment, std::uint64_t identity, std::mt19937& random) {
+  const std::uint32_t block = RequestPort::claim(segment, identity);
+  if (block == RequestPort::kNone) {
+    std::this_thread::yield();
+    return;
+  }
+  auto* port = new RequestPort(segment, block);
+  for (int request = 0; request < 20; ++request) {
+    const std::uint32_t rows = random() % kRows + 1;
+    float states[kRows], policies[kRows], values[kRows];
+    std::uint8_t masks[kRows];
+    for (std::uint32_t r = 0; r < rows; ++r) {
+      masks[r] = random() % 2;
+      states[r] = masks[r];
+    }
+    port->submit(reinterpret_cast<std::byte*>(states), masks, rows);
+    const std::uint32_t fate = random() % 60;
+    if (fate == 0) return;  // dead: the port is never closed, the reaper frees the block
+    if (fate == 1) break;
+    while (!port->wait(2'000'000, 0)) {
+    }
+    port->take(policies, values, rows);
+    for (std::uint32_t r = 0; r < rows; ++r) {
+      if (policies[r] != states[r] || values[r] != states[r] + 1.0f) fail("a client has another's answer");
+      checked.fetch_add(1, std::memory_order_relaxed);
+    }
+  }
+  delete port;
+}
 
-int main() {
-  const SegmentSizes sizes = {1, kWorkers, kSlots, kRows, 1, 1, 1, Wire::kFloat32};
+void run_clients(Segment& segment, std::uint32_t client) {
+  std::mt19937 random(client + 100);
+  for (std::uint32_t life = 0; life < 40; ++life) {
+    const std::uint64_t identity = (life + 1) * 1000 + client + 1;
+    visit(segment, identity, random);
+    reap_client(segment, identity);
+  }
+}
+
+/// Everybody against one server that dies now and then; in the end every slot must be free.
+template <class Program>
+void play(const SegmentSizes& sizes, std::uint32_t num_programs, Program&& program) {
   const int fd = memfd_create("protocol", MFD_CLOEXEC);
   if (ftruncate(fd, static_cast<off_t>(SegmentLayout(sizes).total)) != 0) fail("no memory");
-  const auto segment = Segment::create(fd, sizes, 1, 1);
+  const auto segment = Segment::create(fd, sizes, 1);
+  stop = false;
   std::thread server([&] {
     for (std::uint32_t epoch = 1; !stop.load(std::memory_order_relaxed); ++epoch) {
       serve(*segment, epoch, epoch < kServers ? 60 : -1);
       reclaim_server(*segment, 0);
     }
   });
-  std::vector<std::thread> workers;
-  for (std::uint32_t w = 0; w < kWorkers; ++w) workers.emplace_back(work, std::ref(*segment), w);
-  for (std::thread& worker : workers) worker.join();
+  std::vector<std::thread> threads;
+  for (std::uint32_t p = 0; p < num_programs; ++p) threads.emplace_back([&, p] { program(*segment, p); });
+  for (std::thread& thread : threads) thread.join();
   stop = true;
   server.join();
-  for (std::uint32_t w = 0; w < kWorkers; ++w) {
-    for (std::uint32_t s = 0; s < kSlots; ++s) {
+  for (std::uint32_t w = 0; w < sizes.num_workers; ++w) {
+    for (std::uint32_t s = 0; s < sizes.slots_per_worker; ++s) {
       if (SlotWord{segment->worker(w).words[s].load()}.state() != SlotState::kFree) {
         fail("a slot is not free at the end");
       }
     }
   }
+}
+
+}  // namespace
+
+int main() {
+  play({1, kWorkers, kSlots, kRows, 1, 1, 1, Wire::kFloat32}, kWorkers, work);
+  play({1, 3, 1, kRows, 1, 1, 1, Wire::kFloat32}, 5, run_clients);
   std::printf("%llu rows checked\n", static_cast<unsigned long long>(checked.load()));
-  return checked.load() > 1000 ? 0 : 1;
+  return checked.load() > 5000 ? 0 : 1;
 }

@@ -7,7 +7,8 @@ import random
 import numpy as np
 import pytest
 
-from shmzero import SearchConfig, _core, play_rounds, search
+from shmzero import BatchedEvaluator, SearchConfig, _core, play_rounds, search
+from shmzero.errors import ModelFailed
 from shmzero.evaluators import HashEvaluator
 from tests.cases import as_round, random_position
 
@@ -52,3 +53,25 @@ def test_decode_record_of_mangled_bytes_raises_value_error() -> None:
             continue
 
 
+
+
+def test_core_slots_carry_rows_of_odd_widths_and_report_failures() -> None:
+    def model(states: np.ndarray, masks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        if (states > 1).any():
+            raise ArithmeticError("x" * 500)
+        return masks * states[:, :1], states[:, :2]
+
+    rng = np.random.default_rng(1)
+    for wire, action_dim in (("float32", 67), ("float16", 3)):
+        with BatchedEvaluator(model, 5, action_dim, 2, wire=wire, slots=3, rows_per_slot=7) as evaluator:
+            for rows in (1, 7, 50):
+                states, masks = rng.random((rows, 5), np.float32).astype(wire), rng.random((rows, action_dim)) < 0.5
+                policies, values = evaluator.evaluate_many(states, masks)
+                assert np.array_equal(policies, masks * states[:, :1].astype(np.float32))
+                assert np.array_equal(values, states[:, :2])
+            with evaluator.request(2) as r:
+                r.states[:], r.masks[:] = 0.5, r.pack_masks(np.ones((2, action_dim), bool))
+                r.run()
+                assert (r.policies == 0.5).all()
+            with pytest.raises(ModelFailed, match="xxx$"):
+                evaluator.evaluate(np.full(5, 2.0), np.ones(action_dim, bool))

@@ -184,7 +184,7 @@ def test_learner_policy_moves_towards_the_critics_better_actions() -> None:
     rows = {name: t[:2000] for name, t in buffer.tensors.items()}
     masks = bits(rows["masks"])
     with torch.no_grad():
-        q = one.critic(full_deal_rows(rows["features"], rows["hands"]))
+        q = one.critic_values(rows)
         policies, _ = one.net.policy_value(rows["features"].float(), masks)
         uniform = masks / masks.sum(1, keepdim=True)
         assert float((policies * q).sum(1).mean()) > float((uniform * q).sum(1).mean()) + 0.01

@@ -6,8 +6,8 @@ PYBIND11_MODULE(_core, m) {
   shmzero::bind_game(m);
   shmzero::bind_search(m);
   shmzero::bind_shm(m);
-  shmzero::bind_train(m);
   shmzero::bind_arena(m);
+  shmzero::bind_train(m);
 #ifdef __SANITIZE_ADDRESS__
   m.attr("BUILD") = "sanitized";
 #elif defined(NDEBUG)

@@ -180,12 +180,13 @@ class PlayRun {
 
   py::object step() {
     const RowView view = rows_.reserve(lanes_ * group_.rows_per_lane());
-    rows_.num_rows = group_.fill(view);
+    rows_.num_rows = group_.step({policies_.data(), values_.data(), 0}, view);
     return rows_.num_rows == 0 ? py::object(py::none()) : py::object(rows_.widened());
   }
   void answer(const Floats& policies, const Floats& values) {
     check_answers(policies, values, rows_.num_rows);
-    group_.take({policies.data(), values.data(), 0});
+    policies_ = policies;
+    values_ = values;
   }
   py::list finished() {
     py::list units;
@@ -205,6 +206,8 @@ class PlayRun {
   LaneGroup group_;
   std::uint32_t lanes_;
   LocalRows rows_;
+  Floats policies_;  ///< The answers to `rows_`, handed out by the next step.
+  Floats values_;
 };
 
 void evaluate_rows(bool hash, const HalfBits& features,
@@ -246,14 +249,13 @@ py::dict bench_search(const PlaySettings& settings, std::uint32_t lanes, std::ui
   {
     const py::gil_scoped_release release;
     for (;;) {
-      const std::uint32_t num_rows = group.fill(view);
+      const std::uint32_t num_rows = group.step({policies.data(), values.data(), 0}, view);
       if (num_rows == 0) break;
       const auto before = now();
       for (std::size_t row = 0; row < num_rows; ++row) {
         evaluate_uniform(view.masks[row], policies.data() + row * kNumActions, &values[row]);
       }
       evaluate_ns += static_cast<std::uint64_t>((now() - before).count());
-      group.take({policies.data(), values.data(), 0});
     }
   }
   py::dict d = counters_dict(queue.counters);

@@ -8,6 +8,7 @@
 #include <thread>
 
 #include "bind.h"
+#include "client.h"
 #include "slot.h"
 #include "worker.h"
 
@@ -35,14 +36,18 @@ auto translated(Body&& body) {
     return body();
   } catch (const CorruptSegment& error) {
     raise_error("SegmentCorrupt", error.what());
+  } catch (const FailedRequest& error) {
+    raise_error("ModelFailed", error.what());
   }
 }
+
+std::uint64_t ns_of_ms(double ms) { return static_cast<std::uint64_t>(ms * 1e6); }
 
 py::dict worker_counters(const Segment& segment, std::uint32_t worker) {
   const WorkerBlock& block = segment.worker(worker);
   const auto get = [](const std::atomic<std::uint64_t>& c) { return c.load(std::memory_order_relaxed); };
   py::dict d;
-  d["pid"] = get(block.pid);
+  d["pid"] = identity_pid(get(block.owner));
   d["units"] = get(block.units);
   d["rounds"] = get(block.rounds);
   d["decisions"] = get(block.decisions);
@@ -67,6 +72,9 @@ py::dict server_counters(const Segment& segment, std::uint32_t server) {
   std::vector<std::uint64_t> histogram;
   for (const auto& bin : block.histogram) histogram.push_back(get(bin));
   d["histogram"] = histogram;
+  std::vector<std::uint64_t> waits;
+  for (const auto& bin : block.waits) waits.push_back(get(bin));
+  d["waits"] = waits;
   return d;
 }
 
@@ -110,11 +118,10 @@ class PyServerPort {
     }
     const ServerPort::Staging staging = {
         static_cast<std::byte*>(const_cast<void*>(states.data())), masks.mutable_data()};
-    const auto ns = [](double ms) { return static_cast<std::uint64_t>(ms * 1e6); };
     const auto gathered = translated([&] {
       const py::gil_scoped_release release;
-      return port_.gather(staging, limit_rows, ns(timeout_ms), other_in_flight, ns(wait_ms),
-                          ns(spin_us / 1000.0));
+      return port_.gather(staging, limit_rows, ns_of_ms(timeout_ms), other_in_flight, ns_of_ms(wait_ms),
+                          ns_of_ms(spin_us / 1000.0));
     });
     return py::make_tuple(gathered.batch, gathered.rows);
   }
@@ -130,9 +137,105 @@ class PyServerPort {
     });
   }
 
+  void fail(std::uint64_t batch, const std::string& message, std::uint32_t version) {
+    port_.fail(batch, message, version);
+  }
+
  private:
   Segment& segment_;
   ServerPort port_;
+};
+
+using Bools = py::array_t<bool, py::array::c_style>;
+
+/// One request in flight. Arrays are C-contiguous and of the service's types; Python sees to that.
+class PyRequestPort {
+ public:
+  PyRequestPort(Segment& segment, std::uint32_t block) : segment_(segment), port_(segment, block) {}
+
+  RequestPort& port() { return port_; }
+
+  void submit(const py::array& states, const Bools& masks) {
+    const std::uint32_t rows = checked_rows(states, masks);
+    port_.submit(static_cast<const std::byte*>(states.data()),
+                 reinterpret_cast<const std::uint8_t*>(masks.data()), rows);
+  }
+
+  /// submit, wait at most 100 ms, take: without the GIL. None where there is no answer yet.
+  py::object call(const py::array& states, const Bools& masks, double timeout_ms, double spin_us) {
+    const std::uint32_t rows = checked_rows(states, masks);
+    py::tuple out = new_answers(rows, states.ndim() == 1);
+    const auto* state_bytes = static_cast<const std::byte*>(states.data());
+    const auto* mask_bytes = reinterpret_cast<const std::uint8_t*>(masks.data());
+    float* policies = data_of(out[0]);
+    float* values = data_of(out[1]);
+    std::uint32_t version = 0;
+    const bool answered = translated([&] {
+      const py::gil_scoped_release release;
+      port_.submit(state_bytes, mask_bytes, rows);
+      if (!port_.wait(ns_of_ms(timeout_ms), ns_of_ms(spin_us / 1000.0))) return false;
+      version = port_.take(policies, values, rows);
+      return true;
+    });
+    if (!answered) return py::none();
+    out[2] = py::int_(version);
+    return out;
+  }
+
+  bool wait(double timeout_ms, double spin_us) {
+    const py::gil_scoped_release release;
+    return port_.wait(ns_of_ms(timeout_ms), ns_of_ms(spin_us / 1000.0));
+  }
+
+  py::tuple take(std::uint32_t rows, bool single) {
+    check_rows(rows);
+    py::tuple out = new_answers(rows, single);
+    out[2] = py::int_(translated([&] { return port_.take(data_of(out[0]), data_of(out[1]), rows); }));
+    return out;
+  }
+
+  void publish(std::uint32_t rows) {
+    check_rows(rows);
+    port_.publish(rows);
+  }
+
+ private:
+  static float* data_of(const py::object& array) {
+    return static_cast<float*>(py::reinterpret_borrow<py::array>(array).mutable_data());
+  }
+
+  void check_rows(std::size_t rows) const {
+    if (rows == 0 || rows > segment_.sizes().rows_per_slot) {
+      throw py::value_error("rows is " + std::to_string(rows) + "; allowed: 1.." +
+                            std::to_string(segment_.sizes().rows_per_slot));
+    }
+  }
+
+  std::uint32_t checked_rows(const py::array& states, const Bools& masks) const {
+    const SegmentSizes& sizes = segment_.sizes();
+    const std::size_t rows = states.ndim() == 1 ? 1 : static_cast<std::size_t>(states.shape(0));
+    check_rows(rows);
+    if (static_cast<std::size_t>(states.nbytes()) != rows * sizes.state_bytes() ||
+        static_cast<std::size_t>(masks.size()) != rows * sizes.action_dim ||
+        (states.flags() & py::array::c_style) == 0) {
+      throw py::value_error("states or masks are not arrays of this service");
+    }
+    return static_cast<std::uint32_t>(rows);
+  }
+
+  py::tuple new_answers(std::uint32_t rows, bool single) const {
+    const auto action_dim = static_cast<py::ssize_t>(segment_.sizes().action_dim);
+    const auto value_dim = static_cast<py::ssize_t>(segment_.sizes().value_dim);
+    const auto num_rows = static_cast<py::ssize_t>(rows);
+    using Shape = std::vector<py::ssize_t>;
+    py::tuple out(3);
+    out[0] = py::array_t<float>(single ? Shape{action_dim} : Shape{num_rows, action_dim});
+    out[1] = py::array_t<float>(single ? Shape{value_dim} : Shape{num_rows, value_dim});
+    return out;
+  }
+
+  Segment& segment_;
+  RequestPort port_;
 };
 
 /// Echo between two threads of this process over a segment of its own.
@@ -143,7 +246,7 @@ struct Echo {
     if (fd < 0 || ftruncate(fd, static_cast<off_t>(layout.total)) != 0) {
       throw std::runtime_error("memfd for the echo");
     }
-    segment = Segment::create(fd, sizes, 0, 0);
+    segment = Segment::create(fd, sizes, 0);
   }
   ~Echo() { close(fd); }
 
@@ -263,7 +366,7 @@ void bind_shm(py::module_& m) {
                      std::uint64_t run_id) {
                     const SegmentSizes sizes = make_sizes(num_servers, num_workers, num_slots, num_rows,
                                                           state_dim, action_dim, value_dim, wire);
-                    return Segment::create(fd, sizes, run_id, static_cast<std::uint64_t>(getpid()));
+                    return Segment::create(fd, sizes, run_id);
                   },
                   py::arg("fd"), servers, workers, slots, rows, py::arg("state_dim") = kNumFeatures,
                   py::arg("action_dim") = kNumActions, py::arg("value_dim") = 1,
@@ -277,6 +380,10 @@ void bind_shm(py::module_& m) {
       .def_property_readonly("state_dim", [](const Segment& s) { return s.sizes().state_dim; })
       .def_property_readonly("action_dim", [](const Segment& s) { return s.sizes().action_dim; })
       .def_property_readonly("value_dim", [](const Segment& s) { return s.sizes().value_dim; })
+      .def_property_readonly("wire",
+                             [](const Segment& s) {
+                               return s.sizes().wire == Wire::kFloat16 ? "float16" : "float32";
+                             })
       .def_property_readonly("bytes", [](const Segment& s) { return s.layout().total; })
       .def("worker_counters",
            [](const Segment& s, std::uint32_t w) {
@@ -313,7 +420,28 @@ void bind_shm(py::module_& m) {
              check_index("server", i, s.sizes().num_servers);
              return static_cast<double>(stalled_ns(s, i)) * 1e-9;
            },
-           py::arg("server"));
+           py::arg("server"))
+      .def("open_service",
+           [](Segment& s, std::uint64_t identity) {
+             return translated([&] { return open_service(s, identity); });
+           },
+           py::arg("identity"))
+      .def("close_service", &close_service)
+      .def_property_readonly("service_owner",
+                             [](const Segment& s) { return s.server(0).owner.load(std::memory_order_acquire); })
+      .def_property_readonly("service_closed",
+                             [](const Segment& s) {
+                               return s.server(0).closed.load(std::memory_order_acquire) != 0;
+                             })
+      .def("owners",
+           [](const Segment& s) {
+             std::vector<std::uint64_t> owners;
+             for (std::uint32_t w = 0; w < s.sizes().num_workers; ++w) {
+               if (const auto owner = s.worker(w).owner.load(std::memory_order_acquire)) owners.push_back(owner);
+             }
+             return owners;
+           })
+      .def("reap_client", &reap_client, py::arg("identity"));
 
   py::class_<WorkerPort>(m, "WorkerPort", "A worker's side of its slots, for tests and clients.")
       .def(py::init<Segment&, std::uint32_t>(), py::arg("segment"), py::arg("worker"),
@@ -334,6 +462,59 @@ void bind_shm(py::module_& m) {
                            static_cast<std::uint64_t>(spin_us * 1e3));
            },
            py::arg("slots"), py::arg("timeout_ms") = 100.0, py::arg("spin_us") = 0.0);
+
+  py::class_<PyRequestPort>(m, "RequestPort", "A client's side of one block: one request in flight.")
+      .def_static("claim",
+                  [](Segment& segment, std::uint64_t identity) -> std::unique_ptr<PyRequestPort> {
+                    const std::uint32_t block = RequestPort::claim(segment, identity);
+                    if (block == RequestPort::kNone) return nullptr;
+                    return std::make_unique<PyRequestPort>(segment, block);
+                  },
+                  py::arg("segment"), py::arg("identity"), py::keep_alive<0, 1>())
+      .def("submit", &PyRequestPort::submit, py::arg("states"), py::arg("masks"))
+      .def("call", &PyRequestPort::call, py::arg("states"), py::arg("masks"), py::arg("timeout_ms"),
+           py::arg("spin_us"))
+      .def("wait", &PyRequestPort::wait, py::arg("timeout_ms"), py::arg("spin_us"))
+      .def("take", &PyRequestPort::take, py::arg("rows"), py::arg("single") = false)
+      .def("begin", [](PyRequestPort& p) { return p.port().begin(); })
+      .def("publish", &PyRequestPort::publish, py::arg("rows"))
+      .def("check_answer", [](PyRequestPort& p) { translated([&] { return p.port().check_answer(), 0; }); })
+      .def("release", [](PyRequestPort& p) { p.port().release(); })
+      .def("cancel", [](PyRequestPort& p) { return p.port().cancel(); })
+      .def_property_readonly("block", [](PyRequestPort& p) { return p.port().block(); })
+      .def("close", [](PyRequestPort& p) { p.port().close(); })
+      .def_property_readonly("version", [](PyRequestPort& p) { return p.port().version(); });
+
+  m.def("process_identity", [](int pid) { return process_identity(pid); }, py::arg("pid"));
+  m.def("identity_pid", &identity_pid, py::arg("identity"));
+  m.def("is_alive", &is_alive, py::arg("identity"));
+  py::tuple edges(kWaitBins);
+  for (std::uint32_t bin = 0; bin < kWaitBins; ++bin) edges[bin] = wait_bin_ns(bin);
+  m.attr("WAIT_BINS_NS") = edges;
+
+  m.def("pack_masks",
+        [](const Bools& masks) {
+          if (masks.ndim() != 2) throw py::value_error("masks must have 2 dimensions");
+          const auto actions = static_cast<std::uint32_t>(masks.shape(1));
+          py::array_t<std::uint64_t> words({masks.shape(0), static_cast<py::ssize_t>((actions + 63) / 64)});
+          for (py::ssize_t r = 0; r < masks.shape(0); ++r) {
+            pack_mask(reinterpret_cast<const std::uint8_t*>(masks.data(r, 0)), actions, words.mutable_data(r, 0));
+          }
+          return words;
+        },
+        py::arg("masks"));
+  m.def("unpack_masks",
+        [](const py::array_t<std::uint64_t, py::array::c_style>& words, Bools masks) {
+          if (words.ndim() != 2 || masks.ndim() != 2 || masks.shape(0) != words.shape(0) ||
+              words.shape(1) != (masks.shape(1) + 63) / 64) {
+            throw py::value_error("words and masks differ in rows or actions");
+          }
+          for (py::ssize_t r = 0; r < masks.shape(0); ++r) {
+            unpack_mask(words.data(r, 0), static_cast<std::uint32_t>(masks.shape(1)),
+                        reinterpret_cast<std::uint8_t*>(masks.mutable_data(r, 0)));
+          }
+        },
+        py::arg("words").noconvert(), py::arg("masks").noconvert());
 
   m.def("slot_views",
         [](const py::object& owner, std::uint32_t worker, std::uint32_t slot) {
@@ -362,7 +543,8 @@ void bind_shm(py::module_& m) {
            py::arg("limit_rows"), py::arg("timeout_ms") = 2.0, py::arg("other_in_flight") = false,
            py::arg("wait_ms") = 100.0, py::arg("spin_us") = 0.0)
       .def("scatter", &PyServerPort::scatter, py::arg("batch"), py::arg("policies").noconvert(),
-           py::arg("values").noconvert(), py::arg("version"));
+           py::arg("values").noconvert(), py::arg("version"))
+      .def("fail", &PyServerPort::fail, py::arg("batch"), py::arg("message"), py::arg("version"));
 
   m.def("run_worker",
         [](Segment& segment, std::uint32_t worker, int grant_fd, int record_fd, std::uint32_t lanes,

@@ -1,12 +1,14 @@
 // A doorbell: wakes the other side, carries no truth. Whoever waits looks at the slot words itself.
 #pragma once
 
-#include <semaphore.h>
+#include <linux/futex.h>
+#include <sys/syscall.h>
 #include <time.h>
+#include <unistd.h>
 
 #include <atomic>
+#include <climits>
 #include <cstdint>
-#include <thread>
 
 namespace shmzero {
 
@@ -28,28 +30,20 @@ inline void spin_pause() {
 inline constexpr std::uint64_t kLongestWaitNs = 100'000'000;
 
 /// One waiter, any number of ringers, in different processes.
+///
+/// One word, which is futex and flag at once: 1 while the waiter sleeps or is about to. Zeros are a
+/// doorbell, and whatever else the word may hold, after a death or in a segment that is not sound,
+/// costs a look and nothing more (a sem_t of which that is true there is not: glibc aborts).
 class Doorbell {
  public:
-  /// By the creator of the segment, once; never again.
-  void init() {
-    waiting_.store(0, std::memory_order_relaxed);  // nobody else sees the segment yet
-    sem_init(&semaphore_, 1, 0);
-  }
-
-  /// By a new waiter: forgets what was rung for its predecessor.
-  void drain() {
-    while (sem_trywait(&semaphore_) == 0) {
-    }
-  }
-
   /// After publishing. The fence pairs with the one in `wait`: either this side sees the flag, or the
   /// waiter's second look sees what was published.
   void ring() {
     std::atomic_thread_fence(std::memory_order_seq_cst);
-    // Relaxed: ordered by the fence; the exchange lets one ringer post for one raised flag.
+    // Relaxed: ordered by the fence; the exchange lets one ringer wake for one raised flag.
     if (waiting_.load(std::memory_order_relaxed) != 0 &&
         waiting_.exchange(0, std::memory_order_relaxed) != 0) {
-      sem_post(&semaphore_);
+      futex(FUTEX_WAKE, INT_MAX, nullptr);
     }
   }
 
@@ -71,18 +65,23 @@ class Doorbell {
       waiting_.store(1, std::memory_order_relaxed);  // ordered by the fence, which pairs with ring's
       std::atomic_thread_fence(std::memory_order_seq_cst);
       if (ready() || now_ns() >= end) break;
-      timespec until = {static_cast<time_t>(end / 1'000'000'000u),
-                        static_cast<long>(end % 1'000'000'000u)};
-      sem_clockwait(&semaphore_, CLOCK_MONOTONIC, &until);
+      const timespec until = {static_cast<time_t>(end / 1'000'000'000u),
+                              static_cast<long>(end % 1'000'000'000u)};
+      // Returns at once where somebody has rung since. Absolute, CLOCK_MONOTONIC; see futex(2).
+      futex(FUTEX_WAIT_BITSET, 1, &until);
     }
-    waiting_.store(0, std::memory_order_relaxed);  // a late post is one spurious look, no more
+    waiting_.store(0, std::memory_order_relaxed);
     return ready();
   }
 
  private:
+  void futex(int operation, std::uint32_t value, const timespec* until) {
+    syscall(SYS_futex, &waiting_, operation, value, until, nullptr, FUTEX_BITSET_MATCH_ANY);
+  }
+
   std::atomic<std::uint32_t> waiting_;  ///< Waiter raises it; whoever rings takes it down.
-  sem_t semaphore_;
 };
 static_assert(std::atomic<std::uint32_t>::is_always_lock_free);
+static_assert(sizeof(std::atomic<std::uint32_t>) == 4, "the kernel compares four bytes");
 
 }  // namespace shmzero

@@ -260,12 +260,18 @@ class LaneGroup {
     return settings_.search.rows_per_step(static_cast<std::uint32_t>(settings_.most_players()));
   }
 
-  /// Steps every lane and writes what it asks; returns the number of rows. 0: nothing is in
-  /// progress. The capacity must be rows_per_lane() for every lane.
-  std::uint32_t fill(const RowView& rows) {
+  /// Hands every lane the answers of its rows, steps it and writes what it asks next; returns the
+  /// number of rows. 0: nothing is in progress. The capacity must be rows_per_lane() for every lane.
+  /// `answers` are those of the rows of the last call, and may not lie where `rows` does.
+  std::uint32_t step(const AnswerView& answers, const RowView& rows) {
+    asked_.swap(owners_);
     owners_.clear();
+    std::size_t answered = 0;
     for (std::uint32_t i = 0; i < lanes_.size(); ++i) {
       Lane& lane = lanes_[i];
+      for (; answered < asked_.size() && asked_[answered].lane == i; ++answered) {
+        answer(lane, asked_[answered], answered, answers);
+      }
       if (lane.idle() && (i >= num_lanes_ || queue_.waiting.empty())) continue;
       lane.step(settings_, queue_,
                 [&](const Round& round, int seat, std::uint64_t actions, std::uint32_t row) {
@@ -280,24 +286,6 @@ class LaneGroup {
     return static_cast<std::uint32_t>(owners_.size());
   }
 
-  /// Hands the answers of the last `fill` to their lanes.
-  void take(const AnswerView& answers) {
-    for (std::size_t at = 0; at < owners_.size(); ++at) {
-      const Owner& owner = owners_[at];
-      const float* policy = answers.policies + at * kNumActions;
-      float by_legal[kMaxLegal];
-      int num_actions = 0;
-      for_each_card(owner.actions, [&](int action) {
-        const int canonical =
-            owner.playing ? owner.order.to_canonical[suit_of(action)] * kNumRanks + rank_of(action)
-                          : action;
-        by_legal[num_actions++] = policy[canonical];
-      });
-      lanes_[owner.lane].answer(owner.row, by_legal, answers.values[at], answers.version);
-    }
-    owners_.clear();
-  }
-
  private:
   struct Owner {
     std::uint64_t actions;  ///< Legal ones, real suits; 0 where the value alone was asked.
@@ -307,11 +295,25 @@ class LaneGroup {
     bool playing;
   };
 
+  static void answer(Lane& lane, const Owner& owner, std::size_t at, const AnswerView& answers) {
+    const float* policy = answers.policies + at * kNumActions;
+    float by_legal[kMaxLegal];
+    int num_actions = 0;
+    for_each_card(owner.actions, [&](int action) {
+      const int canonical =
+          owner.playing ? owner.order.to_canonical[suit_of(action)] * kNumRanks + rank_of(action)
+                        : action;
+      by_legal[num_actions++] = policy[canonical];
+    });
+    lane.answer(owner.row, by_legal, answers.values[at], answers.version);
+  }
+
   const PlaySettings& settings_;
   UnitQueue& queue_;
   std::uint32_t num_lanes_ = 0;
   std::vector<Lane> lanes_;
-  std::vector<Owner> owners_;  ///< Of the rows of the last fill.
+  std::vector<Owner> owners_;  ///< Of the rows asked last, by lane.
+  std::vector<Owner> asked_;   ///< Of those before, while they are answered.
 };
 
 }  // namespace shmzero

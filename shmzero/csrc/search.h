@@ -7,112 +7,51 @@
 #pragma once
 
 #include <algorithm>
-#include <cmath>
 #include <cstdint>
-#include <span>
-#include <stdexcept>
 #include <vector>
 
 #include "determinize.h"
+#include "root.h"
+#include "row_cache.h"
 #include "rules.h"
+#include "search_config.h"
 #include "tree.h"
 
 namespace shmzero {
-
-enum class Opponents : std::uint8_t { kPolicy, kMaximise };
-enum class RootRule : std::uint8_t { kPuct, kHalving };
-enum class Target : std::uint8_t { kVisits, kImproved };
-
-/// See SearchConfig in config.py, which has the defaults and the checks.
-struct SearchConfig {
-  std::uint32_t determinizations;
-  std::uint32_t simulations;  ///< In each world.
-  std::uint32_t leaves_in_flight;
-  float c_puct;
-  float fpu_reduction;
-  Opponents opponents;
-  RootRule root;
-  Target target;
-  float improved_beta;
-  std::uint32_t considered;
-  bool known_hands;
-  float noise_fraction;
-  float noise_alpha;
-  float temperature;
-  std::uint32_t temperature_decisions;
-  float final_temperature;
-  float rivalry;
-
-  /// Leaves per tree and wave: well below the simulations, or the first wave would be the search.
-  std::uint32_t wave_leaves() const {
-    return std::max(1u, std::min(leaves_in_flight, simulations / 4));
-  }
-  std::uint32_t worlds() const { return known_hands ? 1 : determinizations; }
-  std::uint32_t rows_per_step(std::uint32_t players) const {
-    if (simulations == 0) return 1;
-    const std::uint32_t rows = opponents == Opponents::kMaximise ? players : 1;
-    return worlds() * wave_leaves() * rows;
-  }
-};
-
-/// A hand has at most 17 cards (three players), a bid at most 18 values.
-inline constexpr int kMaxLegal = 18;
-
-/// What a decision came to; the a-th entry is of the a-th legal action, lowest action first.
-struct Decision {
-  std::uint8_t num_actions;
-  std::uint8_t actions[kMaxLegal];
-  float prior[kMaxLegal];        ///< Without noise.
-  std::uint32_t visits[kMaxLegal];  ///< Simulations, over all worlds.
-  float q[kMaxLegal];            ///< Mean utility of the root seat; the root's value where untried.
-  float policy[kMaxLegal];       ///< The target, sum 1; noise is taken out of it.
-  std::uint16_t weights[kMaxLegal];  ///< The target as recorded: visits, or shares of 65535.
-  float value;                   ///< Of the root seat.
-  std::uint8_t best;             ///< Place of the action to play without temperature.
-  std::uint32_t simulations;
-  std::uint32_t evaluations;     ///< Rows asked: one for each (public actions, seat, hand).
-  std::uint32_t terminals;       ///< Simulations that ended in a finished round.
-};
 
 class Search {
  public:
   /// Starts a decision of the seat to act, which must have a choice. Every random number is keyed
   /// by (seed, id, ply); `noise` mixes Dirichlet noise into the priors that the root selects by.
-  void begin(const Round& root, const SearchConfig& config, std::uint64_t seed, std::uint64_t id,
+  void begin(const Round& round, const SearchConfig& config, std::uint64_t seed, std::uint64_t id,
              std::uint64_t ply, bool noise) {
     config_ = &config;
-    root_ = root;
-    root_seat_ = root.seat;
+    round_ = round;
+    root_seat_ = round.seat;
     noise_ = noise && config.noise_fraction > 0.0f;
     noise_key_ = stream_key(seed, id, ply, Purpose::kNoise);
     search_key_ = stream_key(seed, id, ply, Purpose::kSearch);
-    num_values_ = config.opponents == Opponents::kMaximise ? root.num_players : 1;
+    num_values_ = config.opponents == Opponents::kMaximise ? round.num_players : 1;
     nodes_.clear();
     edges_.clear();
     values_.clear();
-    entries_.clear();
-    policies_.clear();
     sims_.clear();
-    resize_table(512);
-    decision_ = {};
-    for_each_card(legal(root), [&](int action) {
-      decision_.actions[decision_.num_actions++] = static_cast<std::uint8_t>(action);
-    });
-    std::fill_n(arms_, decision_.num_actions, Arm{});
-    waves_started_ = waves_done_ = 0;
+    // Room for a row of its own from every simulation: growing is rare.
+    rows_.clear(1 + std::size_t{config.simulations} * config.worlds());
     worlds_.clear();
     if (config.simulations > 0) {
       if (config.known_hands) {
-        worlds_.push_back(root);
+        worlds_.push_back(round);
       } else {
-        const WorldSampler sampler(root, root_seat_);
+        const WorldSampler sampler(round, root_seat_);
         Rng rng(stream_key(seed, id, ply, Purpose::kWorlds));
         for (std::uint32_t d = 0; d < config.determinizations; ++d) {
           worlds_.push_back(sampler.sample(rng));
         }
       }
     }
-    tops_.assign(worlds_.size() * decision_.num_actions, Top{});
+    root_.begin(config, legal(round), static_cast<std::uint32_t>(worlds_.size()));
+    tops_.assign(worlds_.size() * root_.decision().num_actions, Top{});
     stage_ = Stage::kStart;
   }
 
@@ -125,15 +64,15 @@ class Search {
   bool advance(Emit&& emit) {
     if (stage_ == Stage::kDone) return true;
     if (stage_ == Stage::kStart) {
-      request(root_, root_seat_, legal(root_), emit);
+      request(round_, root_seat_, legal(round_), emit);
       stage_ = Stage::kRoot;
       return false;
     }
     if (stage_ == Stage::kRoot) {
-      expand_root();
+      root_.expand(rows_.policy(0), rows_.value(0), noise_, Rng(noise_key_));
       stage_ = Stage::kWaves;
     }
-    while (waves_done_ < config_->simulations) {
+    while (!root_.done()) {
       if (sims_.empty()) {
         start_wave(emit);
       } else {
@@ -146,35 +85,21 @@ class Search {
       if (waiting) return false;
       finish_wave();
     }
-    finish();
+    root_.finish();
+    root_.decision().evaluations = rows_.size();
     stage_ = Stage::kDone;
     return true;
   }
 
-  /// The answer to a row: the policy over its legal actions in ascending order (ignored for a row
-  /// that asked for a value alone) and the expected utility of the row's seat.
-  void answer(std::uint32_t row, const float* policy, float value) {
-    Entry& entry = entries_[row];
-    entry.value = value;
-    entry.answered = true;
-    float sum = 0.0f;
-    for (int i = 0; i < entry.num_actions; ++i) sum += policy[i];
-    const bool has_mass = sum > 0.0f || entry.num_actions == 0;
-    if (!has_mass || !std::isfinite(sum) || !std::isfinite(value)) {
-      throw std::runtime_error("the evaluator gave a policy without mass, or a number that is not finite");
-    }
-    const float scale = 1.0f / sum;
-    for (int i = 0; i < entry.num_actions; ++i) policies_[entry.first_policy + i] = policy[i] * scale;
-  }
+  /// The answer to an emitted row, see RowCache::answer.
+  void answer(std::uint32_t row, const float* policy, float value) { rows_.answer(row, policy, value); }
 
-  const Decision& decision() const { return decision_; }
-  std::uint8_t num_actions_of(std::uint32_t row) const { return entries_[row].num_actions; }
+  const Decision& decision() const { return root_.decision(); }
 
   /// Visits in flight anywhere; 0 between waves. For tests.
   std::uint64_t total_in_flight() const {
-    std::uint64_t total = 0;
+    std::uint64_t total = root_.in_flight();
     for (const Edge& edge : edges_) total += edge.in_flight;
-    for (int a = 0; a < decision_.num_actions; ++a) total += arms_[a].in_flight;
     return total;
   }
 
@@ -182,198 +107,30 @@ class Search {
   enum class Stage : std::uint8_t { kStart, kRoot, kWaves, kDone };
   enum class Status : std::uint8_t { kDescending, kWaitsForValue, kWaitsForPolicy, kArrived };
 
-  /// A root action, pooled over worlds. Counts are waves: one visit is one simulation a world.
-  struct Arm {
-    double value_sum = 0.0;  ///< Of the root seat, over all simulations that went this way.
-    std::uint32_t tried = 0;   ///< Waves that went this way.
-    std::uint32_t visits = 0;  ///< Waves that PUCT gave it: those that it is solved for go elsewhere.
-    std::uint32_t in_flight = 0;  ///< Visits to come.
-    float prior = 0.0f;     ///< With noise, where there is any.
-    float perturbed = 0.0f;  ///< Log prior plus Gumbel noise (halving).
-    bool considered = true;
-  };
-
   /// A root action in one world.
   struct Top {
     std::uint32_t node = kNone;  ///< Where it leads, kNone until first tried.
     float value_sum = 0.0f;      ///< This world's part of the arm's.
+    bool solved = false;
   };
 
   struct Simulation {
     Round state;
     std::uint32_t node;
-    std::uint32_t entry;  ///< Row it waits for, as kWaitsForPolicy.
+    std::uint32_t row;  ///< That it waits for, as kWaitsForPolicy.
     std::uint16_t world;
     std::uint8_t arm;      ///< Root action it went by.
     std::uint8_t visited;  ///< Root action it counts for.
     Status status;
   };
 
-  /// A row of this decision, asked once however many worlds and simulations need it.
-  struct Entry {
-    std::uint64_t key;
-    std::uint32_t first_policy;
-    float value;
-    std::uint8_t num_actions;
-    bool answered;
-  };
-
-  // --- rows -------------------------------------------------------------------------------------
-
-  void resize_table(std::size_t size) { table_.assign(size, 0); }
-
-  /// The entry of a row, emitted if it is new. The key names the row: public actions, whose view,
-  /// and the hand seen; all else follows from the root.
+  /// The number of a row, emitted if it is new.
   template <class Emit>
   std::uint32_t request(const Round& state, int seat, std::uint64_t actions, Emit&& emit) {
-    const std::uint64_t key =
-        mix(state.history_hash ^ mix(state.hands[seat] * 8 + static_cast<std::uint64_t>(seat)));
-    std::size_t place = key & (table_.size() - 1);
-    while (table_[place] != 0) {
-      const std::uint32_t found = table_[place] - 1;
-      if (entries_[found].key == key) return found;
-      place = (place + 1) & (table_.size() - 1);
-    }
-    const auto row = static_cast<std::uint32_t>(entries_.size());
-    const int num_actions = count(actions);
-    entries_.push_back({key, static_cast<std::uint32_t>(policies_.size()), 0.0f,
-                        static_cast<std::uint8_t>(num_actions), false});
-    policies_.resize(policies_.size() + static_cast<std::size_t>(num_actions));
-    table_[place] = row + 1;
-    if (2 * entries_.size() > table_.size()) grow_table();
-    emit(state, seat, actions, row);
+    const std::uint32_t before = rows_.size();
+    const std::uint32_t row = rows_.find_or_add(state, seat, actions);
+    if (row == before) emit(state, seat, actions, row);
     return row;
-  }
-
-  void grow_table() {
-    resize_table(2 * table_.size());
-    for (std::uint32_t row = 0; row < entries_.size(); ++row) {
-      std::size_t place = entries_[row].key & (table_.size() - 1);
-      while (table_[place] != 0) place = (place + 1) & (table_.size() - 1);
-      table_[place] = row + 1;
-    }
-  }
-
-  // --- root -------------------------------------------------------------------------------------
-
-  void expand_root() {
-    const Entry& entry = entries_[0];
-    root_value_ = entry.value;
-    const int num_actions = decision_.num_actions;
-    for (int a = 0; a < num_actions; ++a) {
-      decision_.prior[a] = arms_[a].prior = policies_[static_cast<std::size_t>(a)];
-    }
-    Rng rng(noise_key_);
-    if (noise_) {
-      double noise[kMaxLegal];
-      double sum = 0.0;
-      for (int a = 0; a < num_actions; ++a) sum += noise[a] = rng.gamma(config_->noise_alpha);
-      const double share = config_->noise_fraction;
-      if (sum > 0.0) {
-        for (int a = 0; a < num_actions; ++a) {
-          arms_[a].prior =
-              static_cast<float>((1.0 - share) * arms_[a].prior + share * noise[a] / sum);
-        }
-      }
-    }
-    if (config_->root != RootRule::kHalving) return;
-    float ranked[kMaxLegal];
-    for (int a = 0; a < num_actions; ++a) {
-      const double gumbel = noise_ ? rng.gumbel() : 0.0;
-      arms_[a].perturbed =
-          static_cast<float>(std::log(std::max(decision_.prior[a], 1e-12f)) + gumbel);
-      ranked[a] = arms_[a].perturbed;
-    }
-    const auto considered = std::min<std::uint32_t>(config_->considered, decision_.num_actions);
-    std::nth_element(ranked, ranked + considered - 1, ranked + num_actions, std::greater<>());
-    std::uint32_t left = considered;
-    for (int pass = 0; pass < 2; ++pass) {  // those above the last place first, then its ties
-      for (int a = 0; a < num_actions; ++a) {
-        const bool above = arms_[a].perturbed > ranked[considered - 1];
-        const bool tied = arms_[a].perturbed == ranked[considered - 1];
-        if (pass == 0) arms_[a].considered = above;
-        if ((pass == 0 ? above : tied) && left > 0) {
-          arms_[a].considered = true;
-          --left;
-        }
-      }
-    }
-    schedule_ = halving_schedule(considered, config_->simulations);
-  }
-
-  double mean(const Arm& arm) const {
-    return arm.value_sum / (static_cast<double>(arm.tried) * static_cast<double>(worlds_.size()));
-  }
-
-  /// The root's value as far as it is known: the network's, counted once, and the simulations'.
-  double root_mean() const {
-    double sum = root_value_;
-    double visits = 1.0;
-    for (int a = 0; a < decision_.num_actions; ++a) {
-      sum += arms_[a].value_sum / static_cast<double>(worlds_.size());
-      visits += arms_[a].tried;
-    }
-    return sum / visits;
-  }
-
-  /// Value of an untried action: the network's and the tried actions' means weighted by prior
-  /// (Danihelka et al. 2022, appendix D).
-  double mixed_value() const {
-    double visits = 0.0, prior = 0.0, weighted = 0.0;
-    for (int a = 0; a < decision_.num_actions; ++a) {
-      if (arms_[a].tried == 0) continue;
-      visits += arms_[a].tried;
-      prior += decision_.prior[a];
-      weighted += decision_.prior[a] * mean(arms_[a]);
-    }
-    if (prior <= 0.0) return root_value_;
-    return (root_value_ + visits * weighted / prior) / (1.0 + visits);
-  }
-
-  int select_arm() const {
-    const int num_actions = decision_.num_actions;
-    int best = 0;
-    double best_score = -1e300;
-    if (config_->root == RootRule::kHalving) {
-      const std::uint32_t wanted = schedule_[waves_started_];
-      const double untried = mixed_value();
-      for (int a = 0; a < num_actions; ++a) {
-        const Arm& arm = arms_[a];
-        if (!arm.considered || arm.visits + arm.in_flight != wanted) continue;
-        const double score =
-            arm.perturbed + config_->improved_beta * (arm.tried > 0 ? mean(arm) : untried);
-        if (score > best_score) best_score = score, best = a;
-      }
-      return best;
-    }
-    return select_by_puct(false);
-  }
-
-  /// The arm of the highest PUCT score, of all or of those that are not solved (-1: all are).
-  int select_by_puct(bool unsolved) const {
-    double started = 1.0;
-    for (int a = 0; a < decision_.num_actions; ++a) started += arms_[a].visits + arms_[a].in_flight;
-    const double first_play = root_mean() - config_->fpu_reduction;
-    int best = -1;
-    double best_score = -1e300;
-    for (int a = 0; a < decision_.num_actions; ++a) {
-      const Arm& arm = arms_[a];
-      if (unsolved && solved(a)) continue;
-      const double score = puct_score(arm.tried > 0 ? mean(arm) : first_play, arm.prior, started,
-                                      arm.visits + arm.in_flight, config_->c_puct);
-      if (score > best_score) best_score = score, best = a;
-    }
-    return best;
-  }
-
-  /// Whether max^n knows exactly what a root action comes to in every world.
-  bool solved(int action) const {
-    if (num_values_ == 1) return false;
-    for (std::size_t world = 0; world < worlds_.size(); ++world) {
-      const std::uint32_t node = tops_[world * decision_.num_actions + static_cast<std::size_t>(action)].node;
-      if (node == kNone || !nodes_[node].proven) return false;
-    }
-    return true;
   }
 
   // --- simulate ---------------------------------------------------------------------------------
@@ -381,25 +138,17 @@ class Search {
   /// Selects for each leaf of the wave a root action, to be tried in every world.
   template <class Emit>
   void start_wave(Emit&& emit) {
-    const std::uint32_t leaves =
-        std::min(config_->wave_leaves(), config_->simulations - waves_started_);
+    const std::uint32_t leaves = std::min(config_->wave_leaves(), root_.waves_left());
     sims_.reserve(leaves * worlds_.size());
     for (std::uint32_t leaf = 0; leaf < leaves; ++leaf) {
-      const int visited = select_arm();
-      ++arms_[visited].in_flight;
-      ++waves_started_;
-      // A visit of what is solved counts as one; its work is spent where there is something to learn.
-      const int other = solved(visited) ? select_by_puct(true) : visited;
-      const int a = other < 0 ? visited : other;
+      const auto [visited, tried] = root_.start_wave();
       for (std::size_t world = 0; world < worlds_.size(); ++world) {
-        sims_.emplace_back();
+        sims_.push_back({worlds_[world], kNone, kNone, static_cast<std::uint16_t>(world),
+                         static_cast<std::uint8_t>(tried), static_cast<std::uint8_t>(visited),
+                         Status::kDescending});
         Simulation& sim = sims_.back();
-        sim.state = worlds_[world];
-        sim.arm = static_cast<std::uint8_t>(a);
-        sim.visited = static_cast<std::uint8_t>(visited);
-        sim.world = static_cast<std::uint16_t>(world);
-        Top& top = this->top(world, a);
-        const std::uint64_t actions = play(sim.state, decision_.actions[a]);
+        Top& top = this->top(world, tried);
+        const std::uint64_t actions = play(sim.state, root_.decision().actions[tried]);
         if (top.node == kNone) {
           top.node = sim.node = add_node(sim.state, kNone, kNone);
           arrive(sim, actions, emit);
@@ -434,7 +183,7 @@ class Search {
     return values_.data() + static_cast<std::size_t>(node) * static_cast<std::size_t>(num_values_);
   }
   Top& top(std::size_t world, int action) {
-    return tops_[world * decision_.num_actions + static_cast<std::size_t>(action)];
+    return tops_[world * root_.decision().num_actions + static_cast<std::size_t>(action)];
   }
   /// Place of a seat's utility among a node's values.
   std::size_t value_index(int seat) const {
@@ -463,8 +212,8 @@ class Search {
       const int seat = num_values_ == 1 ? root_seat_ : i;
       const std::uint32_t row =
           request(sim.state, seat, seat == sim.state.seat ? actions : 0, emit);
-      known &= entries_[row].answered;
-      if (entries_[row].answered) values(sim.node)[i] = entries_[row].value;
+      known &= rows_.answered(row);
+      if (rows_.answered(row)) values(sim.node)[i] = rows_.value(row);
     }
     if (known) {
       set_evaluated(sim.node);
@@ -488,7 +237,7 @@ class Search {
         arrive(sim, legal(sim.state), emit);
       }
       if (nodes_[sim.node].evaluated) sim.status = Status::kArrived;
-    } else if (entries_[sim.entry].answered) {
+    } else if (rows_.answered(sim.row)) {
       descend(sim, legal(sim.state), emit);
     }
   }
@@ -509,8 +258,8 @@ class Search {
       }
       if (!here.expanded) {
         const std::uint32_t row = request(sim.state, here.mover, actions, emit);
-        if (!entries_[row].answered) {
-          sim.entry = row;
+        if (!rows_.answered(row)) {
+          sim.row = row;
           sim.status = Status::kWaitsForPolicy;
           return;
         }
@@ -541,7 +290,7 @@ class Search {
   void expand(std::uint32_t index, std::uint32_t row, std::uint64_t actions) {
     Node& node = nodes_[index];
     node.first_edge = static_cast<std::uint32_t>(edges_.size());
-    const float* policy = policies_.data() + entries_[row].first_policy;
+    const float* policy = rows_.policy(row);
     for_each_card(actions, [&](int action) {
       edges_.push_back({*policy++, 0.0f, 0, kNone, 0, static_cast<std::uint8_t>(action), false});
     });
@@ -552,10 +301,9 @@ class Search {
   // --- back up ----------------------------------------------------------------------------------
 
   void finish_wave() {
-    const std::size_t num_worlds = worlds_.size();
     for (const Simulation& sim : sims_) {
       const float* value = values(sim.node);
-      decision_.terminals += nodes_[sim.node].terminal;
+      root_.decision().terminals += nodes_[sim.node].terminal;
       std::uint32_t at = sim.node;
       for (; nodes_[at].parent != kNone; at = nodes_[at].parent) {
         const Node& node = nodes_[at];
@@ -571,18 +319,17 @@ class Search {
           value = solve(node.parent, edge, value);
         }
       }
-      Arm& arm = arms_[sim.arm];
+      Arm& arm = root_.arm(sim.arm);
       Top& top = this->top(sim.world, sim.arm);
       const float before = top.value_sum;
       const float here = value[value_index(root_seat_)];
       top.value_sum = nodes_[at].proven ? here * static_cast<float>(arm.tried + 1) : before + here;
       arm.value_sum += static_cast<double>(top.value_sum) - before;
-      if (sim.world + 1u == num_worlds) {
-        ++arm.tried;
-        ++arms_[sim.visited].visits;
-        --arms_[sim.visited].in_flight;
-        ++waves_done_;
+      if (num_values_ > 1 && nodes_[at].proven && !top.solved) {
+        top.solved = true;
+        ++arm.solved_worlds;
       }
+      if (sim.world + 1u == worlds_.size()) root_.finish_wave(sim.visited, sim.arm);
     }
     sims_.clear();
   }
@@ -612,125 +359,22 @@ class Search {
     return better || tried.solved ? best : value;
   }
 
-  void finish() {
-    const int num_actions = decision_.num_actions;
-    const auto num_worlds = static_cast<std::uint32_t>(worlds_.size());
-    decision_.evaluations = static_cast<std::uint32_t>(entries_.size());
-    decision_.simulations = waves_done_ * num_worlds;
-    double visits = 0.0, value = 0.0;
-    for (int a = 0; a < num_actions; ++a) {
-      const Arm& arm = arms_[a];
-      decision_.visits[a] = arm.visits * num_worlds;
-      decision_.q[a] = static_cast<float>(arm.tried > 0 ? mean(arm) : root_mean());
-      visits += arm.visits;
-      value += arm.visits > 0 ? arm.visits * mean(arm) : 0.0;
-    }
-    decision_.value = static_cast<float>(visits > 0.0 ? value / visits : root_value_);
-    set_policy();
-    decision_.best = static_cast<std::uint8_t>(choose());
-  }
-
-  /// The action to play: most visits, then higher q, then lower action; where no simulation was
-  /// made the most probable; after halving the best of those that reached the last phase. Where
-  /// max^n has solved every action, visits say nothing that q does not say exactly.
-  int choose() const {
-    bool exact = config_->simulations > 0 && config_->root == RootRule::kPuct;
-    for (int a = 0; a < decision_.num_actions && exact; ++a) exact = solved(a);
-    int best = 0;
-    for (int a = 1; a < decision_.num_actions; ++a) {
-      if (config_->simulations == 0) {
-        if (decision_.prior[a] > decision_.prior[best]) best = a;
-        continue;
-      }
-      const std::uint32_t ahead = decision_.visits[a], behind = decision_.visits[best];
-      const bool halving = config_->root == RootRule::kHalving;
-      const double gain = halving ? arms_[a].perturbed - arms_[best].perturbed +
-                                        config_->improved_beta * (decision_.q[a] - decision_.q[best])
-                                  : decision_.q[a] - decision_.q[best];
-      if (exact ? gain > 0.0 : ahead > behind || (ahead == behind && gain > 0.0)) best = a;
-    }
-    return best;
-  }
-
-  void set_policy() {
-    const int num_actions = decision_.num_actions;
-    float* policy = decision_.policy;
-    double weights[kMaxLegal];
-    bool are_counts = false;
-    if (config_->simulations == 0) {
-      std::copy(decision_.prior, decision_.prior + num_actions, weights);
-    } else if (config_->target == Target::kImproved) {
-      const double untried = mixed_value();
-      double highest = -1e300;
-      for (int a = 0; a < num_actions; ++a) {
-        const double q = arms_[a].tried > 0 ? mean(arms_[a]) : untried;
-        weights[a] = std::log(std::max(decision_.prior[a], 1e-12f)) + config_->improved_beta * q;
-        highest = std::max(highest, weights[a]);
-      }
-      for (int a = 0; a < num_actions; ++a) weights[a] = std::exp(weights[a] - highest);
-    } else {
-      are_counts = true;
-      for (int a = 0; a < num_actions; ++a) weights[a] = arms_[a].visits;
-      if (noise_ && config_->root == RootRule::kPuct) prune_noise(weights);
-    }
-    double sum = 0.0;
-    for (int a = 0; a < num_actions; ++a) sum += weights[a];
-    const double num_worlds = static_cast<double>(worlds_.size());
-    const double unit = are_counts && sum * num_worlds <= 65535.0 ? num_worlds : 65535.0 / sum;
-    for (int a = 0; a < num_actions; ++a) {
-      policy[a] = static_cast<float>(weights[a] / sum);
-      decision_.weights[a] = static_cast<std::uint16_t>(std::lround(weights[a] * unit));
-    }
-  }
-
-  /// Takes back visits that only the noise in the prior explains: an action keeps no more than would
-  /// have let PUCT, under the clean prior and the final values, prefer it to the most visited one,
-  /// which gets the rest (after Wu 2019, "policy target pruning").
-  void prune_noise(double* visits) const {
-    const int num_actions = decision_.num_actions;
-    int best = 0;
-    double total = 1.0;
-    for (int a = 0; a < num_actions; ++a) {
-      total += visits[a];
-      if (visits[a] > visits[best]) best = a;
-    }
-    const double score = puct_score(mean(arms_[best]), decision_.prior[best], total, visits[best],
-                                    config_->c_puct);
-    for (int a = 0; a < num_actions; ++a) {
-      if (a == best || visits[a] == 0.0) continue;
-      const double gap = score - mean(arms_[a]);
-      if (gap <= 0.0) continue;
-      const double justified =
-          std::ceil(config_->c_puct * decision_.prior[a] * std::sqrt(total) / gap - 1.0);
-      const double kept = std::clamp(justified, 0.0, visits[a]);
-      visits[best] += visits[a] - kept;
-      visits[a] = kept;
-    }
-  }
-
   const SearchConfig* config_ = nullptr;
-  Round root_;
+  Round round_;  ///< At the root.
   int root_seat_ = 0;
   int num_values_ = 1;  ///< Utilities a leaf carries: the root seat's, or every seat's under max^n.
   bool noise_ = false;
   Stage stage_ = Stage::kDone;
   std::uint64_t noise_key_ = 0;
   std::uint64_t search_key_ = 0;
-  float root_value_ = 0.0f;
-  std::uint32_t waves_started_ = 0;
-  std::uint32_t waves_done_ = 0;
-  Arm arms_[kMaxLegal];
-  Decision decision_ = {};
+  Root root_;
+  RowCache rows_;
   std::vector<Round> worlds_;
   std::vector<Top> tops_;  ///< By world, then root action.
   std::vector<Node> nodes_;
   std::vector<Edge> edges_;
   std::vector<float> values_;  ///< num_values_ a node.
   std::vector<Simulation> sims_;  ///< Of the wave at hand, in selection order.
-  std::vector<Entry> entries_;
-  std::vector<float> policies_;
-  std::vector<std::uint32_t> table_;  ///< Hash table of entries: row + 1, 0 empty.
-  std::vector<std::uint32_t> schedule_;
 };
 
 }  // namespace shmzero

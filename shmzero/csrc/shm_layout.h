@@ -8,24 +8,30 @@
 #include <sys/mman.h>
 #include <sys/stat.h>
 
+#include <algorithm>
 #include <atomic>
+#include <bit>
 #include <cerrno>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <initializer_list>
 #include <memory>
 #include <stdexcept>
 #include <string>
 
 #include "doorbell.h"
+#include "process.h"
 
 namespace shmzero {
 
 inline constexpr std::uint64_t kSegmentMagic = 0x304f52455a4d4853u;  // "SHMZERO0"
-inline constexpr std::uint32_t kLayoutVersion = 1;
+inline constexpr std::uint32_t kLayoutVersion = 2;
 inline constexpr std::size_t kLine = 64;
 inline constexpr std::uint32_t kMaxSlotsPerWorker = 8;  ///< Their words share one cache line.
 inline constexpr std::uint32_t kHistogramBins = 24;
+inline constexpr std::uint32_t kWaitBins = 128;  ///< Four an octave, up to 17 s: see wait_bin.
+inline constexpr std::size_t kMessageBytes = 232;
 
 /// Element type of states on the wire.
 enum class Wire : std::uint32_t { kFloat16 = 2, kFloat32 = 4 };
@@ -54,15 +60,19 @@ struct SegmentHeader {
   std::uint64_t layout_hash;
   std::uint64_t total_bytes;
   std::uint64_t run_id;
-  std::uint64_t creator_pid;
+  std::uint64_t pid_namespace;  ///< Of the creator: pids mean nothing outside.
   SegmentSizes sizes;
 };
 static_assert(sizeof(SegmentHeader) <= 4096);
 
-/// Sums since the segment was made; any process may read them. Relaxed throughout: they order
-/// nothing and each has one writer.
+/// The place of a server: who serves, and sums since the segment was made; any process may read
+/// them. Sums are relaxed throughout: they order nothing and each has one writer.
 struct alignas(kLine) ServerBlock {
   Doorbell bell;  ///< Rung by workers that published, waited on by the server.
+  /// Written by the server of a service, which holds the life lock.
+  alignas(kLine) std::atomic<std::uint64_t> owner;  ///< process_identity; 0 before the first.
+  std::atomic<std::uint64_t> epoch;   ///< Of the owner; grows by one with each.
+  std::atomic<std::uint64_t> closed;  ///< 1 once it has left on purpose. Release -> acquire in RequestPort.
   /// Written by the server.
   alignas(kLine) std::atomic<std::uint64_t> batches;
   std::atomic<std::uint64_t> rows;
@@ -71,14 +81,18 @@ struct alignas(kLine) ServerBlock {
   std::atomic<std::uint64_t> last_batch_ns;  ///< Monotonic time of the last scatter.
   std::atomic<std::uint64_t> version;       ///< Of the weights that answered last.
   std::atomic<std::uint64_t> histogram[kHistogramBins];  ///< Batches of [2^i, 2^(i+1)) rows.
+  std::atomic<std::uint64_t> waits[kWaitBins];  ///< Requests by the time from publishing to the answer.
 };
 
+/// The place of a worker, or, in a service, of one request in flight of a client.
 struct alignas(kLine) WorkerBlock {
   Doorbell bell;  ///< Rung by the server that answered, waited on by the worker.
   /// Slot words: see slot.h for who writes which transition. One line, so that a sweep reads one.
   alignas(kLine) std::atomic<std::uint64_t> words[kMaxSlotsPerWorker];
+  /// Whose block this is: process_identity, 0 where nobody's. Claimed by a CAS from 0 (acquire),
+  /// given back by the owner or, after its death, by the reaper (release).
+  alignas(kLine) std::atomic<std::uint64_t> owner;
   /// Written by the worker; relaxed as above. A replacement goes on counting.
-  alignas(kLine) std::atomic<std::uint64_t> pid;
   std::atomic<std::uint64_t> units;
   std::atomic<std::uint64_t> rounds;
   std::atomic<std::uint64_t> decisions;
@@ -93,18 +107,28 @@ struct alignas(kLine) WorkerBlock {
 /// Head of a slot; the rows follow, requests and answers in areas of their own.
 struct alignas(kLine) SlotHeader {
   std::uint32_t num_rows;    ///< Worker, while filling.
-  std::uint32_t reserved;
+  std::uint32_t failed;      ///< Server, while taken: 1 where the model raised; `message` says what.
   std::uint64_t request_ns;  ///< Worker, while filling: monotonic time of publishing.
   std::uint32_t version;     ///< Server, while taken: oldest weights that answered a row.
+  char message[kMessageBytes];  ///< Server, while taken: with a zero at its end.
 };
 
 static_assert(std::atomic<std::uint64_t>::is_always_lock_free, "words are shared by processes");
 static_assert(sizeof(std::atomic<std::uint64_t>) == 8);
 static_assert(sizeof(WorkerBlock::words) == kLine);
 
+/// The bin of a waiting time: octave and two bits more.
+inline std::uint32_t wait_bin(std::uint64_t ns) {
+  const auto octave = 63u - static_cast<std::uint32_t>(std::countl_zero(ns | 4u));
+  const auto bin = (octave - 2) * 4 + static_cast<std::uint32_t>(ns >> (octave - 2) & 3u);
+  return std::min(bin, kWaitBins - 1);
+}
+/// Where a bin begins.
+inline std::uint64_t wait_bin_ns(std::uint32_t bin) { return std::uint64_t{4 + bin % 4} << (bin / 4); }
+
 /// Where everything lies, in bytes from the start. A function of the sizes.
 struct SegmentLayout {
-  explicit SegmentLayout(const SegmentSizes& sizes) {
+  explicit SegmentLayout(const SegmentSizes& made_for) : sizes(made_for) {
     const std::size_t rows = sizes.rows_per_slot;
     servers = 4096;
     workers = servers + sizes.num_servers * sizeof(ServerBlock);
@@ -119,18 +143,21 @@ struct SegmentLayout {
   static constexpr std::size_t round_up(std::size_t bytes, std::size_t to) {
     return (bytes + to - 1) / to * to;
   }
-  /// A change of any structure changes this.
+  /// A change of any structure or size changes this; of sizes also one that padding swallows.
   std::uint64_t hash() const {
     std::uint64_t h = kLayoutVersion;
-    for (const std::uint64_t part :
-         {sizeof(SegmentHeader), sizeof(ServerBlock), sizeof(WorkerBlock), sizeof(SlotHeader),
-          sizeof(Doorbell), servers, workers, slots, masks, policies, values, slot_stride, total}) {
+    for (const std::uint64_t part : std::initializer_list<std::uint64_t>{
+             sizeof(SegmentHeader), sizeof(ServerBlock), sizeof(WorkerBlock), sizeof(SlotHeader),
+             sizeof(Doorbell), servers, workers, slots, masks, policies, values, slot_stride, total,
+             sizes.num_servers, sizes.num_workers, sizes.slots_per_worker, sizes.rows_per_slot,
+             sizes.state_dim, sizes.action_dim, sizes.value_dim, static_cast<std::uint32_t>(sizes.wire)}) {
       h = (h ^ part) * 0x9e3779b97f4a7c15u;
       h ^= h >> 31;
     }
     return h;
   }
 
+  SegmentSizes sizes;
   std::size_t servers, workers, slots;                 // from the start of the segment
   std::size_t states, masks, policies, values;         // from the start of a slot
   std::size_t slot_stride, total;
@@ -166,8 +193,7 @@ inline void check_sizes(const SegmentSizes& sizes) {
 class Segment {
  public:
   /// Maps `fd`, which must have the layout's size and hold zeros, and makes a segment of it.
-  static std::unique_ptr<Segment> create(int fd, const SegmentSizes& sizes, std::uint64_t run_id,
-                                         std::uint64_t creator_pid) {
+  static std::unique_ptr<Segment> create(int fd, const SegmentSizes& sizes, std::uint64_t run_id) {
     check_sizes(sizes);
     const SegmentLayout layout(sizes);
     std::unique_ptr<Segment> segment(new Segment(fd, layout.total, sizes));
@@ -177,10 +203,8 @@ class Segment {
     header->layout_hash = layout.hash();
     header->total_bytes = layout.total;
     header->run_id = run_id;
-    header->creator_pid = creator_pid;
+    header->pid_namespace = pid_namespace();
     header->sizes = sizes;
-    for (std::uint32_t s = 0; s < sizes.num_servers; ++s) segment->server(s).bell.init();
-    for (std::uint32_t w = 0; w < sizes.num_workers; ++w) segment->worker(w).bell.init();
     // Last: nobody attaches to a segment without its magic.
     std::atomic_ref<std::uint64_t>(header->magic).store(kSegmentMagic, std::memory_order_release);
     return segment;
@@ -208,6 +232,9 @@ class Segment {
       check_sizes(header.sizes);
     } catch (const std::invalid_argument& error) {
       throw CorruptSegment(std::string("segment header: ") + error.what());
+    }
+    if (header.pid_namespace != pid_namespace()) {
+      throw CorruptSegment("segment of another pid namespace (another container)");
     }
     const SegmentLayout layout(header.sizes);
     if (header.layout_hash != layout.hash() || header.total_bytes != layout.total ||

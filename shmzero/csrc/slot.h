@@ -72,7 +72,6 @@ class WorkerPort {
   WorkerPort(Segment& segment, std::uint32_t worker)
       : segment_(segment), worker_(worker), block_(segment.worker(worker)) {
     if (worker >= segment.sizes().num_workers) throw std::invalid_argument("worker out of range");
-    block_.bell.drain();
   }
 
   WorkerBlock& block() { return block_; }
@@ -168,7 +167,6 @@ class ServerPort {
   ServerPort(Segment& segment, std::uint32_t server, std::uint32_t epoch)
       : segment_(segment), server_(server), epoch_(epoch), block_(segment.server(server)) {
     if (server >= segment.sizes().num_servers) throw std::invalid_argument("server out of range");
-    block_.bell.drain();
   }
 
   struct Staging {
@@ -216,45 +214,26 @@ class ServerPort {
 
   /// Writes a batch's answers into its slots and wakes their workers, each once.
   void scatter(std::uint64_t batch, const float* policies, const float* values, std::uint32_t version) {
-    const auto found = std::find_if(batches_.begin(), batches_.end(),
-                                    [&](const Batch& b) { return b.id == batch; });
-    if (found == batches_.end()) throw std::invalid_argument("scatter: no such batch");
     const SegmentSizes& sizes = segment_.sizes();
-    std::uint32_t rows = 0;
-    std::uint32_t last_worker = UINT32_MAX;
-    const auto ring = [&] {
-      if (last_worker != UINT32_MAX) segment_.worker(last_worker).bell.ring();
-    };
-    for (const Piece& piece : found->pieces) {
-      Taken& taken = taken_[piece.taken];
-      const SlotRows out = slot_rows(segment_, taken.worker, taken.slot);
+    finish_batch(batch, version, [&](const Piece& piece, Taken&, const SlotRows& out, std::uint32_t rows) {
       std::memcpy(out.policies + static_cast<std::size_t>(piece.first_row) * sizes.action_dim,
                   policies + static_cast<std::size_t>(rows) * sizes.action_dim,
                   static_cast<std::size_t>(piece.num_rows) * sizes.action_dim * sizeof(float));
       std::memcpy(out.values + static_cast<std::size_t>(piece.first_row) * sizes.value_dim,
                   values + static_cast<std::size_t>(rows) * sizes.value_dim,
                   static_cast<std::size_t>(piece.num_rows) * sizes.value_dim * sizeof(float));
-      rows += piece.num_rows;
-      taken.unanswered -= piece.num_rows;
-      taken.version = std::min(taken.version, version);
-      if (taken.unanswered > 0) continue;
-      out.header->version = taken.version;
-      finish(taken);
-      if (taken.worker != last_worker) ring();
-      last_worker = taken.worker;
-      free_taken_.push_back(piece.taken);
-    }
-    ring();
-    const std::uint64_t now = now_ns();
-    add(block_.batches, 1);
-    add(block_.rows, rows);
-    add(block_.busy_ns, now - std::max(found->gathered_ns, last_scatter_ns_));
-    last_scatter_ns_ = now;
-    block_.last_batch_ns.store(now, std::memory_order_relaxed);  // read for stall reports only
-    block_.version.store(version, std::memory_order_relaxed);    // likewise
-    const std::uint32_t bin = 31u - static_cast<std::uint32_t>(std::countl_zero(rows | 1u));
-    add(block_.histogram[std::min(bin, kHistogramBins - 1)], 1);
-    batches_.erase(found);
+    });
+  }
+
+  /// Answers a batch's slots with what went wrong instead (cut to the header's room). A slot that is
+  /// served in pieces has failed where one of them has.
+  void fail(std::uint64_t batch, const std::string& message, std::uint32_t version) {
+    finish_batch(batch, version, [&](const Piece&, Taken& taken, const SlotRows& out, std::uint32_t) {
+      taken.failed = true;
+      const std::size_t bytes = std::min(message.size(), kMessageBytes - 1);
+      std::memcpy(out.header->message, message.data(), bytes);
+      out.header->message[bytes] = 0;
+    });
   }
 
  private:
@@ -266,6 +245,7 @@ class ServerPort {
     std::uint32_t next_row;    ///< First row that no batch has yet.
     std::uint32_t unanswered;
     std::uint32_t version;
+    bool failed;
   };
   struct Piece {
     std::uint32_t taken, first_row, num_rows;
@@ -275,6 +255,50 @@ class ServerPort {
     std::uint64_t gathered_ns;
     std::vector<Piece> pieces;
   };
+
+  /// Lets `answer(piece, taken, slot, row of the batch)` write each piece, hands full slots back and
+  /// wakes their workers, each once.
+  template <class Answer>
+  void finish_batch(std::uint64_t batch, std::uint32_t version, Answer&& answer) {
+    const auto found = std::find_if(batches_.begin(), batches_.end(),
+                                    [&](const Batch& b) { return b.id == batch; });
+    if (found == batches_.end()) throw std::invalid_argument("scatter: no such batch");
+    std::uint32_t rows = 0;
+    std::uint32_t last_worker = UINT32_MAX;
+    const auto ring = [&] {
+      if (last_worker != UINT32_MAX) segment_.worker(last_worker).bell.ring();
+    };
+    for (const Piece& piece : found->pieces) {
+      Taken& taken = taken_[piece.taken];
+      const SlotRows out = slot_rows(segment_, taken.worker, taken.slot);
+      answer(piece, taken, out, rows);
+      rows += piece.num_rows;
+      taken.unanswered -= piece.num_rows;
+      taken.version = std::min(taken.version, version);
+      if (taken.unanswered > 0) continue;
+      out.header->version = taken.version;
+      out.header->failed = taken.failed;
+      finish(taken);
+      if (taken.worker != last_worker) ring();
+      last_worker = taken.worker;
+      free_taken_.push_back(piece.taken);
+    }
+    ring();
+    const std::uint64_t now = now_ns();
+    add(block_.batches, 1);
+    add(block_.rows, rows);
+    add(block_.busy_ns, now - std::max(found->gathered_ns, last_scatter_ns_));
+    last_scatter_ns_ = now;
+    for (const Piece& piece : found->pieces) {
+      const Taken& taken = taken_[piece.taken];
+      if (taken.unanswered == 0) add(block_.waits[wait_bin(now - taken.request_ns)], 1);
+    }
+    block_.last_batch_ns.store(now, std::memory_order_relaxed);  // read for stall reports only
+    block_.version.store(version, std::memory_order_relaxed);    // likewise
+    const std::uint32_t bin = 31u - static_cast<std::uint32_t>(std::countl_zero(rows | 1u));
+    add(block_.histogram[std::min(bin, kHistogramBins - 1)], 1);
+    batches_.erase(found);
+  }
 
   /// One writer: a plain add would do; atomic only so that others may read.
   static void add(std::atomic<std::uint64_t>& counter, std::uint64_t amount) {
@@ -319,7 +343,7 @@ class ServerPort {
         place = free_taken_.back();
         free_taken_.pop_back();
       }
-      taken_[place] = {w, s, mine.bits, header.request_ns, rows, 0, rows, UINT32_MAX};
+      taken_[place] = {w, s, mine.bits, header.request_ns, rows, 0, rows, UINT32_MAX, false};
       backlog_.push_back(place);
       backlog_rows_ += rows;
       return true;
@@ -398,6 +422,25 @@ class ServerPort {
   std::uint64_t next_batch_ = 1;
   std::uint64_t last_scatter_ns_ = 0;
 };
+
+/// Whether every slot is in a state that there is, with rows that fit. Throws CorruptSegment. For a
+/// server that takes over what another left behind, before it serves.
+inline void check_slots(const Segment& segment) {
+  const SegmentSizes& sizes = segment.sizes();
+  for (std::uint32_t w = 0; w < sizes.num_workers; ++w) {
+    for (std::uint32_t s = 0; s < sizes.slots_per_worker; ++s) {
+      const SlotState state =
+          SlotWord{segment.worker(w).words[s].load(std::memory_order_acquire)}.state();
+      const std::uint32_t rows = segment.slot_header(w, s).num_rows;
+      const bool requested = state == SlotState::kReady || state == SlotState::kTaken;
+      if (state > SlotState::kOrphaned || (requested && (rows == 0 || rows > sizes.rows_per_slot))) {
+        throw CorruptSegment("slot " + std::to_string(s) + " of block " + std::to_string(w) +
+                             " is in state " + std::to_string(static_cast<int>(state)) + " with " +
+                             std::to_string(rows) + " rows");
+      }
+    }
+  }
+}
 
 /// By the reaper, once the worker is certainly dead: frees what it held. A slot that a server is
 /// reading stays that server's until its batch is through.

@@ -44,7 +44,7 @@ class Worker {
                                   std::to_string(lanes_per_slot_) + " lanes need " +
                                   std::to_string(rows));
     }
-    port_.block().pid.store(static_cast<std::uint64_t>(getpid()), std::memory_order_relaxed);
+    port_.block().owner.store(process_identity(getpid()), std::memory_order_relaxed);  // a report
   }
 
   /// Until no unit is left or will come. Throws where a pipe breaks.
@@ -94,11 +94,11 @@ class Worker {
       const SlotRows rows = port_.rows(slot);
       if (!port_.begin(slot)) continue;
       stepped = true;
-      if (in_flight_[slot]) group.take({rows.policies, rows.values, rows.header->version});
       const std::uint64_t finished = queue_.counters.units;
       group.set_num_lanes(lanes_wanted());
       const std::uint32_t num_rows =
-          group.fill({reinterpret_cast<std::uint16_t*>(rows.states), rows.masks, capacity_});
+          group.step({rows.policies, rows.values, rows.header->version},
+                     {reinterpret_cast<std::uint16_t*>(rows.states), rows.masks, capacity_});
       in_flight_[slot] = num_rows > 0;
       port_.publish(slot, num_rows);
       in_progress_ -= queue_.counters.units - finished;

@@ -1,0 +1,208 @@
+// A client's side of a service: one request in flight, in a block of the segment that it claims and
+// gives back. Whoever wants several in flight has several. Knows no names and no Python; client.py
+// finds the segment, notices that a server is gone and asks again.
+#pragma once
+
+#include <unistd.h>
+
+#include <cstdint>
+#include <cstring>
+#include <stdexcept>
+#include <string>
+
+#include "slot.h"
+
+namespace shmzero {
+
+/// The model raised; what it said.
+struct FailedRequest : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
+/// Bits of `num_actions` bools (one byte each, 0 or 1), 64 to a word, lowest first.
+inline void pack_mask(const std::uint8_t* bools, std::uint32_t num_actions, std::uint64_t* words) {
+  std::memset(words, 0, (num_actions + 63) / 64 * sizeof *words);
+  std::uint32_t action = 0;
+  for (; action + 8 <= num_actions; action += 8) {
+    std::uint64_t bytes;
+    std::memcpy(&bytes, bools + action, sizeof bytes);
+    // Byte i moves its lowest bit to bit 56 + i of the product.
+    words[action / 64] |= (bytes & 0x0101010101010101u) * 0x0102040810204080u >> 56 << action % 64;
+  }
+  for (; action < num_actions; ++action) {
+    words[action / 64] |= static_cast<std::uint64_t>(bools[action] & 1) << action % 64;
+  }
+}
+
+inline void unpack_mask(const std::uint64_t* words, std::uint32_t num_actions, std::uint8_t* bools) {
+  for (std::uint32_t a = 0; a < num_actions; ++a) bools[a] = words[a / 64] >> a % 64 & 1;
+}
+
+/// Place of the first element that is NaN or infinite, `count` where there is none.
+inline std::size_t first_not_finite(const std::byte* elements, std::size_t count, Wire wire) {
+  const auto look = [&](auto exponent) {
+    using Bits = decltype(exponent);
+    const auto bits_at = [&](std::size_t i) {
+      Bits bits;
+      std::memcpy(&bits, elements + i * sizeof bits, sizeof bits);
+      return bits;
+    };
+    Bits any = 0;  // first without leaving the loop, which the compiler can vectorise
+    for (std::size_t i = 0; i < count; ++i) any |= static_cast<Bits>((bits_at(i) & exponent) == exponent);
+    if (any == 0) return count;
+    std::size_t i = 0;
+    while ((bits_at(i) & exponent) != exponent) ++i;
+    return i;
+  };
+  return wire == Wire::kFloat16 ? look(std::uint16_t{0x7c00}) : look(std::uint32_t{0x7f800000});
+}
+
+class RequestPort {
+ public:
+  static constexpr std::uint32_t kNone = UINT32_MAX;
+
+  /// Claims a block that nobody has and whose slot is free; kNone where there is none. A process
+  /// that dies right after leaves a block that the reaper frees.
+  static std::uint32_t claim(Segment& segment, std::uint64_t identity) {
+    for (std::uint32_t block = 0; block < segment.sizes().num_workers; ++block) {
+      std::atomic<std::uint64_t>& owner = segment.worker(block).owner;
+      std::uint64_t nobody = 0;
+      if (owner.load(std::memory_order_relaxed) != nobody) continue;  // the CAS decides
+      // Acquire: pairs with the release of whoever gave it back.
+      if (!owner.compare_exchange_strong(nobody, identity, std::memory_order_acq_rel)) continue;
+      const SlotWord word{segment.worker(block).words[0].load(std::memory_order_acquire)};
+      if (word.state() == SlotState::kFree) return block;
+      owner.store(0, std::memory_order_release);  // a server still computes for its predecessor
+    }
+    return kNone;
+  }
+
+  /// `block` as `claim` returned it.
+  RequestPort(Segment& segment, std::uint32_t block)
+      : segment_(segment), block_(block), pid_(getpid()), port_(segment, block) {}
+  ~RequestPort() { close(); }
+  RequestPort(const RequestPort&) = delete;
+  RequestPort& operator=(const RequestPort&) = delete;
+
+  std::uint32_t block() const { return block_; }
+  SlotRows rows() const { return port_.rows(0); }
+  bool begin() { return port_.begin(0); }
+
+  /// Publishes what is in the slot. Throws std::invalid_argument where a state is not finite.
+  void publish(std::uint32_t num_rows) {
+    check_finite(rows().states, num_rows);
+    port_.publish(0, num_rows);
+  }
+
+  /// Copies rows in and publishes them. states [n, state_dim] of the wire's type, masks [n, action_dim].
+  /// Throws std::invalid_argument where a state is not finite; nothing has happened then.
+  void submit(const std::byte* states, const std::uint8_t* masks, std::uint32_t num_rows) {
+    const SegmentSizes& sizes = segment_.sizes();
+    check_finite(states, num_rows);
+    if (!begin()) throw std::logic_error("request port is in use");
+    const SlotRows to = rows();
+    std::memcpy(to.states, states, num_rows * sizes.state_bytes());
+    for (std::size_t r = 0; r < num_rows; ++r) {
+      pack_mask(masks + r * sizes.action_dim, sizes.action_dim, to.masks + r * sizes.mask_words());
+    }
+    port_.publish(0, num_rows);
+  }
+
+  /// Whether the service has left on purpose. Acquire: pairs with close_service.
+  bool service_closed() const {
+    return segment_.server(segment_.server_of(block_)).closed.load(std::memory_order_acquire) != 0;
+  }
+
+  /// Waits for the answer, at most 100 ms; no longer where the service has left.
+  bool wait(std::uint64_t timeout_ns, std::uint64_t spin_ns) {
+    port_.block().bell.wait(timeout_ns, spin_ns, [&] { return port_.answered(0) || service_closed(); });
+    return port_.answered(0);
+  }
+
+  /// Throws FailedRequest where the model raised; the slot is free again then.
+  void check_answer() {
+    SlotHeader& header = *rows().header;
+    if (header.failed == 0) return;
+    const std::string message(header.message, strnlen(header.message, kMessageBytes));
+    port_.release(0);
+    throw FailedRequest(message);
+  }
+
+  /// Copies the answer out, returns the weights' version; the slot is free again.
+  std::uint32_t take(float* policies, float* values, std::uint32_t num_rows) {
+    const SegmentSizes& sizes = segment_.sizes();
+    check_answer();
+    const SlotRows from = rows();
+    std::memcpy(policies, from.policies, std::size_t{num_rows} * sizes.action_dim * sizeof *policies);
+    std::memcpy(values, from.values, std::size_t{num_rows} * sizes.value_dim * sizeof *values);
+    const std::uint32_t version = from.header->version;
+    port_.release(0);
+    return version;
+  }
+
+  /// Gives the block back, in whatever state it is. Nothing else may be called afterwards.
+  void close() {
+    if (closed_ || getpid() != pid_) return;  // in the child of a fork it is the parent's
+    closed_ = true;
+    cancel();
+    port_.block().owner.store(0, std::memory_order_release);  // pairs with claim
+  }
+
+  std::uint32_t version() const { return rows().header->version; }
+  void release() { port_.release(0); }
+
+  /// Gives the request up. False where the slot is the server's until it has done with it.
+  bool cancel() {
+    if (port_.load(0).state() == SlotState::kFilling) port_.publish(0, 0);
+    port_.cancel(0);
+    return port_.load(0).state() == SlotState::kFree;
+  }
+
+ private:
+  void check_finite(const std::byte* states, std::uint32_t num_rows) const {
+    const SegmentSizes& sizes = segment_.sizes();
+    const std::size_t count = std::size_t{num_rows} * sizes.state_dim;
+    const std::size_t place = first_not_finite(states, count, sizes.wire);
+    if (place == count) return;
+    throw std::invalid_argument("state " + std::to_string(place % sizes.state_dim) + " of row " +
+                                std::to_string(place / sizes.state_dim) + " is NaN, or infinite as " +
+                                (sizes.wire == Wire::kFloat16 ? "float16" : "float32"));
+  }
+
+  Segment& segment_;
+  std::uint32_t block_;
+  pid_t pid_;
+  bool closed_ = false;
+  WorkerPort port_;
+};
+
+/// By a server of a service that holds the life lock: takes the place of its dead predecessor, whose
+/// requests are ready again. Returns the new epoch.
+inline std::uint32_t open_service(Segment& segment, std::uint64_t identity) {
+  check_slots(segment);
+  reclaim_server(segment, 0);
+  ServerBlock& block = segment.server(0);
+  const std::uint64_t epoch = block.epoch.load(std::memory_order_relaxed) + 1;  // the lock orders
+  block.epoch.store(epoch, std::memory_order_relaxed);
+  block.owner.store(identity, std::memory_order_release);
+  return static_cast<std::uint32_t>(epoch);
+}
+
+/// By a server that leaves on purpose. Release: pairs with RequestPort::service_closed.
+inline void close_service(Segment& segment) {
+  segment.server(0).closed.store(1, std::memory_order_release);
+  for (std::uint32_t w = 0; w < segment.sizes().num_workers; ++w) segment.worker(w).bell.ring();
+}
+
+/// By the reaper of a service, once `identity` is certainly dead: frees the blocks it had.
+inline void reap_client(Segment& segment, std::uint64_t identity) {
+  for (std::uint32_t w = 0; w < segment.sizes().num_workers; ++w) {
+    std::atomic<std::uint64_t>& owner = segment.worker(w).owner;
+    if (owner.load(std::memory_order_acquire) != identity) continue;
+    reclaim_worker(segment, w);
+    owner.store(0, std::memory_order_release);  // pairs with RequestPort::claim
+    segment.server(0).bell.ring();              // it may have held a batch open for this filling
+  }
+}
+
+}  // namespace shmzero

@@ -1,0 +1,276 @@
+"""The command `python -m shmzero.serve`: an InferenceServer in a process of its own."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from shmzero import _core
+from shmzero.config import NETS, cores
+from shmzero.errors import ConfigError, SegmentError, ServerGone
+from shmzero.server import InferenceServer, percentile_us
+
+EXAMPLES = """Examples:
+  python -m shmzero.serve
+  python -m shmzero.serve --name mine --model my_nets:make --state-dim 40 --action-dim 7 --value-dim 3 --stats
+
+In any program:
+  policies, values = shmzero.Client("mine").evaluate_many(states, masks)"""
+STATS_S = 1.0
+FOLLOW_S = 0.5
+
+
+@dataclass(frozen=True)
+class ServeConfig:
+    """A service. No setting is required: without --model it serves Blob's own network."""
+
+    name: str = "blob"
+    """What clients ask for."""
+    model: str | None = None
+    """module:factory; factory() returns a torch module, or a numpy function, that maps (states, masks) to
+    (policies, values)."""
+    net: Literal["plan", "small"] = "plan"
+    """Sizes of Blob's own network where it is fresh."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Of Blob's own network."""
+    compile: bool = True
+    """Serve Blob's own network compiled as soon as it is ready."""
+    state_dim: int = _core.NUM_FEATURES
+    """Width of a state."""
+    action_dim: int = _core.NUM_ACTIONS
+    """Width of a mask and of a policy."""
+    value_dim: int = 1
+    """Width of a value."""
+    wire: Literal["float32", "float16"] | None = None
+    """How states travel (default: float32; float16 for Blob's own network, which loses nothing)."""
+    weights: Path | None = None
+    """Weights of the model (.safetensors; a checkpoint for Blob's own network)."""
+    follow: bool = False
+    """Take up the weights file's new content whenever it is replaced."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    threads: int | None = None
+    """torch's threads on a CPU (default: the cores less one)."""
+    max_batch: int = 1024
+    """Rows of a batch at most."""
+    timeout_ms: float = 2.0
+    """A batch waits no longer than this for further rows."""
+    slots: int = 128
+    """Requests at once, over all clients."""
+    rows_per_slot: int = 128
+    """Rows of a request; larger ones are split."""
+    spin_us: float | None = None
+    """How long the server spins before it sleeps (default: 50 where there is more than one core)."""
+    stats: bool = False
+    """Show rows/s, batches, waiting times and clients, live."""
+    json: bool = False
+    """Print one JSON object at the end and nothing else on standard output."""
+
+    def check(self) -> None:
+        """Raises ConfigError for a setting that cannot be."""
+        for name, high in (("threads", 1024), ("max_batch", 2**20), ("slots", 1024), ("rows_per_slot", 2**20)):
+            value = getattr(self, name)
+            if value is not None and not 1 <= value <= high:
+                raise ConfigError(f"--{name.replace('_', '-')} is {value}; allowed: 1..{high}")
+        if not 0 <= self.timeout_ms <= 10_000:
+            raise ConfigError(f"--timeout-ms is {self.timeout_ms:g}; allowed: 0..10000")
+        if self.spin_us is not None and not 0 <= self.spin_us <= 100_000:
+            raise ConfigError(f"--spin-us is {self.spin_us:g}; allowed: 0..100000")
+        if self.follow and self.weights is None:
+            raise ConfigError("--follow needs --weights FILE, the file to follow")
+
+
+def load_model(text: str) -> Any:
+    """What the factory of "module:factory" makes. Raises ConfigError where there is none."""
+    module_name, colon, factory_name = text.partition(":")
+    if not colon or not module_name or not factory_name:
+        raise ConfigError(f"--model is {text!r}; it is written module:factory")
+    sys.path.insert(0, os.getcwd())
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise ConfigError(f"--model {text}: module {module_name} cannot be imported: {error}") from None
+    factory = getattr(module, factory_name, None)
+    if not callable(factory):
+        raise ConfigError(f"--model {text}: {module_name} has no function {factory_name}")
+    return factory()
+
+
+def make_server(config: ServeConfig) -> InferenceServer:
+    """The server of these settings, serving."""
+    threads = config.threads or max(cores() - 1, 1)
+    wire = config.wire or ("float32" if config.model else "float16")
+    widths = (config.state_dim, config.action_dim, config.value_dim)
+    if config.model:
+        model = load_model(config.model)
+        if "torch" in sys.modules:
+            sys.modules["torch"].set_num_threads(threads)
+    else:
+        model = blob_device(config, threads)
+        if widths != (_core.NUM_FEATURES, _core.NUM_ACTIONS, 1) or wire != "float16":
+            raise ConfigError("Blob's own network has its own widths and wire; other ones need --model module:factory")
+    server = InferenceServer(
+        model, *widths, device=config.device, name=config.name, wire=wire, max_batch=config.max_batch,
+        slots=config.slots, rows_per_slot=config.rows_per_slot, timeout_ms=config.timeout_ms,
+        spin_us=config.spin_us,
+    )  # fmt: skip
+    if config.model and config.weights:
+        try:
+            server.swap(config.weights)
+        except BaseException:
+            server.close()
+            raise
+    return server
+
+
+def blob_device(config: ServeConfig, threads: int) -> Any:
+    """Blob's network as the engine serves it: chosen precision, compiled where possible."""
+    from dataclasses import asdict
+
+    from shmzero.evaluators import make_device
+
+    device = config.device
+    if device == "auto":
+        device = "cuda:0" if Path("/dev/nvidia0").exists() else "cpu"
+    return make_device(
+        {
+            "evaluator": "net",
+            "device": "cuda:0" if device == "cuda" else device,
+            "precision": config.precision,
+            "compile": config.compile,
+            "max_batch": config.max_batch,
+            "threads": threads,
+            "net": asdict(NETS[config.net]),
+            "checkpoint": str(config.weights) if config.weights else None,
+            "seed": 0,
+        }
+    )
+
+
+class Meter:
+    """Rates between two looks at a server."""
+
+    def __init__(self, server: InferenceServer) -> None:
+        self._server = server
+        self._last = server.stats()
+        self._at = time.monotonic()
+
+    def line(self) -> str:
+        """rows/s, batches, waiting times since the last call, and who is there."""
+        now, stats = time.monotonic(), self._server.stats()
+        seconds = max(now - self._at, 1e-9)
+        rows, batches = (stats[k] - self._last[k] for k in ("rows", "batches"))
+        waits = [new - old for new, old in zip(stats["waits"], self._last["waits"], strict=True)]
+        shapes = [
+            f"{size}+:{count - self._last['batch_histogram'].get(size, 0)}"
+            for size, count in stats["batch_histogram"].items()
+            if count > self._last["batch_histogram"].get(size, 0)
+        ]
+        self._last, self._at = stats, now
+        return (
+            f"{rows / seconds:,.0f} rows/s  {batches / seconds:,.0f} batches/s ({' '.join(shapes) or 'none'} rows)  "
+            f"wait p50 {percentile_us(waits, 0.5):,.0f} us, p99 {percentile_us(waits, 0.99):,.0f} us  "
+            f"{stats['clients']} clients  weights {stats['version']}"
+            + (f"  {stats['failures']} failed batches" if stats["failures"] else "")
+        )
+
+
+def run(config: ServeConfig, stop: threading.Event) -> dict[str, Any]:
+    """Serve until `stop`; returns the sums. Says what happens on standard error."""
+    from rich.console import Console
+    from rich.live import Live
+    from rich.text import Text
+
+    console = Console(stderr=True, highlight=False)
+
+    def say(line: str) -> None:
+        console.print(line, markup=False, soft_wrap=True)
+
+    seen, failures = _stamp(config.weights), 0  # before they are read: a replacement is never missed
+    with make_server(config) as server:
+        say(f"serving {server.name!r}: {getattr(server.device, 'description', config.model)}")
+        start = looked_at = time.monotonic()
+        meter = Meter(server)
+        live = Live(console=console, auto_refresh=False) if config.stats and console.is_terminal else None
+        if live:
+            live.start()
+        try:
+            while not stop.wait(FOLLOW_S):
+                if server.error is not None:
+                    raise ServerGone(f"the server ended:\n{server.last_failure}")
+                stats = server.stats()
+                if stats["failures"] > failures:
+                    failures = stats["failures"]
+                    say(f"the model failed: {server.last_failure}")
+                if config.follow and _stamp(config.weights) != seen:
+                    seen = _stamp(config.weights)
+                    try:
+                        say(f"serving weights {server.swap(config.weights)}")
+                    except ConfigError as error:
+                        say(f"kept the old weights: {error}")
+                if config.stats and time.monotonic() - looked_at >= STATS_S:
+                    looked_at = time.monotonic()
+                    if live:
+                        live.update(Text(meter.line(), overflow="ellipsis", no_wrap=True), refresh=True)
+                    else:
+                        say(meter.line())
+        finally:
+            if live:
+                live.stop()
+        stats = server.stats()
+        del stats["waits"]
+        return {"name": server.name, "seconds": time.monotonic() - start} | stats
+
+
+def _stamp(path: Path | None) -> tuple[int, int] | None:
+    if path is None or not path.exists():
+        return None
+    status = path.stat()
+    return status.st_mtime_ns, status.st_ino
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command. Exit codes: 0 stopped by SIGINT or SIGTERM, 1 the environment's fault, 2 the user's."""
+    import tyro
+
+    stop = threading.Event()
+
+    def leave(*_: object) -> None:
+        if stop.is_set():
+            os._exit(130)  # asked twice: at once; a restart takes the requests over
+        stop.set()
+
+    signal.signal(signal.SIGINT, leave)
+    signal.signal(signal.SIGTERM, leave)
+    try:
+        config = tyro.cli(
+            ServeConfig,
+            prog="python -m shmzero.serve",
+            description="Serves a model to every program of this machine over shared memory. Ctrl-C ends it.\n\n"
+            + EXAMPLES,
+            args=arguments,
+            config=(tyro.conf.OmitArgPrefixes,),
+        )
+        config.check()
+        summary = run(config, stop)
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except (SegmentError, ServerGone) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    if config.json:
+        print(json.dumps(summary))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

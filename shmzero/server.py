@@ -1,0 +1,358 @@
+"""InferenceServer: a model behind a named service, in a thread of this process; BatchedEvaluator: the same
+for the threads of one process, without a name.
+
+The serving loop is inference.serve, the same as the engine's. A second thread is the reaper: it frees
+the blocks of clients that died. Read next: client.py (the other side), model.py (what runs batches).
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import select
+import threading
+import time
+import traceback
+import weakref
+from collections import deque
+from typing import Any
+
+from shmzero import _core
+from shmzero.client import Client, _Connection
+from shmzero.config import cores
+from shmzero.errors import ConfigError, ModelFailed, ServerGone
+from shmzero.evaluators import BatchDevice
+from shmzero.inference import serve
+from shmzero.model import device_of
+from shmzero.segment import PrivateSegment, ServiceSegment, create_private, service_path, sweep_leftovers
+
+LOOK_MS = 50
+"""How often the reaper looks for clients that it has not seen."""
+
+
+class _Control:
+    """What the serving loop reads and tells, for another thread of its process."""
+
+    def __init__(self) -> None:
+        self.closed = False
+        self.failures = 0
+        self.last_failure = ""
+        self.events: deque[str] = deque(maxlen=100)
+        self._commands: deque[dict[str, Any]] = deque()
+        self._done = threading.Condition()
+        self._swaps: dict[int, str] = {}  # what became of them, "" is well
+
+    def commands(self) -> list[dict[str, Any]]:
+        return [self._commands.popleft()] if self._commands else []
+
+    def failed(self, error: ModelFailed) -> None:
+        self.failures += 1
+        self.last_failure = str(error)
+
+    def send(self, **event: Any) -> None:
+        if event["event"] == "compiled":
+            self.events.append(event["message"])
+            return
+        with self._done:
+            self._swaps[event["version"]] = event.get("message", "")
+            self._done.notify_all()
+
+    def swap(self, weights: Any, version: int, timeout: float) -> None:
+        """Until the loop has taken the weights up. Raises ConfigError, TimeoutError or ServerGone."""
+        self._commands.append({"cmd": "weights", "weights": weights, "version": version})
+        end = time.monotonic() + timeout
+        with self._done:
+            while version not in self._swaps:
+                if self.closed:
+                    raise ServerGone("the server has been closed")
+                if time.monotonic() >= end:
+                    raise TimeoutError(f"weights were not taken up within {timeout:g} s: a batch is still running")
+                self._done.wait(0.1)
+            if message := self._swaps.pop(version):
+                raise ConfigError(message)
+
+
+class _Reaper:
+    """Frees the blocks of dead clients. Deaths come by pidfd, where the kernel has it."""
+
+    def __init__(self, segment: _core.Segment) -> None:
+        self._segment = segment
+        self._pidfds: dict[int, int] = {}
+        self._poll = select.poll()
+
+    def look(self, timeout_ms: int) -> None:
+        """Wait for a death, at most so long; then look for new clients and for dead ones."""
+        self._poll.poll(timeout_ms)
+        owners = set(self._segment.owners())
+        for identity in self._pidfds.keys() - owners:
+            self._close(identity)
+        for identity in owners:
+            if identity not in self._pidfds:
+                self._watch(identity)
+        died = {fd for fd, _ in self._poll.poll(0)}
+        for identity, fd in list(self._pidfds.items()):
+            if fd in died or (fd < 0 and not _core.is_alive(identity)):
+                self._segment.reap_client(identity)
+                self._close(identity)
+
+    def _watch(self, identity: int) -> None:
+        try:
+            fd = os.pidfd_open(_core.identity_pid(identity))
+            self._poll.register(fd, select.POLLIN)
+        except ProcessLookupError:
+            fd = -1
+        except OSError:  # no pidfd on this kernel, or no descriptors left
+            fd = -1
+        self._pidfds[identity] = fd
+        if not _core.is_alive(identity):  # the pidfd may be of another with the same pid
+            self._segment.reap_client(identity)
+            self._close(identity)
+
+    def _close(self, identity: int) -> None:
+        fd = self._pidfds.pop(identity)
+        if fd >= 0:
+            self._poll.unregister(fd)
+            os.close(fd)
+
+    def close(self) -> None:
+        for identity in list(self._pidfds):
+            self._close(identity)
+
+
+class _Service:
+    """Two threads over a segment: the serving loop and the reaper."""
+
+    def __init__(
+        self, segment: _core.Segment, epoch: int, device: BatchDevice, version: int, timeout_ms: float,
+        spin_us: float,
+    ) -> None:  # fmt: skip
+        self.pid = os.getpid()
+        self.segment = segment
+        self.version = version
+        self.error: BaseException | None = None
+        self.control = _Control()
+        self._lock = threading.Lock()
+        self._reaper = _Reaper(segment)
+        self._reaper.look(0)  # what a dead predecessor's clients left, before anything is served
+        port = _core.ServerPort(segment, 0, epoch)
+        self._threads = [
+            threading.Thread(
+                target=self._run,
+                args=(serve, port, device, self.control, version, timeout_ms, spin_us),
+                name="shmzero-serve",
+                daemon=True,
+            ),
+            threading.Thread(target=self._run, args=(self._reap,), name="shmzero-reaper", daemon=True),
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def _run(self, body: Any, *args: Any) -> None:
+        try:
+            body(*args)
+        except Exception as error:  # the entry point of a thread; `error` is what its owner sees
+            self.error = error
+            self.control.last_failure = "".join(traceback.format_exception(error))
+            self.control.closed = True
+            self.segment.close_service()
+
+    def _reap(self) -> None:
+        while not self.control.closed:
+            self._reaper.look(LOOK_MS)
+
+    def swap(self, weights: Any, timeout: float) -> int:
+        with self._lock:
+            self.control.swap(weights, self.version + 1, timeout)
+            self.version += 1
+            return self.version
+
+    def stop(self) -> None:
+        """Finish the batch at hand, end the threads, tell the clients."""
+        self.control.closed = True
+        for thread in self._threads:
+            thread.join()
+        self._reaper.close()
+        self.segment.close_service()
+
+    def stats(self) -> dict[str, Any]:
+        counters = self.segment.server_counters(0)
+        waits = counters["waits"]
+        return {
+            "rows": counters["rows"],
+            "batches": counters["batches"],
+            "requests": sum(waits),
+            "failures": self.control.failures,
+            "clients": len(set(self.segment.owners())),
+            "version": self.version,
+            "wait_p50_us": percentile_us(waits, 0.50),
+            "wait_p99_us": percentile_us(waits, 0.99),
+            "batch_histogram": {2**i: n for i, n in enumerate(counters["histogram"]) if n},
+            "waits": waits,
+        }
+
+
+def percentile_us(waits: list[int], share: float) -> float:
+    """The upper end of the bin in which so large a share of the waiting times lies; 0 without any."""
+    left = share * sum(waits)
+    for bin_, count in enumerate(waits):
+        left -= count
+        if count and left <= 0:
+            return _core.WAIT_BINS_NS[min(bin_ + 1, len(waits) - 1)] / 1000
+    return 0.0
+
+
+def _spin(spin_us: float | None) -> float:
+    return (50.0 if cores() > 1 else 0.0) if spin_us is None else spin_us
+
+
+def _end(service: _Service, memory: ServiceSegment | PrivateSegment) -> None:
+    if service.pid == os.getpid():  # in the child of a fork both are the parent's
+        service.stop()
+        memory.close()
+
+
+class InferenceServer:
+    """Serves a model to every process of this user and machine, from a thread of this process.
+
+    model: a torch module that maps (states f32 [B, S], masks bool [B, A]) to (policies [B, A], values
+    [B, V]), of which a copy is served; or a function of numpy arrays that does; or a BatchDevice.
+    A request is in one slot; `slots` is how many there may be at once over all clients. A restart under
+    the same name and sizes takes over the requests that a dead predecessor left.
+
+    Raises ConfigError where a living server has the name or the model returns other widths, SegmentError
+    where /dev/shm has no room.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        state_dim: int = _core.NUM_FEATURES,
+        action_dim: int = _core.NUM_ACTIONS,
+        value_dim: int = 1,
+        *,
+        device: str = "auto",
+        name: str | None = None,
+        wire: str = "float32",
+        max_batch: int = 1024,
+        slots: int = 128,
+        rows_per_slot: int = 128,
+        timeout_ms: float = 2.0,
+        spin_us: float | None = None,
+    ) -> None:
+        self.name = name or f"{os.getpid()}-{secrets.token_hex(4)}"
+        path = service_path(self.name)
+        self.device = device_of(model, state_dim, action_dim, value_dim, wire, max_batch, device)
+        sweep_leftovers(keep=path)
+        self._memory = ServiceSegment(self.name, slots, rows_per_slot, state_dim, action_dim, value_dim, wire)
+        try:
+            self._service = _Service(
+                self._memory.segment,
+                self._memory.epoch,
+                self.device,
+                self._memory.first_version,
+                timeout_ms,
+                _spin(spin_us),
+            )
+        except BaseException:
+            self._memory.close()
+            raise
+        self._end = weakref.finalize(self, _end, self._service, self._memory)  # also at the program's end
+
+    @property
+    def version(self) -> int:
+        """Of the weights being served: grows by one with each swap, and never decreases by a restart."""
+        return self._service.version
+
+    @property
+    def error(self) -> BaseException | None:
+        """What ended the server, where something did."""
+        return self._service.error
+
+    @property
+    def last_failure(self) -> str:
+        """What the model raised last, or the traceback of `error`."""
+        return self._service.control.last_failure
+
+    def client(self) -> Client:
+        """A client of this server."""
+        return Client(self.name)
+
+    def swap(self, weights: Any, timeout: float = 60.0) -> int:
+        """Serve other weights from the next batch on; returns their version once they are taken up.
+
+        weights: the path of a .safetensors file, a state_dict, a module of the same kind, or, where the
+        model is a function, another function. Raises ConfigError for what does not fit; the old stay.
+        """
+        return self._service.swap(weights, timeout)
+
+    def stats(self) -> dict[str, Any]:
+        """Sums since the segment was made: rows, batches, requests, clients, waiting times (to 19 %)."""
+        return self._service.stats()
+
+    def close(self) -> None:
+        """Leave: finish the batch at hand, tell the clients, remove the name."""
+        self._end()
+
+    def __enter__(self) -> InferenceServer:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+class BatchedEvaluator(Client):
+    """Puts the rows of a process's threads together into batches: Client's calls, without a service.
+
+    The arguments are InferenceServer's. Threads meet in slots of private memory under the same firing
+    rules. Belongs to one process: it cannot be pickled, and the child of a fork gets ServerGone.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        state_dim: int = _core.NUM_FEATURES,
+        action_dim: int = _core.NUM_ACTIONS,
+        value_dim: int = 1,
+        *,
+        device: str = "auto",
+        wire: str = "float32",
+        max_batch: int = 1024,
+        slots: int = 16,
+        rows_per_slot: int = 256,
+        timeout_ms: float = 2.0,
+        spin_us: float | None = None,
+    ) -> None:
+        self._prepare(f"{os.getpid()}-{secrets.token_hex(4)}", spin_us)
+        served = device_of(model, state_dim, action_dim, value_dim, wire, max_batch, device)
+        self._memory = create_private(1, slots, 1, rows_per_slot, state_dim, action_dim, value_dim, wire)
+        segment = self._memory.segment
+        epoch = segment.open_service(_core.process_identity(os.getpid()))
+        self._service = _Service(segment, epoch, served, 0, timeout_ms, _spin(spin_us))
+        self._end = weakref.finalize(self, _end, self._service, self._memory)
+        self._connect(None, time.monotonic())
+
+    def _find(self) -> _Connection | None:
+        if self._service.pid != os.getpid():
+            raise ServerGone(f"this evaluator belongs to process {self._service.pid}, of which this one is a fork")
+        if self._service.segment.service_closed:
+            raise ServerGone("this evaluator has been closed, or its thread has ended")
+        return _Connection(self._service.segment, os.fstat(self._memory.fd).st_ino)
+
+    def swap(self, weights: Any, timeout: float = 60.0) -> int:
+        """As InferenceServer.swap."""
+        return self._service.swap(weights, timeout)
+
+    def stats(self) -> dict[str, Any]:
+        """As InferenceServer.stats."""
+        return self._service.stats()
+
+    def close(self) -> None:
+        """End the threads. Every further call raises ServerGone."""
+        super().close()
+        self._end()
+
+    def __enter__(self) -> BatchedEvaluator:
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        raise TypeError("a BatchedEvaluator belongs to its process; use InferenceServer and Client instead")

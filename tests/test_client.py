@@ -1,0 +1,703 @@
+"""A named service and its clients: answers, errors, deaths of either side, leftovers.
+
+SHMZERO_KILLS and SHMZERO_FUZZ set how many kills and mangled headers (20 and 2,000).
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import pickle
+import random
+import secrets
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import posix_ipc
+import pytest
+
+from shmzero import (
+    BatchedEvaluator,
+    Client,
+    ConfigError,
+    InferenceServer,
+    ModelFailed,
+    SearchConfig,
+    ServerGone,
+    _core,
+    play_rounds,
+    search,
+)
+from shmzero.errors import SegmentCorrupt
+from shmzero.evaluators import HashEvaluator
+from shmzero.segment import create_private, find_service, sweep_leftovers
+from shmzero.server import percentile_us
+from tests.service_programs import ACTION_DIM, STATE_DIM, VALUE_DIM, check, echo, make_module, make_raising, rows
+
+ROOT = Path(__file__).parent.parent
+WIDTHS = (STATE_DIM, ACTION_DIM, VALUE_DIM)
+KILLS = int(os.environ.get("SHMZERO_KILLS", "20"))
+FUZZ = int(os.environ.get("SHMZERO_FUZZ", "2000"))
+
+
+@pytest.fixture
+def name() -> Iterator[str]:
+    """A name that nobody has; nothing may be left of it."""
+    fresh = f"test-{secrets.token_hex(6)}"
+    yield fresh
+    assert f"shmzero-{fresh}" not in os.listdir("/dev/shm")
+
+
+@pytest.fixture
+def server(name: str) -> Iterator[InferenceServer]:
+    with InferenceServer(echo, *WIDTHS, name=name, slots=32, rows_per_slot=16) as served:
+        yield served
+
+
+@pytest.fixture
+def client(server: InferenceServer) -> Client:
+    return server.client()
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(7)
+
+
+def start_server(name: str, *more: object, model: str = "make_echo") -> subprocess.Popen[str]:
+    """A server process that has said that it serves."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "shmzero.serve", "--name", name, "--model", f"tests.service_programs:{model}",
+         "--state-dim", str(STATE_DIM), "--action-dim", str(ACTION_DIM), "--value-dim", str(VALUE_DIM),
+         "--slots", "32", "--rows-per-slot", "16", *map(str, more)],
+        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stderr is not None
+    line = process.stderr.readline()
+    assert line.startswith("serving"), line + process.stderr.read()
+    return process
+
+
+def start_client(name: str, seed: int) -> subprocess.Popen[str]:
+    """A client process that is attached and asks until its standard input is closed."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.service_programs", "check", name, str(seed)],
+        cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout is not None and process.stdout.readline() == "started\n"
+    return process
+
+
+def until(condition: Any) -> None:
+    """The watchdog is pytest's own time-out."""
+    while not condition():
+        time.sleep(0.01)
+
+
+# --- answers ------------------------------------------------------------------------------------------
+
+
+def test_evaluate_and_evaluate_many_answer_each_row(client: Client, rng: np.random.Generator) -> None:
+    states, masks = rows(rng, 16)
+    check(states, masks, *client.evaluate_many(states, masks))
+    policy, value = client.evaluate(states[3], masks[3])
+    assert policy.shape == (ACTION_DIM,) and value.shape == (VALUE_DIM,)
+    check(states[3:4], masks[3:4], policy[None], value[None])
+    check(states, masks, *client.evaluate_many(list(states), [list(mask) for mask in masks]))
+    check(states, masks, *client.evaluate_many(states.astype(np.float64)[::1], masks.astype(np.int8)))
+
+
+def test_evaluate_many_no_rows_returns_empty_arrays(client: Client) -> None:
+    policies, values = client.evaluate_many([], [])
+    assert policies.shape == (0, ACTION_DIM) and values.shape == (0, VALUE_DIM)
+
+
+@pytest.mark.parametrize("num_rows", [17, 160, 1000])
+def test_evaluate_many_more_rows_than_a_slot_are_split(client: Client, rng: np.random.Generator, num_rows: int) -> None:
+    states, masks = rows(rng, num_rows)
+    check(states, masks, *client.evaluate_many(states, masks))
+
+
+def test_evaluate_torch_tensors_come_back_as_tensors(client: Client, rng: np.random.Generator) -> None:
+    torch = pytest.importorskip("torch")
+    states, masks = rows(rng, 5)
+    policies, values = client.evaluate_many(torch.from_numpy(states), torch.from_numpy(masks))
+    assert isinstance(policies, torch.Tensor) and policies.dtype == torch.float32
+    check(states, masks, policies.numpy(), values.numpy())
+    policies, _ = client.evaluate_many(list(torch.from_numpy(states)), list(torch.from_numpy(masks)))
+    assert torch.equal(policies, torch.from_numpy(echo(states, masks)[0]))
+    policy, _ = client.evaluate(torch.from_numpy(states[0]).bfloat16(), torch.from_numpy(masks[0]))
+    assert isinstance(policy, torch.Tensor)
+
+
+def test_service_of_a_custom_module_equals_calling_it_in_three_processes(name: str) -> None:
+    torch = pytest.importorskip("torch")
+    module = make_module()
+    with InferenceServer(module, *WIDTHS, name=name, device="cpu"):
+        programs = [
+            subprocess.Popen([sys.executable, "-m", "tests.service_programs", "module", name, str(seed)],
+                             cwd=ROOT, stdout=subprocess.PIPE)
+            for seed in range(3)
+        ]  # fmt: skip
+        answers = [program.communicate()[0] for program in programs]
+    for seed, (program, answer) in enumerate(zip(programs, answers, strict=True)):
+        assert program.returncode == 0
+        states, masks = rows(np.random.default_rng(seed), 100)
+        with torch.inference_mode():
+            policies, values = module(torch.from_numpy(states), torch.from_numpy(masks))
+        direct = np.concatenate([policies.numpy(), values.numpy()], axis=1)
+        file = io.BytesIO(answer)
+        assert np.abs(np.load(file) - direct).max() < 1e-6
+        assert np.abs(np.load(file) - direct[0]).max() < 1e-6
+
+
+@pytest.mark.parametrize("num_actions", [1, 8, 63, 64, 65, 200])
+def test_masks_of_any_width_arrive(num_actions: int, rng: np.random.Generator) -> None:
+    masks = rng.random((9, num_actions)) < 0.5
+    with BatchedEvaluator(lambda s, m: (m.astype(np.float32), s), 2, num_actions, 2, slots=2) as evaluator:
+        policies, _ = evaluator.evaluate_many(np.zeros((9, 2)), masks)
+    assert np.array_equal(policies.astype(bool), masks)
+
+
+def test_float16_wire_rounds_states_and_refuses_what_it_cannot_hold(name: str, rng: np.random.Generator) -> None:
+    states, masks = rows(rng, 20)
+    with InferenceServer(echo, *WIDTHS, name=name, wire="float16") as server:
+        client = server.client()
+        assert client.wire == "float16"
+        rounded = states.astype(np.float16).astype(np.float32)
+        check(rounded, masks, *client.evaluate_many(states, masks))
+        with pytest.raises(ValueError, match="row 1 is NaN, or infinite as float16"):
+            client.evaluate_many(np.where(np.arange(20)[:, None] == 1, 1e6, states), masks)
+
+
+# --- other ways to ask ------------------------------------------------------------------------------------
+
+
+def test_submit_many_keeps_several_requests_going(client: Client, rng: np.random.Generator) -> None:
+    asked = [rows(rng, n) for n in (3, 40, 16, 1)]
+    handles = [client.submit_many(*each) for each in asked]
+    for each, handle in reversed(list(zip(asked, handles, strict=True))):
+        check(*each, *handle.result())
+        check(*each, *handle.result(0.0))
+
+
+def test_submit_many_dropped_gives_its_slots_back(server: InferenceServer, rng: np.random.Generator) -> None:
+    client = server.client()
+    for _ in range(200):
+        client.submit_many(*rows(rng, 60))
+    check(*(asked := rows(rng, 60)), *client.evaluate_many(*asked))
+
+
+def test_request_gives_views_of_the_slot(client: Client, rng: np.random.Generator) -> None:
+    states, masks = rows(rng, 5)
+    for _ in range(40):
+        with client.request(5) as r:
+            r.states[:] = states
+            r.masks[:] = r.pack_masks(masks)
+            r.run()
+            check(states, masks, r.policies, r.values)
+            assert not r.policies.flags.owndata
+    with pytest.raises(ValueError, match=r"rows is 17; .* holds 1\.\.16"):
+        client.request(17)
+
+
+def test_threads_share_one_client(client: Client) -> None:
+    def ask(seed: int) -> None:
+        rng = np.random.default_rng(seed)
+        for _ in range(30):
+            asked = rows(rng, int(rng.integers(1, 50)))
+            check(*asked, *client.evaluate_many(*asked))
+
+    with ThreadPoolExecutor(24) as pool:  # more than a client has in flight
+        list(pool.map(ask, range(24)))
+
+
+def test_client_pickles_as_its_name(client: Client, rng: np.random.Generator) -> None:
+    other = pickle.loads(pickle.dumps(client))
+    assert other.name == client.name
+    check(*(asked := rows(rng, 4)), *other.evaluate_many(*asked))
+
+
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+def test_client_after_a_fork_attaches_anew(server: InferenceServer, client: Client, rng: np.random.Generator) -> None:
+    asked = rows(rng, 4)
+    pending = client.submit_many(*asked)
+    check(*asked, *client.evaluate_many(*asked))
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            with pytest.raises(RuntimeError, match="fork"):
+                pending.result()
+            check(*asked, *client.evaluate_many(*asked))
+            server.close()  # not its own to close
+            code = 0
+        finally:
+            os._exit(code)
+    assert os.waitpid(pid, 0)[1] == 0
+    check(*asked, *pending.result())
+    check(*asked, *client.evaluate_many(*asked))
+
+
+# --- errors -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("states", "masks", "why"),
+    [
+        (np.zeros((2, 41)), np.ones((2, 7), bool), r"shape \[2, 41\]; the service takes \[n, 40\]"),
+        (np.zeros(40), np.ones(7, bool), r"shape \[40\]; the service takes"),
+        (np.zeros((2, 40)), np.ones((3, 7), bool), r"masks has shape \[3, 7\]; these states need \[2, 7\]"),
+        (np.zeros((2, 40)), np.ones((2, 7)), "masks has dtype float64"),
+        (np.where(np.arange(80).reshape(2, 40) == 53, np.nan, 0), np.ones((2, 7), bool), "state 13 of row 1 is NaN"),
+        ([[0.0] * 40, [0.0] * 39], np.ones((2, 7), bool), "inhomogeneous"),
+    ],
+)
+def test_evaluate_many_wrong_rows_raise_value_error(client: Client, states: Any, masks: Any, why: str) -> None:
+    with pytest.raises(ValueError, match=why):
+        client.evaluate_many(states, masks)
+    check(*(asked := rows(np.random.default_rng(1), 3)), *client.evaluate_many(*asked))
+
+
+def test_model_that_raises_fails_that_request_alone(name: str, rng: np.random.Generator) -> None:
+    states, masks = rows(rng, 40)
+    states[:, 0] = 0.5
+    with InferenceServer(make_raising(), *WIDTHS, name=name, rows_per_slot=16) as server:
+        client = server.client()
+        for _ in range(30):
+            check(states, masks, *client.evaluate_many(states, masks))
+            bad = np.where(np.arange(40)[:, None] == 33, 0.95, states)
+            with pytest.raises(ModelFailed, match="ArithmeticError in a batch of .* rows: a state is too large"):
+                client.evaluate_many(bad, masks)
+            with pytest.raises(ModelFailed), client.request(1) as r:
+                r.states[:], r.masks[:] = 0.95, 0
+                r.run()
+        assert server.stats()["failures"] >= 60 and "too large" in server.last_failure
+
+
+def test_model_of_other_widths_is_refused_at_the_start(name: str) -> None:
+    with pytest.raises(ConfigError, match=r"policies \[1, 7\] and values \[1, 3\]; .* \[1, 8\] and \[1, 3\]"):
+        InferenceServer(lambda s, m: (s[:, :7], s[:, :3]), 40, 8, 3, name=name)
+
+
+def test_evaluate_slow_model_raises_timeout_error_and_later_answers(name: str, rng: np.random.Generator) -> None:
+    let_go = threading.Event()
+
+    def slow(states: Any, masks: Any) -> tuple[Any, Any]:
+        if states[0, 0] == 0.5:
+            let_go.wait()
+        return echo(states, masks)
+
+    states, masks = rows(rng, 3)
+    held = np.full_like(states, 0.5)
+    with InferenceServer(slow, *WIDTHS, name=name, slots=8) as server:
+        client = server.client()
+        with pytest.raises(TimeoutError, match="did not answer 3 rows in time"):
+            client.evaluate_many(held, masks, timeout=0.05)
+        with pytest.raises(TimeoutError), client.request(3) as r:
+            r.run(timeout=0.0)
+        pending = client.submit_many(states, masks)
+        with pytest.raises(TimeoutError):
+            pending.result(0.05)
+        let_go.set()
+        check(states, masks, *client.evaluate_many(states, masks))
+        until(lambda: set().union(*(server._memory.segment.slot_states(w) for w in range(8))) == {"free"})
+
+
+def test_client_without_a_free_slot_says_so(name: str, rng: np.random.Generator) -> None:
+    asked = rows(rng, 1)
+    with InferenceServer(echo, *WIDTHS, name=name, slots=1) as server:
+        first, second = server.client(), server.client()
+        check(*asked, *first.evaluate_many(*asked))
+        with pytest.raises(TimeoutError, match="all 1 are in use: start it with more --slots"):
+            second.evaluate_many(*asked, timeout=0.05)
+        first.close()
+        check(*asked, *second.evaluate_many(*asked))
+
+
+def test_client_of_nobody_raises_server_gone() -> None:
+    with pytest.raises(ServerGone, match="nobody serves 'no-such-service'"):
+        Client("no-such-service", connect_timeout=0.0)
+    with pytest.raises(ConfigError, match="service name is 'a/b'"):
+        Client("a/b")
+
+
+# --- weights ------------------------------------------------------------------------------------------------
+
+
+def test_swap_of_a_module_serves_the_new_weights_with_their_version(name: str, rng: np.random.Generator, tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    from safetensors.torch import save_file
+
+    module = make_module()
+    states, masks = rows(rng, 10)
+
+    def direct() -> Any:
+        with torch.inference_mode():
+            return module(torch.from_numpy(states), torch.from_numpy(masks))[1].numpy()
+
+    with InferenceServer(module, *WIDTHS, name=name, device="cpu") as server:
+        client = server.client()
+        before = direct()
+        with torch.no_grad():
+            for parameter in module.parameters():
+                parameter.add_(0.25)
+        assert np.allclose(client.evaluate_many(states, masks)[1], before, atol=1e-6) and client.version == 0
+        assert server.swap(module) == 1
+        assert np.allclose(client.evaluate_many(states, masks)[1], direct(), atol=1e-6) and client.version == 1
+        with torch.no_grad():
+            module.value.bias.add_(1.0)
+        save_file(module.state_dict(), tmp_path / "w.safetensors")
+        assert server.swap(tmp_path / "w.safetensors") == 2
+        assert np.allclose(client.evaluate_many(states, masks)[1], direct(), atol=1e-6) and client.version == 2
+        with pytest.raises(ConfigError, match=r"another model's: .*nothing.* do not fit"):
+            server.swap({"nothing": torch.zeros(1)})
+        with pytest.raises(ConfigError, match="cannot be read"):
+            server.swap("no-such-file.safetensors")
+        assert np.allclose(client.evaluate_many(states, masks)[1], direct(), atol=1e-6) and client.version == 2
+
+
+def test_swap_under_load_never_mixes_versions(name: str) -> None:
+    def constant(number: int) -> Any:
+        return lambda s, m: (np.full((len(s), 7), number, np.float32), np.full((len(s), 3), number, np.float32))
+
+    with InferenceServer(constant(0), *WIDTHS, name=name) as server:
+        done = threading.Event()
+
+        def ask(seed: int) -> int:
+            client, states = server.client(), np.zeros((8, STATE_DIM))
+            last = 0
+            while not done.is_set():
+                handle = client.submit_many(states, np.ones((8, 7), bool))
+                policies, values = handle.result()
+                assert (policies == handle.version).all() and (values == handle.version).all()
+                assert handle.version >= last
+                last = handle.version
+            return last
+
+        with ThreadPoolExecutor(3) as pool:
+            asking = [pool.submit(ask, seed) for seed in range(3)]
+            for number in range(1, 30):
+                assert server.swap(constant(number)) == number
+            answered = server.stats()["requests"]
+            until(lambda: server.stats()["requests"] > answered + 20 or any(f.done() for f in asking))
+            done.set()
+            assert [f.result() for f in asking] == [29, 29, 29]
+
+
+# --- one server a name, leftovers ---------------------------------------------------------------------------
+
+
+def test_server_of_a_living_name_is_refused(server: InferenceServer, client: Client, rng: np.random.Generator) -> None:
+    with pytest.raises(ConfigError, match=f"is being served by process {os.getpid()}"):
+        InferenceServer(echo, *WIDTHS, name=server.name)
+    check(*(asked := rows(rng, 4)), *client.evaluate_many(*asked))
+
+
+def test_server_closed_tells_its_clients_and_a_new_one_is_found(name: str, rng: np.random.Generator) -> None:
+    asked = rows(rng, 4)
+    with InferenceServer(echo, *WIDTHS, name=name) as first:
+        client = first.client()
+        check(*asked, *client.evaluate_many(*asked))
+    with pytest.raises(ServerGone, match="has been closed"):
+        client.evaluate_many(*asked)
+    with InferenceServer(echo, *WIDTHS, name=name):
+        check(*asked, *client.evaluate_many(*asked))
+    with InferenceServer(echo, *WIDTHS, name=name, rows_per_slot=2):
+        check(*asked, *client.evaluate_many(*asked))
+    with (
+        InferenceServer(lambda s, m: (s, s), 4, 4, 4, name=name),
+        pytest.raises(ServerGone, match="other widths"),
+    ):
+        client.evaluate_many(*asked)
+
+
+def test_server_of_a_program_that_ends_leaves_nothing(name: str) -> None:
+    code = (
+        "from shmzero import BatchedEvaluator, InferenceServer; from tests.service_programs import *\n"
+        f"server = InferenceServer(echo, 40, 7, 3, name={name!r}); client = server.client()\n"
+        "evaluator = BatchedEvaluator(echo, 40, 7, 3); asked = rows(np.random.default_rng(0), 3)\n"
+        "check(*asked, *client.evaluate_many(*asked)); check(*asked, *evaluator.evaluate_many(*asked))"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+def test_request_survives_the_death_of_its_server(name: str, rng: np.random.Generator) -> None:
+    """Killed with requests waiting; the next server of the name answers them."""
+    server = start_server(name)
+    client = Client(name)
+    asked = rows(rng, 4)
+    server.send_signal(signal.SIGSTOP)
+    pending = [client.submit_many(*asked) for _ in range(5)]
+    server.kill()
+    server.communicate()
+    with pytest.raises(ServerGone, match="died and was not restarted in time"):
+        client.evaluate_many(*asked, timeout=0.0)
+    with InferenceServer(echo, *WIDTHS, name=name, slots=32, rows_per_slot=16) as successor:
+        for handle in pending:
+            check(*asked, *handle.result())
+            assert handle.version == successor.version
+        assert successor.version > 0
+
+
+def test_request_is_sent_again_where_the_next_server_has_other_sizes(name: str, rng: np.random.Generator) -> None:
+    server = start_server(name)
+    client = Client(name)
+    asked = rows(rng, 4)
+    server.send_signal(signal.SIGSTOP)
+    pending = client.submit_many(*asked)
+    server.kill()
+    server.communicate()
+    with InferenceServer(echo, *WIDTHS, name=name, slots=8):
+        check(*asked, *pending.result())
+
+
+def test_dead_clients_blocks_are_freed(name: str) -> None:
+    with InferenceServer(echo, *WIDTHS, name=name, slots=8) as server:
+        for seed in range(4):
+            program = start_client(name, seed)
+            until(lambda: server.stats()["clients"] == 1)
+            program.kill()
+            program.communicate()
+            until(lambda: server.stats()["clients"] == 0)
+        until(lambda: {s for w in range(8) for s in server._memory.segment.slot_states(w)} == {"free"})
+
+
+def test_sweep_removes_dead_leftovers_and_nothing_that_lives(name: str) -> None:
+    dead = f"/shmzero-test-{secrets.token_hex(6)}"
+    foreign = f"/other-{secrets.token_hex(6)}"
+    for path in (dead, foreign):
+        os.close(posix_ipc.SharedMemory(path, posix_ipc.O_CREX, mode=0o600, size=4096).fd)
+    try:
+        with InferenceServer(echo, *WIDTHS, name=name):
+            names = os.listdir("/dev/shm")
+            assert dead[1:] not in names and foreign[1:] in names
+            sweep_leftovers()
+            assert f"shmzero-{name}" in os.listdir("/dev/shm")
+    finally:
+        posix_ipc.unlink_shared_memory(foreign)
+
+
+def test_kills_of_clients_and_servers_at_random_moments(name: str) -> None:
+    """Every answer is its own row's, every call of a living client is answered, nothing is left."""
+    choice = random.Random(KILLS)
+    server = start_server(name)
+    clients = [start_client(name, seed) for seed in range(3)]
+    for seed in range(3, KILLS + 3):
+        if choice.random() < 0.5:
+            place = choice.randrange(3)
+            assert clients[place].poll() is None, "a client ended by itself"
+            time.sleep(choice.random() * 0.2)
+            clients[place].kill()
+            clients[place].communicate()
+            clients[place] = start_client(name, seed)
+        else:
+            assert server.poll() is None, "the server ended by itself"
+            time.sleep(choice.random() * 0.2)
+            server.kill()
+            server.communicate()
+            server = start_server(name)
+    for program in clients:
+        out, _ = program.communicate("")
+        assert program.returncode == 0 and int(out.split()[-1]) > 0
+    found = find_service(name)
+    assert found is not None
+    segment = found[0]
+    until(lambda: segment.owners() == [])
+    until(lambda: {s for w in range(segment.num_workers) for s in segment.slot_states(w)} == {"free"})
+    server.terminate()
+    server.communicate()
+    assert server.returncode == 0
+
+
+# --- what is not a service ----------------------------------------------------------------------------------
+
+
+def test_attach_mangled_headers_raise_segment_corrupt(rng: np.random.Generator) -> None:
+    memory = create_private(1, 2, 1, 4, *WIDTHS, "float32")
+    whole = os.pread(memory.fd, memory.segment.bytes, 0)
+    fd = os.memfd_create("fuzz")
+    os.pwrite(fd, whole, 0)
+    _core.Segment.attach(fd)
+    for case in range(FUZZ):
+        os.ftruncate(fd, len(whole))
+        head = bytearray(whole[:4096])
+        if case % 4 == 0:
+            os.ftruncate(fd, int(rng.integers(0, len(whole))))
+            os.pwrite(fd, bytes(head)[: os.fstat(fd).st_size], 0)
+        elif case % 4 == 1:
+            head[8:128] = rng.bytes(120)
+            os.pwrite(fd, bytes(head), 0)
+        elif case % 4 == 2:
+            at = int(rng.choice([0, 8, 12, 16, 24, 40, 48, 52, 56, 60, 64, 68, 72, 76]))
+            head[at] ^= int(rng.integers(1, 256))
+            os.pwrite(fd, bytes(head), 0)
+        else:
+            sizes = rng.integers(0, 2**32, 8, dtype=np.uint32) >> rng.integers(0, 32, 8, dtype=np.uint32)
+            head[48:80] = sizes.tobytes()
+            os.pwrite(fd, bytes(head), 0)
+        with pytest.raises(SegmentCorrupt):
+            _core.Segment.attach(fd)
+    os.close(fd)
+    memory.close()
+
+
+def test_server_and_client_survive_garbage_under_their_name(name: str, rng: np.random.Generator) -> None:
+    """A sound header and garbage behind it, or no header at all: the client waits or says so, the server serves."""
+    asked = rows(rng, 4)
+    sizes = (1, 4, 1, 8, *WIDTHS, "float32")
+    memory = create_private(*sizes)
+    header = os.pread(memory.fd, 4096, 0)
+    memory.close()
+    for case in range(max(20, FUZZ // 100)):
+        shm = posix_ipc.SharedMemory(f"/shmzero-{name}", posix_ipc.O_CREX, mode=0o600)
+        body = np.frombuffer(rng.bytes(memory.segment.bytes - 4096), np.uint64).copy()
+        if case % 4 == 1:
+            body[rng.random(len(body)) < 0.95] = 0  # some of these are sound enough to be taken over
+        os.pwrite(shm.fd, (header if case % 2 else rng.bytes(4096)) + body.tobytes(), 0)
+        os.close(shm.fd)
+        with pytest.raises(ServerGone):
+            Client(name, connect_timeout=0.0)
+        with InferenceServer(echo, *WIDTHS, name=name, slots=4, rows_per_slot=8) as server:
+            check(*asked, *server.client().evaluate_many(*asked))
+
+
+# --- threads of one process ---------------------------------------------------------------------------------
+
+
+def test_batched_evaluator_puts_rows_of_threads_into_one_batch() -> None:
+    sizes: list[int] = []
+    first, let_go = threading.Event(), threading.Event()
+
+    def model(states: Any, masks: Any) -> tuple[Any, Any]:
+        sizes.append(len(states))
+        if len(sizes) == 2:  # after the one that tries it out
+            first.set()
+            let_go.wait()
+        return echo(states, masks)
+
+    rng = np.random.default_rng(5)
+    with BatchedEvaluator(model, *WIDTHS) as evaluator, ThreadPoolExecutor(8) as pool:
+        asked = [rows(rng, 3) for _ in range(8)]
+        answers = [pool.submit(evaluator.evaluate_many, *asked[0])]
+        first.wait()
+        answers += [pool.submit(evaluator.evaluate_many, *each) for each in asked[1:]]
+        until(lambda: sum(evaluator._service.segment.slot_states(w) == ["ready"] for w in range(16)) == 7)
+        let_go.set()
+        for each, answer in zip(asked, answers, strict=True):
+            check(*each, *answer.result())
+        assert sizes == [1, 3, 21]
+        with pytest.raises(TypeError, match="belongs to its process"):
+            pickle.dumps(evaluator)
+    with pytest.raises(ServerGone):
+        evaluator.evaluate_many(*asked[0])
+
+
+def test_search_and_play_rounds_through_a_service_equal_direct_evaluation(name: str) -> None:
+    config = SearchConfig(determinizations=2, simulations=12)
+    direct = HashEvaluator()
+    deal = _core.Round.deal(players=4, cards=5, trump=1, seed=11)
+    with (
+        InferenceServer(direct.evaluate_many, name=name) as server,
+        BatchedEvaluator(direct.evaluate_many) as batched,
+    ):
+        expected = search(deal, direct, config, seed=3)
+        records = play_rounds(direct, 6, config, seed=4)
+        for evaluator in (server.client(), batched):
+            assert np.array_equal(search(deal, evaluator, config, seed=3).visits, expected.visits)
+            assert play_rounds(evaluator, 6, config, seed=4) == records
+
+
+# --- the command ----------------------------------------------------------------------------------------------
+
+
+def test_serve_stats_follow_and_leaving_on_a_signal(name: str, tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    from safetensors.torch import save_file
+
+    weights = tmp_path / "w.safetensors"
+    module = make_module()
+    save_file(module.state_dict(), weights)
+    server = start_server(name, "--weights", weights, "--follow", "--stats", "--json", "--device", "cpu", model="make_module")
+    client = Client(name)
+    states, masks = rows(np.random.default_rng(2), 5)
+    with torch.no_grad():
+        module.value.bias.add_(1.0)
+        expected = module(torch.from_numpy(states), torch.from_numpy(masks))[1].numpy()
+    save_file(module.state_dict(), tmp_path / "new")
+    (tmp_path / "new").replace(weights)
+    until(lambda: np.allclose(client.evaluate_many(states, masks)[1], expected, atol=1e-6))
+    assert client.version == 2
+    assert server.stderr is not None
+    line = ""
+    while "rows/s" not in line:
+        line = server.stderr.readline()
+    assert "wait p50" in line and "clients" in line
+    server.terminate()
+    out, _ = server.communicate()
+    assert server.returncode == 0 and '"version": 2' in out.splitlines()[-1]
+
+
+def test_serve_without_a_model_serves_blobs_own_network_and_swaps_its_checkpoint(name: str, tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    from shmzero.config import NETS
+    from shmzero.evaluators import NetEvaluator
+    from shmzero.net import BlobNet, save_checkpoint
+    from shmzero.serve import ServeConfig, make_server
+
+    save_checkpoint(BlobNet(NETS["small"], seed=5), tmp_path / "a.safetensors")
+    save_checkpoint(BlobNet(NETS["small"], seed=6), tmp_path / "b.safetensors")
+    threads = torch.get_num_threads()
+    config = ServeConfig(
+        name=name, net="small", compile=False, precision="fp32", device="cpu", weights=tmp_path / "a.safetensors"
+    )
+    deal = _core.Round.deal(players=4, cards=5, trump=1, seed=11)
+    with make_server(config) as server:
+        client = server.client()
+        for seed in (5, 6):
+            direct = NetEvaluator(BlobNet(NETS["small"], seed=seed))
+            expected = direct.evaluate_many(deal.features()[None], deal.mask()[None])
+            found = client.evaluate_many(deal.features()[None], deal.mask()[None])
+            assert all(np.allclose(a, b, atol=1e-5) for a, b in zip(found, expected, strict=True))
+            server.swap(str(tmp_path / "b.safetensors"))
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--model", "nonsense"), "module:factory"),
+        (("--model", "no_such_module:make"), "cannot be imported"),
+        (("--model", "tests.service_programs:nothing"), "has no function nothing"),
+        (("--model", "tests.service_programs:make_echo", "--value-dim", "1", "--action-dim", "5"), "operands could not be broadcast"),
+        (("--slots", "0"), "--slots is 0"),
+        (("--name", "a/b", "--model", "tests.service_programs:make_echo"), "service name"),
+        (("--follow",), "--follow needs --weights"),
+    ],
+)
+def test_serve_mistakes_are_one_line_and_exit_code_2(arguments: tuple[str, ...], words: str) -> None:
+    done = subprocess.run([sys.executable, "-m", "shmzero.serve", *arguments], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and words in done.stderr
+    assert done.stderr.startswith("error: ") and len(done.stderr.splitlines()) == 1
+
+
+def test_import_of_the_client_loads_no_torch() -> None:
+    code = "import shmzero, sys; shmzero.Client, shmzero.InferenceServer; print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
+
+
+def test_percentile_us_is_the_end_of_the_bin() -> None:
+    waits = [0] * 128
+    waits[40] = 99
+    waits[80] = 1
+    assert percentile_us(waits, 0.5) == _core.WAIT_BINS_NS[41] / 1000
+    assert percentile_us(waits, 0.995) == _core.WAIT_BINS_NS[81] / 1000
+    assert percentile_us([0] * 128, 0.5) == 0.0

@@ -1,0 +1,99 @@
+"""Engines that run side by side for a measurement, one at a time: the others are stopped meanwhile.
+
+Starting an engine takes seconds, so a comparison starts all of them once and then takes turns. Read
+next: bench_selfplay.py.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from shmzero.config import SelfPlayConfig
+from shmzero.launch import Fleet
+
+SETTLE_S = 1.0
+"""After an engine goes on, before its figures count."""
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Of one stretch with all lanes busy."""
+
+    rows_per_s: float
+    """Distinct evaluations: rows that the inference processes answered."""
+    mean_batch: float
+    server_busy: float
+    worker_busy: float
+
+
+class Engine:
+    """A fleet that never runs out of rounds. Use as a context manager; starts stopped."""
+
+    def __init__(self, config: SelfPlayConfig) -> None:
+        self.config = config
+        self._stack = ExitStack()
+        self.fleet = self._stack.enter_context(Fleet(config, iter(range(10**9)), 10**6))
+        self.rounds = 0
+        self._first_rows = 0
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.signal(signal.SIGCONT)
+        self._stack.close()
+
+    def signal(self, number: int) -> None:
+        for kind in self.fleet.pids().values():
+            for pid in kind:
+                os.kill(pid, number)
+
+    def run(self, seconds: float) -> None:
+        """Play on for so long."""
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            self.rounds += len(self.fleet.poll(0.05))
+
+    def warm_up(self, seconds: float) -> Engine:
+        """Until a round is finished, which fills the lanes, and then for so long. Leaves it stopped."""
+        while not self.rounds:
+            self.run(0.1)
+        self.run(seconds)
+        self.signal(signal.SIGSTOP)
+        return self
+
+    def measure(self, seconds: float) -> Rates:
+        """Go on, measure, stop again."""
+        self.signal(signal.SIGCONT)
+        self.run(SETTLE_S)
+        before, start = self.fleet.counters(), time.monotonic()
+        self.run(seconds)
+        after, wall = self.fleet.counters(), time.monotonic() - start
+        self.signal(signal.SIGSTOP)
+        gain = {name: after[name] - before[name] for name in after}
+        plan = self.fleet.plan
+        return Rates(
+            gain["rows"] / wall,
+            gain["rows"] / max(1, gain["batches"]),
+            gain["busy_ns"] / 1e9 / wall / len(plan.devices),
+            gain["worker_busy_ns"] / 1e9 / wall / plan.workers,
+        )
+
+    def rows_per_decision(self) -> float:
+        """Distinct evaluations of a decision so far."""
+        counters = self.fleet.counters()
+        return counters["worker_rows"] / max(1, counters["decisions"])
+
+    def private_mb(self) -> float:
+        """Private memory of the largest worker."""
+        return max(private_mb_of(pid) for pid in self.fleet.pids()["workers"])
+
+
+def private_mb_of(pid: int) -> float:
+    text = Path(f"/proc/{pid}/smaps_rollup").read_text()
+    return sum(int(line.split()[1]) for line in text.splitlines() if line.startswith("Private_")) / 1000

@@ -1,0 +1,98 @@
+"""What every benchmark shares: results, interleaved repeats, real rows, the machine's description."""
+
+from __future__ import annotations
+
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shmzero import SearchConfig, _core, play_rounds
+from shmzero.config import cores
+from shmzero.evaluators import HashEvaluator
+
+
+@dataclass
+class Result:
+    """One line of the output. `low` and `high` are the extremes of the repeats, where there were some."""
+
+    name: str
+    value: float | str
+    unit: str = ""
+    goal: str = ""
+    low: float | None = None
+    high: float | None = None
+
+    def line(self) -> str:
+        spread = "" if self.low is None or self.high is None else f"{figure(self.low)} .. {figure(self.high)}"
+        return f"{self.name:<46} {figure(self.value):>14} {self.unit:<14} {self.goal:<18} {spread}".rstrip()
+
+
+def figure(value: float | str) -> str:
+    """A value as people read it."""
+    if isinstance(value, str):
+        return value
+    return f"{value:,.4g}" if abs(value) < 1000 else f"{value:,.0f}"
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Median and extremes of a figure's repeats."""
+
+    median: float
+    low: float
+    high: float
+
+    def result(self, name: str, unit: str = "", goal: str = "") -> Result:
+        return Result(name, self.median, unit, goal, self.low, self.high)
+
+
+def interleaved(bodies: Mapping[str, Callable[[], float]], repeats: int) -> dict[str, Spread]:
+    """Each body's figure over rounds in which every body runs once: what disturbs one disturbs all."""
+    figures: dict[str, list[float]] = {name: [] for name in bodies}
+    for _ in range(repeats):
+        for name, body in bodies.items():
+            figures[name].append(body())
+    return {name: Spread(statistics.median(got), min(got), max(got)) for name, got in figures.items()}
+
+
+def ratio(name: str, pairs: list[tuple[float, float]], goal: str = "") -> Result:
+    """The median of ratios taken within repeats: steadier than a ratio of medians."""
+    ratios = [a / b for a, b in pairs]
+    return Result(name, statistics.median(ratios), "", goal, min(ratios), max(ratios))
+
+
+def real_rows(count: int) -> tuple[NDArray[np.float16], NDArray[np.uint64]]:
+    """(features [count, 256], masks [count]) of decisions of real rounds, repeated where they are few."""
+    records = play_rounds(HashEvaluator(), 400, SearchConfig(determinizations=1, simulations=8), seed=5)
+    rows = _core.replay(records)
+    take = np.arange(count) % len(rows["masks"])
+    return rows["features"][take], rows["masks"][take]
+
+
+def machine() -> dict[str, Any]:
+    """What the figures were measured on."""
+    info = Path("/proc/cpuinfo").read_text()
+    model = next((line.partition(": ")[2] for line in info.splitlines() if line.startswith("model name")), "")
+    flags = sorted(f for f in ("amx_bf16", "avx512_bf16", "avx512f", "avx2") if f in info)
+    commit = subprocess.run(["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"],
+                            capture_output=True, text=True).stdout.strip()
+    memory = int(Path("/proc/meminfo").read_text().split()[1]) / 1e6
+    versions = {"python": platform.python_version(), "numpy": np.__version__}
+    gpu = None
+    if "torch" in sys.modules:
+        torch = sys.modules["torch"]
+        versions["torch"] = torch.__version__
+        gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
+    return {"cpu": model, "flags": flags, "cores": cores(), "gpu": gpu, "memory_gb": round(memory, 1),
+            "kernel": platform.release(), "versions": versions, "commit": commit, "date": time.strftime("%Y-%m-%d")}
