@@ -408,8 +408,9 @@ class TrainConfig:
     """Cards dealt to each, written likewise."""
     trump: str = "random"
     dealer: str = "random"
-    targets: Literal["critic", "visits"] = "critic"
-    """What the policy learns from: a critic that sees the deal, or the search's visit counts."""
+    targets: Literal["critic", "visits", "improved"] = "critic"
+    """What the policy learns from: a critic that sees the deal, or of the search the visit counts or the
+    prior improved by Q."""
     search: str = "0"
     """Worlds x simulations of self-play by stages of equal length: 0 (the policy itself), 3x30, or
     1x15,2x25,3x35."""
@@ -479,11 +480,13 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None:
                 _check(name, value, low, high)
-        _choice("targets", self.targets, ("critic", "visits"))
+        _choice("targets", self.targets, ("critic", "visits", "improved"))
         _choice("net", self.net, NETS)
         _choice("critic_net", self.critic_net, NETS)
-        if self.targets == "visits" and 0 in (simulations for _, simulations in self.stages()):
-            raise ConfigError("targets is 'visits' with a search of 0 simulations; allowed: for example 3x30")
+        if self.targets != "critic" and 0 in (simulations for _, simulations in self.stages()):
+            raise ConfigError(
+                f"targets is {self.targets!r} with a search of 0 simulations; allowed: for example --search 3x30"
+            )
         for stage in range(len(self.stages())):
             self.self_play(stage, None)
 
@@ -513,6 +516,7 @@ class TrainConfig:
         return SelfPlayConfig(
             players=self.players, cards=self.cards, trump=self.trump, dealer=self.dealer,
             determinizations=worlds, simulations=simulations, noise_fraction=self.random_moves,
+            target="improved" if self.targets == "improved" else "visits",
             workers=self.workers, lanes=self.lanes // (self.workers or 1), device=device,
             inference_threads=1, precision=self.precision, compile=self.compile,
             max_batch=self.max_batch, net=self.net, checkpoint=checkpoint, seed=self.seed,

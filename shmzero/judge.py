@@ -24,19 +24,15 @@ FINAL_DEALS = 1000
 MATCH_SEED = 20_011
 """Deals of matches: always the same ones, so that a curve moves for the agent's reasons."""
 NICENESS = 5
+SEATS = {"one": "one seat against all others", "rest": "all seats but one"}
 
 
 def match_words(match: dict[str, Any]) -> str:
     """A match in one line."""
     return (
         f"{match['mean']:+.2f} points a round ({match['low']:+.2f} to {match['high']:+.2f}) against "
-        f"{match['opponent']}, {match['deals']} deals, {match['mode']} seat"
+        f"{match['opponent']}, {match['deals']} deals, {SEATS[match['mode']]}"
     )
-
-
-def most_likely(pairs: list[tuple[int, float]]) -> int:
-    """The value with the highest weight, the largest of several."""
-    return max(pairs, key=lambda pair: (pair[1], pair[0]))[0]
 
 
 class Judge:
@@ -97,8 +93,9 @@ class Judge:
             "opponents": opponents,
             "modes": list(modes),
             "deals": deals,
-            "players": most_likely(self.config.self_play(0, None).play_settings().players),
-            "cards": str(most_likely(self.config.self_play(0, None).play_settings().cards)),
+            "players": self.config.players,
+            "cards": self.config.cards,
+            "trump": self.config.trump,
             "niceness": niceness,
         }
         with theirs:
@@ -133,32 +130,25 @@ class Judge:
 
 def run(spec: dict[str, Any]) -> int:
     """The process: every opponent in turn. Returns the exit code."""
-    import torch
-
-    from shmzero import SearchConfig
     from shmzero.arena import make_agent, play_match
-    from shmzero.evaluators import NetEvaluator
-    from shmzero.net import load_checkpoint
 
     os.nice(spec["niceness"])
-    torch.set_num_threads(1)
     control = Control(spec["control_fd"])
+    checkpoint = spec["checkpoint"]
     try:
-        net = load_checkpoint(spec["checkpoint"])
-        hero = make_agent((NetEvaluator(net), SearchConfig(simulations=0)))
+        hero = make_agent(f"{checkpoint}:policy")
         for name in spec["opponents"]:
+            villain = make_agent(name)
             for mode in spec["modes"]:
-                started = time.monotonic()
                 result = play_match(
-                    hero, make_agent(name), deals=spec["deals"], players=spec["players"],
-                    cards=spec["cards"], seed=MATCH_SEED, mode=mode,
+                    hero, villain, deals=spec["deals"], players=spec["players"], cards=spec["cards"],
+                    trump=spec["trump"], seed=MATCH_SEED, mode=mode, threads=1,
                 )
-                match = {
-                    "opponent": name, "mode": mode, "deals": spec["deals"], "mean": result.mean,
-                    "low": result.low, "high": result.high, "steps": int(Path(spec["checkpoint"]).stem),
-                    "seconds": time.monotonic() - started,
-                }
-                control.send(match=match)
+                control.send(match={
+                    "opponent": name, "mode": mode, "deals": result.deals, "mean": result.mean,
+                    "low": result.low, "high": result.high, "exact_bid": result.exact_bid,
+                    "steps": int(Path(checkpoint).stem), "seconds": result.seconds,
+                })
     except ConfigError as error:
         control.send(event="error", message=str(error))
         return 2

@@ -26,8 +26,11 @@ from shmzero.errors import ConfigError, ModelFailed
 from shmzero.net import BlobNet, Block, masked_softmax, write_tensors
 
 FORMAT = "shmzero-learner-1"
-METRICS = ("loss", "policy_loss", "value_loss", "critic_loss", "entropy", "gradient_norm")
-"""What `Learner.step` returns, in order."""
+METRICS = (
+    "loss", "policy_loss", "value_loss", "critic_loss", "entropy", "gradient_norm", "utility_variance", "advantage"
+)
+"""What `Learner.step` returns, in order. `advantage` is its root mean square over the legal actions; a loss
+of value or critic is well below `utility_variance` where it explains anything."""
 MOST_SKIPPED = 20
 
 
@@ -82,7 +85,8 @@ def bits(words: Tensor) -> Tensor:
 
 
 def full_deal_rows(features: Tensor, hands: Tensor) -> Tensor:
-    """Rows [B, 256 + 8 x 52] f32: the mover's features, the undealt cards, the other seats' hands."""
+    """Rows [B, 256 + H x 52] f32 of `hands` [B, H]: the mover's features, the undealt cards, then the
+    hands of the next seats."""
     return torch.cat([features.float(), bits(hands).flatten(1).float()], dim=1)
 
 
@@ -91,11 +95,13 @@ class Critic(nn.Module):
 
     input_scale: Tensor
 
-    def __init__(self, config: NetConfig, seed: int = 0) -> None:
+    def __init__(self, config: NetConfig, num_hands: int = _core.NUM_HANDS, seed: int = 0) -> None:
+        """`num_hands`: as many as the largest table has players."""
         super().__init__()
+        self.num_hands = num_hands
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            columns = _core.NUM_FEATURES + _core.NUM_HANDS * _core.NUM_ACTIONS
+            columns = _core.NUM_FEATURES + num_hands * _core.NUM_ACTIONS
             self.read = nn.Linear(columns, config.width)
             self.blocks = nn.Sequential(*(Block(config.width, config.hidden) for _ in range(config.blocks)))
             self.bids = nn.Linear(config.width, _core.NUM_ACTIONS)
@@ -107,7 +113,7 @@ class Critic(nn.Module):
         self.register_buffer("input_scale", torch.ones(_core.NUM_FEATURES))
 
     def forward(self, rows: Tensor) -> Tensor:
-        """Q [B, 52] of full-deal rows [B, 672]."""
+        """Q [B, 52] of full-deal rows [B, 256 + num_hands x 52]."""
         known, hidden = rows[:, : _core.NUM_FEATURES], rows[:, _core.NUM_FEATURES :]
         x = self.blocks(self.read(torch.cat([known * self.input_scale, hidden], dim=1)))
         playing = rows[:, _core.PLAYING_FEATURE, None] > 0.5
@@ -142,7 +148,10 @@ class Learner:
         self.net = BlobNet(net, seed).to(device)
         self.ema = BlobNet(net, seed).to(device)
         self.ema.requires_grad_(False)
-        self.critic = Critic(NETS[config.critic_net], seed + 1).to(device) if config.targets == "critic" else None
+        self.critic: Critic | None = None
+        if config.targets == "critic":
+            most_players = config.self_play(0, None).play_settings().most_players
+            self.critic = Critic(NETS[config.critic_net], most_players, seed + 1).to(device)
         self.steps = 0
         self.skipped = 0
         """Batches whose gradient was not finite; they change nothing."""
@@ -167,6 +176,12 @@ class Learner:
                 module.input_scale.copy_(scale)
         self.scaled = True
 
+    def critic_values(self, batch: dict[str, Tensor]) -> Tensor:
+        """Q [B, 52] of a batch's rows."""
+        assert self.critic is not None
+        q: Tensor = self.critic(full_deal_rows(batch["features"], batch["hands"][:, : self.critic.num_hands]))
+        return q
+
     def step(self, batch: dict[str, Tensor], schedule: Schedule) -> Tensor:
         """One optimiser step; returns METRICS of the batch as one tensor, not yet waited for."""
         config = self.config
@@ -177,7 +192,7 @@ class Learner:
             features = batch["features"].float()
             logits = self.net.logits(features)
             values = self.net.values(batch["seat_features"][:value_rows].float())
-            q = self.critic(full_deal_rows(batch["features"], batch["hands"])) if self.critic else None
+            q = self.critic_values(batch) if self.critic else None
         policies = masked_softmax(logits, masks)
         log_policies = torch.log(policies.clamp(min=1e-9))
         entropy = -(policies * log_policies).sum(dim=1).mean()
@@ -187,10 +202,11 @@ class Learner:
             critic_loss = F.mse_loss(q.gather(1, taken)[:, 0], batch["utilities"])
             with torch.no_grad():
                 advantages = (q - (policies * q).sum(dim=1, keepdim=True)) * masks
+            spread = (advantages.square().sum(dim=1) / masks.sum(dim=1)).mean().sqrt()
             policy_loss = -(policies * advantages).sum(dim=1).mean()
             loss = policy_loss - schedule.entropy_weight * entropy + critic_loss + config.value_weight * value_loss
         else:
-            critic_loss = torch.zeros((), device=self.device)
+            critic_loss = spread = torch.zeros((), device=self.device)
             policy_loss = -(batch["policies"].float() * log_policies).sum(dim=1).mean()
             loss = policy_loss + config.value_weight * value_loss
         for group in self.optimiser.param_groups:
@@ -207,7 +223,10 @@ class Learner:
         decay = min(config.ema, (1 + self.steps) / (10 + self.steps))
         with torch.no_grad():
             torch._foreach_lerp_(list(self.ema.parameters()), list(self.net.parameters()), 1 - decay)
-        return torch.stack([loss, policy_loss, value_loss, critic_loss, entropy, norm]).detach()
+        variance = batch["utilities"].var(correction=0)
+        return torch.stack(
+            [loss, policy_loss, value_loss, critic_loss, entropy, norm, variance, spread]
+        ).detach()
 
     def _skip(self) -> None:
         self.optimiser.zero_grad(set_to_none=True)

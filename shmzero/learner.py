@@ -30,8 +30,9 @@ WAIT_S = 0.05
 METRICS_S = 1.0
 FIRST_ROWS = 8192
 """Rows before the first step; the input scale is measured on them."""
-LEAD_ROWS = 16_384
-"""Self-play pauses when it is so many positions ahead of what the replay ratio asks for."""
+LEAD_SHARES = (1 / 6, 1 / 3)
+"""Self-play pauses when it is further ahead of what the replay ratio asks for than the second share of
+the buffer, and goes on below the first: its rounds take a while to come, and nobody shall starve."""
 PIPE_BYTES = 1 << 20
 
 
@@ -177,8 +178,7 @@ class LearnerProcess:
         """Ask the parent to hold self-play back, or to let it go on."""
         trained = self._learner.steps * self._config.batch / self._config.replay_ratio
         lead = self._rows_new - trained
-        limit = LEAD_ROWS if not self._paused else LEAD_ROWS / 2
-        if (lead > limit) != self._paused:
+        if (lead > LEAD_SHARES[not self._paused] * self._config.buffer) != self._paused:
             self._paused = not self._paused
             self._control.send(event="pause", on=self._paused)
 

@@ -37,6 +37,8 @@ COMMIT_S = 0.25
 TELL_S = 0.2
 """How often the learner hears where the run stands."""
 METRICS_S = 5.0
+MOST_BEHIND_BYTES = 1 << 19
+"""Self-play pauses while more records than this wait for the learner, which may only be starting."""
 STOP_S = 60.0
 """How long the learner may take to save its last state."""
 MOST_DEATHS = 5
@@ -243,6 +245,9 @@ class Run:
         self._learner = LearnerLink(config, folder)
         self._judge = Judge(config, folder)
         self._report: dict[str, Any] = {}
+        self._learner_is_behind = False
+        self._paused_s = 0.0
+        self._attended_at = time.monotonic()
         self._told_at = self._committed_at = self._shown_at = self._metrics_at = 0.0
 
     def _read_elapsed(self) -> float:
@@ -254,7 +259,7 @@ class Run:
     def _judged(self) -> bool:
         """Whether the last checkpoint's matches are in the metrics."""
         checkpoint = newest_checkpoint(self.folder)
-        return checkpoint is None or any(
+        return checkpoint is None or not self.config.opponents or any(
             line.get("match", {}).get("deals") == FINAL_DEALS
             and line["match"]["steps"] == int(checkpoint.stem)
             for line in read_metrics(self.folder / METRICS_NAME)
@@ -320,6 +325,7 @@ class Run:
             left = ENDLESS if config.rounds is None else config.rounds - self._rounds
             with Fleet(play, self._ledger.missing(), left, version) as fleet:
                 meter = Meter(fleet, left)
+                self._paused_s, self._attended_at = 0.0, meter.start
                 try:
                     while (
                         not fleet.done and self.done < 1.0
@@ -361,9 +367,13 @@ class Run:
         if not self._learner.poll():
             self._hear(fleet)
             self._say(self._learner.bury())
-            fleet.paused = False
+            self._learner_is_behind = False
             self._learner.start(self.done, self.elapsed_s, fleet.version, refill=True)
         self._hear(fleet)
+        if fleet.paused:
+            self._paused_s += now - self._attended_at
+        self._attended_at = now
+        fleet.paused = self._learner_is_behind or self._learner.behind_bytes > MOST_BEHIND_BYTES
         for match in self._judge.poll(self.elapsed_s):
             self._log(match)
         if now - self._shown_at >= 0.1:
@@ -383,7 +393,7 @@ class Run:
                     "inference_busy": play.inference_busy,
                     "workers_busy": play.workers_busy,
                     "version": fleet.version,
-                    "self_play_paused": fleet.paused,
+                    "self_play_waits": self._paused_s / max(now - meter.start, 1e-9),
                     "learner": self._report,
                 })
                 self._metrics_at = now
@@ -395,10 +405,12 @@ class Run:
             kind = event.pop("event")
             if kind == "weights" and fleet is not None:
                 fleet.publish(event["path"], event["version"])
-            elif kind == "pause" and fleet is not None:
-                fleet.paused = event["on"]
+            elif kind == "pause":
+                self._learner_is_behind = event["on"]
             elif kind == "metrics":
                 self._report = event
+            elif kind == "stopped":
+                self._report["steps"] = event["steps"]
             elif kind == "ready" and event["steps"]:
                 self._say(f"the learner goes on from step {event['steps']:,} with {event['rows']:,} positions")
 

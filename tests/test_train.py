@@ -184,7 +184,7 @@ def test_learner_policy_moves_towards_the_critics_better_actions() -> None:
     rows = {name: t[:2000] for name, t in buffer.tensors.items()}
     masks = bits(rows["masks"])
     with torch.no_grad():
-        q = one.critic(full_deal_rows(rows["features"], rows["hands"]))
+        q = one.critic_values(rows)
         policies, _ = one.net.policy_value(rows["features"].float(), masks)
         uniform = masks / masks.sum(1, keepdim=True)
         assert float((policies * q).sum(1).mean()) > float((uniform * q).sum(1).mean()) + 0.01
@@ -283,7 +283,9 @@ def test_impossible_settings_are_named(settings: dict, named: str) -> None:
 
 # --- the command -------------------------------------------------------------------------------------------------------------------
 
-QUICK = ["--opponents", "", "--lanes", "256", "--batch", "256", "--checkpoint-s", "1", "--json"]
+QUICK = ["--opponents", "", "--lanes", "256", "--batch", "256", "--checkpoint-s", "1", "--publish-s", "0.2",
+         "--buffer", "20000", "--json"]
+LENGTH = ["--rounds", "9000", "--minutes", "30"]
 
 
 def command(*arguments: object, module: str = "shmzero.train") -> subprocess.CompletedProcess[str]:
@@ -298,9 +300,9 @@ def metrics(folder: Path) -> list[dict]:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
-    """A real run of a quarter of a minute, shared by those who only look at it."""
+    """A real run of some seconds, shared by those who only look at it."""
     folder = tmp_path_factory.mktemp("run")
-    done = command(folder, "--minutes", 0.3, *QUICK)
+    done = command(folder, *LENGTH, *QUICK)
     assert done.returncode == 0, done.stderr
     return folder, json.loads(done.stdout)
 
@@ -325,14 +327,14 @@ def test_train_decisions_know_the_weights_that_made_them(trained: tuple[Path, di
 
 def test_train_again_has_nothing_to_do(trained: tuple[Path, dict]) -> None:
     folder, summary = trained
-    again = command(folder, "--minutes", 0.3, *QUICK)
+    again = command(folder, *LENGTH, *QUICK)
     assert again.returncode == 0, again.stderr
     assert "nothing to do" in again.stderr and json.loads(again.stdout)["rounds"] == summary["rounds"]
 
 
 def test_train_other_settings_are_refused_with_their_names(trained: tuple[Path, dict]) -> None:
     folder, _ = trained
-    done = command(folder, "--minutes", 5, "--learning-rate", 1e-3, "--seed", 3, *QUICK)
+    done = command(folder, *LENGTH, "--learning-rate", 1e-3, "--seed", 3, *QUICK)
     assert done.returncode == 2 and len(done.stderr.strip().splitlines()) == 1
     assert "learning_rate: 0.002 there, 0.001 now" in done.stderr and "seed" in done.stderr
 
@@ -361,7 +363,7 @@ def test_train_bad_settings_are_one_line(tmp_path: Path, arguments: list[str], n
 
 def start(folder: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "shmzero.train", str(folder), "--rounds", "12000", "--minutes", "30", *QUICK],
+        [sys.executable, "-m", "shmzero.train", str(folder), *LENGTH, *QUICK],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, stdin=subprocess.DEVNULL,
     )
 
@@ -396,7 +398,7 @@ def test_train_killed_children_and_parent_lose_and_double_no_record(tmp_path: Pa
     process = start(tmp_path)
     for module in ("shmzero.worker", "shmzero.learner", "shmzero.inference"):
         before = rounds_in(tmp_path)
-        wait_until(lambda before=before: rounds_in(tmp_path) > before + 300, process)
+        wait_until(lambda before=before: rounds_in(tmp_path) > before + 100, process)
         wait_until(lambda: newest_checkpoint(tmp_path) is not None, process)
         (victim,) = [pid for pid in children_of(process.pid) if module_of(pid) == module]
         os.kill(victim, signal.SIGKILL)
@@ -415,7 +417,7 @@ def test_train_killed_children_and_parent_lose_and_double_no_record(tmp_path: Pa
     assert process.returncode == 0, err
     summary = json.loads(out)
     assert "goes on from step" in err
-    assert summary["complete"] and summary["rounds"] >= 12_000
+    assert summary["complete"] and summary["rounds"] >= 9000
     with sqlite3.connect(tmp_path / "rounds.sqlite") as connection:
         ids = [row[0] for row in connection.execute("SELECT id FROM rounds ORDER BY id")]
     assert len(ids) == len(set(ids)) == summary["rounds"]
