@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import io
 import re
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from shmzero.errors import ConfigError
 
 T = TypeVar("T")
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser that raises ConfigError instead of printing its usage."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(message)
 
 
 def parse_flags(kind: Callable[..., T], **options: Any) -> T:
