@@ -136,7 +136,8 @@ def run(
     SegmentError, WorkerDied.
     """
     made = [path for path in (folder, *folder.parents) if not path.exists()]
-    fresh = not (folder / RECORD_FILE).exists()
+    ours = (RECORD_FILE, f"{RECORD_FILE}-wal", f"{RECORD_FILE}-shm", "config.toml", "metrics.jsonl")
+    fresh = [folder / name for name in ours if not (folder / name).exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -147,15 +148,15 @@ def run(
         try:
             return _run(config, folder, writer, say, show, stopped)
         except ShmzeroError:
-            fresh = fresh and writer.count() == 0
+            if writer.count() > 0:
+                fresh.clear()
             raise
         finally:
             writer.close()
     except ShmzeroError:
-        if fresh:  # nothing was played: leave things as they were found
-            for path in folder.glob(f"{RECORD_FILE}*"):
-                path.unlink()
-            _remove_empty(made)
+        for path in fresh:  # nothing was committed: leave things as they were found
+            path.unlink(missing_ok=True)
+        _remove_empty(made)
         raise
 
 
@@ -291,6 +292,7 @@ def _write(path: Path, text: str) -> None:
         temporary.write_text(text)
         temporary.replace(path)
     except OSError as error:
+        temporary.unlink(missing_ok=True)
         raise RecordError(f"{path} cannot be written: {error.strerror}") from None
 
 
