@@ -152,7 +152,8 @@ class _Server:
     control: socket.socket
     epoch: int
     received: bytes = b""
-    ready: bool = False
+    ready_at: float | None = None
+    """When it began to serve; requests may be older than it."""
 
 
 class Fleet:
@@ -482,7 +483,7 @@ class Fleet:
             if event["event"] == "error":
                 raise ConfigError(event["message"])
             if event["event"] == "ready":
-                server.ready = True
+                server.ready_at = time.monotonic()
                 self.events.append(f"inference process {server.index} serves {event['description']}")
             elif event["event"] in ("refused", "compiled"):
                 self.events.append(f"inference process {server.index}: {event['message']}")
@@ -496,10 +497,11 @@ class Fleet:
             pass  # dead: its replacement starts with these weights
 
     def _kill_stalled(self) -> None:
+        stall_s = self.config.stall_s
         for server in self._servers:
-            if server.ready and self.segment.stalled_s(server.index) > self.config.stall_s:
-                self.events.append(
-                    f"inference process {server.index} finished no batch for {self.config.stall_s:g} s"
-                )
-                server.ready = False
+            if server.ready_at is None or time.monotonic() - server.ready_at <= stall_s:
+                continue
+            if self.segment.stalled_s(server.index) > stall_s:
+                self.events.append(f"inference process {server.index} finished no batch for {stall_s:g} s")
+                server.ready_at = None
                 server.child.process.kill()
