@@ -22,7 +22,6 @@ from shmzero.client import Client, _Connection
 from shmzero.config import cores
 from shmzero.errors import ConfigError, ModelFailed, ServerGone
 from shmzero.evaluators import BatchDevice
-from shmzero.inference import serve
 from shmzero.model import device_of
 from shmzero.segment import PrivateSegment, ServiceSegment, create_private, service_path, sweep_leftovers
 
@@ -126,6 +125,8 @@ class _Service:
         self, segment: _core.Segment, epoch: int, device: BatchDevice, version: int, timeout_ms: float,
         spin_us: float,
     ) -> None:  # fmt: skip
+        from shmzero.inference import serve  # here, as `python -m shmzero.inference` imports the package first
+
         self.pid = os.getpid()
         self.segment = segment
         self.version = version
