@@ -7,6 +7,7 @@ says how it goes.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import os
@@ -155,7 +156,8 @@ def run(
             writer.close()
     except ShmzeroError:
         for path in fresh:  # nothing was committed: leave things as they were found
-            path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                path.unlink()
         _remove_empty(made)
         raise
 
@@ -163,10 +165,8 @@ def run(
 def _remove_empty(folders: list[Path]) -> None:
     """Remove folders, the innermost first, as far as they are there and empty."""
     for folder in folders:
-        try:
+        with contextlib.suppress(OSError):
             folder.rmdir()
-        except OSError:
-            pass
 
 
 def _run(
@@ -292,7 +292,8 @@ def _write(path: Path, text: str) -> None:
         temporary.write_text(text)
         temporary.replace(path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
         raise RecordError(f"{path} cannot be written: {error.strerror}") from None
 
 
