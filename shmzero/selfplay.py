@@ -380,6 +380,8 @@ def main(arguments: list[str] | None = None) -> int:
         interrupt = Interrupt()
         with Terminal() as terminal:
             summary = run(config, folder, terminal.say, terminal.show, lambda: interrupt.asked)
+    except KeyboardInterrupt:  # before there was anything to save
+        return 130
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from shmzero import _core
+from shmzero.command import parse_flags
 from shmzero.config import NETS, cores
 from shmzero.errors import ConfigError, SegmentError, ServerGone
 from shmzero.server import InferenceServer, percentile_us
@@ -251,7 +252,7 @@ def main(arguments: list[str] | None = None) -> int:
     signal.signal(signal.SIGINT, leave)
     signal.signal(signal.SIGTERM, leave)
     try:
-        config = tyro.cli(
+        config = parse_flags(
             ServeConfig,
             prog="python -m shmzero.serve",
             description="Serves a model to every program of this machine over shared memory. Ctrl-C ends it.\n\n"

@@ -7,7 +7,6 @@ killed; so may the parent, and the same command goes on. Read next: learner.py, 
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import itertools
 import json
@@ -23,6 +22,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from shmzero.command import Parser, parse_flags
 from shmzero.config import TRAIN_PRESETS, TrainConfig, read_train_toml, to_toml
 from shmzero.errors import ConfigError, RecordError, SegmentError, WorkerDied
 from shmzero.judge import FINAL_DEALS, Judge, match_words
@@ -454,7 +454,7 @@ def train(
 
 def parse(arguments: list[str] | None) -> tuple[TrainConfig, Path, bool]:
     """(settings, run folder, --json) out of flags over --config over --preset. Raises ConfigError."""
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first = Parser(add_help=False, allow_abbrev=False)
     first.add_argument("--preset", default="smoke")
     first.add_argument("--config", type=Path)
     given, rest = first.parse_known_args(arguments)
@@ -478,7 +478,7 @@ def parse(arguments: list[str] | None) -> tuple[TrainConfig, Path, bool]:
         """
         return settings, run, json
 
-    return tyro.cli(
+    return parse_flags(
         command,
         prog="python -m shmzero.train",
         description="Trains an agent; RUN is its folder, and an unfinished run there is continued. "

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from shmzero import arena, serve, train
 from shmzero.config import SelfPlayConfig
 from shmzero.records import Records
 from shmzero.selfplay import main, parse
@@ -110,6 +111,26 @@ def test_selfplay_bad_flags_end_with_one_line_and_leave_nothing(
     for *flags, named in BAD_FLAGS:
         assert named in refusal(capsys, "--out", "deep/run", *flags), flags
         assert contents(tmp_path) == {}, flags
+
+
+def test_every_command_ends_with_one_line_for_bad_flags(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for command, flags, named in (
+        (serve.main, ["--slots", "many"], "many"),
+        (serve.main, ["--speed", "9"], "--speed"),
+        (train.main, ["run", "--rounds", "-5"], "rounds is -5"),
+        (train.main, ["run", "--targets", "luck"], "luck"),
+        (train.main, ["run", "--preset"], "--preset: expected one argument"),
+        (train.main, [], "Run folder"),
+        (arena.main, ["--deals", "many"], "many"),
+        (arena.main, ["--speed", "9"], "--speed"),
+    ):
+        assert command(flags) == 2, flags
+        printed = capsys.readouterr()
+        assert printed.out == "" and re.fullmatch(r"error: [^\n]+\n", printed.err) and named in printed.err, printed
+        assert contents(tmp_path) == {}
 
 
 BAD_TOML = [
