@@ -558,11 +558,11 @@ void bind_shm(py::module_& m) {
         py::arg("lanes"), py::arg("settings"), py::arg("spin_us") = 0.0);
 
   m.def("die_with_parent",
-        [](int parent_pid) {
-          prctl(PR_SET_PDEATHSIG, SIGKILL);
+        [](int parent_pid, int signal) {
+          prctl(PR_SET_PDEATHSIG, signal);
           if (getppid() != parent_pid) _exit(1);  // it died before the line above
         },
-        py::arg("parent_pid"));
+        py::arg("parent_pid"), py::arg("signal") = SIGKILL);
 
   m.def("bench_round_trip", &bench_round_trip, py::arg("trips"), py::call_guard<py::gil_scoped_release>());
   m.def("bench_rows", &bench_rows, py::arg("rows_per_slot"), py::arg("num_slots"), py::arg("total_rows"),
