@@ -37,7 +37,7 @@ COMMIT_S = 0.25
 TELL_S = 0.2
 """How often the learner hears where the run stands."""
 METRICS_S = 5.0
-MOST_BEHIND_BYTES = 1 << 19
+MOST_BEHIND_BYTES = 1 << 18
 """Self-play pauses while more records than this wait for the learner, which may only be starting."""
 STOP_S = 60.0
 """How long the learner may take to save its last state."""
@@ -107,7 +107,6 @@ class LearnerLink:
             )
         ours.setblocking(False)
         record_ours.setblocking(False)
-        record_ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
         self._control, self._records = ours, record_ours
         self._received = b""
         self._unsent = bytearray()
