@@ -23,6 +23,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from shmzero.arena import make_agent
 from shmzero.config import TRAIN_PRESETS, TrainConfig, read_train_toml, to_toml
 from shmzero.errors import ConfigError, RecordError, SegmentError, WorkerDied
 from shmzero.judge import FINAL_DEALS, Judge, match_words
@@ -239,6 +240,10 @@ class Run:
         self._rounds_before = self._rounds = self._writer.count()
         self._waiting: list[tuple[int, list[bytes]]] = []
         self._elapsed_before = self._read_elapsed()
+        metrics = folder / METRICS_NAME
+        if metrics.exists() and not metrics.read_bytes().endswith(b"\n"):
+            with metrics.open("a") as file:
+                file.write("\n")  # a kill cut the last line off
         self._trained_s = self._elapsed_before
         self._started = time.monotonic() - process_age_s()
         self._learner = LearnerLink(config, folder)
@@ -294,10 +299,12 @@ class Run:
                 for line in matches:
                     self._log(line, elapsed_s)
         finally:
-            self._commit()
             self._learner.kill()
             self._judge.kill()
-            self._writer.close()
+            try:
+                self._commit()
+            finally:
+                self._writer.close()
         new_rounds = self._rounds - self._rounds_before
         return {
             "run": str(self.folder),
@@ -448,6 +455,9 @@ def train(
     A folder with a run of the same settings is continued. Raises ConfigError, RecordError,
     SegmentError, WorkerDied.
     """
+    for name in config.opponents.split(","):
+        if name and not Path(name).is_file():
+            make_agent(name)
     return Run(config, folder, say, show, stopped)()
 
 
