@@ -151,7 +151,7 @@ class LearnerProcess:
             else:
                 if not learner.scaled:
                     learner.measure_scale(self._buffer)
-                batch = self._buffer.sample(config.batch, learner.generator, learner.device)
+                batch = self._buffer.sample(config.batch, learner.generator, learner.device, learner.columns)
                 pending.append(learner.step(batch, self._learn.Schedule.at(config, self._progress)))
             now = time.monotonic()
             if pending and now - metrics_at >= METRICS_S:

@@ -23,6 +23,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from shmzero.arena import make_agent
 from shmzero.config import TRAIN_PRESETS, TrainConfig, read_train_toml, to_toml
 from shmzero.errors import ConfigError, RecordError, SegmentError, WorkerDied
 from shmzero.judge import FINAL_DEALS, Judge, match_words
@@ -37,7 +38,7 @@ COMMIT_S = 0.25
 TELL_S = 0.2
 """How often the learner hears where the run stands."""
 METRICS_S = 5.0
-MOST_BEHIND_BYTES = 1 << 19
+MOST_BEHIND_BYTES = 1 << 18
 """Self-play pauses while more records than this wait for the learner, which may only be starting."""
 STOP_S = 60.0
 """How long the learner may take to save its last state."""
@@ -107,7 +108,6 @@ class LearnerLink:
             )
         ours.setblocking(False)
         record_ours.setblocking(False)
-        record_ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
         self._control, self._records = ours, record_ours
         self._received = b""
         self._unsent = bytearray()
@@ -240,6 +240,10 @@ class Run:
         self._rounds_before = self._rounds = self._writer.count()
         self._waiting: list[tuple[int, list[bytes]]] = []
         self._elapsed_before = self._read_elapsed()
+        metrics = folder / METRICS_NAME
+        if metrics.exists() and not metrics.read_bytes().endswith(b"\n"):
+            with metrics.open("a") as file:
+                file.write("\n")  # a kill cut the last line off
         self._trained_s = self._elapsed_before
         self._started = time.monotonic() - process_age_s()
         self._learner = LearnerLink(config, folder)
@@ -295,10 +299,12 @@ class Run:
                 for line in matches:
                     self._log(line, elapsed_s)
         finally:
-            self._commit()
             self._learner.kill()
             self._judge.kill()
-            self._writer.close()
+            try:
+                self._commit()
+            finally:
+                self._writer.close()
         new_rounds = self._rounds - self._rounds_before
         return {
             "run": str(self.folder),
@@ -449,6 +455,9 @@ def train(
     A folder with a run of the same settings is continued. Raises ConfigError, RecordError,
     SegmentError, WorkerDied.
     """
+    for name in config.opponents.split(","):
+        if name and not Path(name).is_file():
+            make_agent(name)
     return Run(config, folder, say, show, stopped)()
 
 
