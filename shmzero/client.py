@@ -114,7 +114,8 @@ class Client:
     def __init__(self, name: str, *, connect_timeout: float = 10.0, spin_us: float | None = None) -> None:
         """Waits up to `connect_timeout` seconds for a server of that name; then raises ServerGone.
 
-        spin_us: how long a call spins before it sleeps (default: 50 where there is more than one core).
+        spin_us: how long a call spins at most before it sleeps (default: 50 where there is more than one
+        core); spins that are in vain, because processes outnumber cores, shorten the next ones.
         """
         self._prepare(name, spin_us)
         self._connect(None, time.monotonic() + connect_timeout)

@@ -68,7 +68,7 @@ class ServeConfig:
     rows_per_slot: int = 128
     """Rows of a request; larger ones are split."""
     spin_us: float | None = None
-    """How long the server spins before it sleeps (default: 50 where there is more than one core)."""
+    """How long the server spins at most before it sleeps (default: 50 where there is more than one core)."""
     stats: bool = False
     """Show rows/s, batches, waiting times and clients, live."""
     json: bool = False
