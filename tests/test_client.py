@@ -642,6 +642,7 @@ def test_serve_stats_follow_and_leaving_on_a_signal(name: str, tmp_path: Path) -
         line = server.stderr.readline()
     assert "wait p50" in line and "clients" in line
     server.terminate()
+    server.terminate()
     out, _ = server.communicate()
     assert server.returncode == 0 and '"version": 2' in out.splitlines()[-1]
 
