@@ -317,7 +317,9 @@ class WorkerPort:
     def wait(self, slots: int, timeout_ms: float = 100.0, spin_us: float = 0.0) -> Any: ...
 
 class ServerPort:
-    def __init__(self, segment: Segment, server: int, epoch: int) -> None: ...
+    def __init__(
+        self, segment: Segment, server: int, epoch: int, adaptive_spin: bool = False
+    ) -> None: ...
     def gather(
         self,
         states: NDArray[Any],

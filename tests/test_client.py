@@ -564,7 +564,7 @@ def test_server_and_client_survive_garbage_under_their_name(name: str, rng: np.r
             body[rng.random(len(body)) < 0.95] = 0  # some of these are sound enough to be taken over
         os.pwrite(shm.fd, (header if case % 2 else rng.bytes(4096)) + body.tobytes(), 0)
         os.close(shm.fd)
-        with pytest.raises(ServerGone):
+        with pytest.raises(ServerGone, match="nobody serves"):
             Client(name, connect_timeout=0.0)
         with InferenceServer(echo, *WIDTHS, name=name, slots=4, rows_per_slot=8) as server:
             check(*asked, *server.client().evaluate_many(*asked))
@@ -641,6 +641,7 @@ def test_serve_stats_follow_and_leaving_on_a_signal(name: str, tmp_path: Path) -
     while "rows/s" not in line:
         line = server.stderr.readline()
     assert "wait p50" in line and "clients" in line
+    server.terminate()
     server.terminate()
     out, _ = server.communicate()
     assert server.returncode == 0 and '"version": 2' in out.splitlines()[-1]

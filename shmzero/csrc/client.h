@@ -113,9 +113,13 @@ class RequestPort {
     return segment_.server(segment_.server_of(block_)).closed.load(std::memory_order_acquire) != 0;
   }
 
-  /// Waits for the answer, at most 100 ms; no longer where the service has left.
+  /// Waits for the answer, at most 100 ms; no longer where the service has left. Spins for at most
+  /// `spin_ns` before it sleeps, less where that has been in vain.
   bool wait(std::uint64_t timeout_ns, std::uint64_t spin_ns) {
-    port_.block().bell.wait(timeout_ns, spin_ns, [&] { return port_.answered(0) || service_closed(); });
+    const std::uint64_t spin = budget_.next(spin_ns);
+    const std::uint64_t start = now_ns();
+    port_.block().bell.wait(timeout_ns, spin, [&] { return port_.answered(0) || service_closed(); });
+    budget_.report(spin, now_ns() - start);
     return port_.answered(0);
   }
 
@@ -174,6 +178,7 @@ class RequestPort {
   pid_t pid_;
   bool closed_ = false;
   WorkerPort port_;
+  SpinBudget budget_;
 };
 
 /// By a server of a service that holds the life lock: takes the place of its dead predecessor, whose
