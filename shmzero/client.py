@@ -487,7 +487,10 @@ class SlotRequest(AbstractContextManager["SlotRequest"]):
         self.policies, self.values = policies[: self._rows], values[: self._rows]
 
     def run(self, timeout: float = 30.0) -> None:
-        """Send the rows and wait until policies and values are there. Once only."""
+        """Send the rows and wait until policies and values are there.
+
+        Once only: RuntimeError the second time. Raises as the client's calls do.
+        """
         deadline = time.monotonic() + timeout
         self._port.publish(self._rows)
         while True:
@@ -514,8 +517,8 @@ class SlotRequest(AbstractContextManager["SlotRequest"]):
         self._port.publish(self._rows)
 
     def __exit__(self, *exception: object) -> None:
-        del self.states, self.masks, self.policies, self.values
         _give_up(self._connection, self._port)
+        del self.states, self.masks, self.policies, self.values, self._port  # somebody else's from now on
 
 
 def _is_lost(client: Client, connection: _Connection) -> bool:

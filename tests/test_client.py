@@ -205,6 +205,8 @@ def test_request_gives_views_of_the_slot(client: Client, rng: np.random.Generato
             r.run()
             check(states, masks, r.policies, r.values)
             assert not r.policies.flags.owndata
+            with pytest.raises(RuntimeError, match="sent already"):
+                r.run()
     with pytest.raises(ValueError, match=r"rows is 17; .* holds 1\.\.16"):
         client.request(17)
 

@@ -88,8 +88,10 @@ class RequestPort {
   SlotRows rows() const { return port_.rows(0); }
   bool begin() { return port_.begin(0); }
 
-  /// Publishes what is in the slot. Throws std::invalid_argument where a state is not finite.
+  /// Publishes what is in the slot. Throws std::invalid_argument where a state is not finite,
+  /// std::logic_error where the slot is not being filled.
   void publish(std::uint32_t num_rows) {
+    if (port_.load(0).state() != SlotState::kFilling) throw std::logic_error("this request has been sent already");
     check_finite(rows().states, num_rows);
     port_.publish(0, num_rows);
   }
