@@ -56,6 +56,20 @@ def name() -> Iterator[str]:
     assert f"shmzero-{fresh}" not in os.listdir("/dev/shm")
 
 
+@pytest.fixture(autouse=True)
+def no_process_left() -> Iterator[None]:
+    """Programs of a test that failed end with it."""
+    yield
+    while started:
+        program = started.pop()
+        if program.poll() is None:
+            program.kill()
+            program.communicate()
+
+
+started: list[subprocess.Popen[str]] = []
+
+
 @pytest.fixture
 def server(name: str) -> Iterator[InferenceServer]:
     with InferenceServer(echo, *WIDTHS, name=name, slots=32, rows_per_slot=16) as served:
@@ -80,6 +94,7 @@ def start_server(name: str, *more: object, model: str = "make_echo") -> subproce
          "--slots", "32", "--rows-per-slot", "16", *map(str, more)],
         cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
+    started.append(process)
     assert process.stderr is not None
     line = process.stderr.readline()
     assert line.startswith("serving"), line + process.stderr.read()
@@ -92,6 +107,7 @@ def start_client(name: str, seed: int) -> subprocess.Popen[str]:
         [sys.executable, "-m", "tests.service_programs", "check", name, str(seed)],
         cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
+    started.append(process)
     assert process.stdout is not None and process.stdout.readline() == "started\n"
     return process
 
