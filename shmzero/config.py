@@ -5,13 +5,15 @@ Defaults live here and nowhere else. Read next: selfplay.py, which turns them in
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 import tomllib
-from collections.abc import Iterable, Mapping
+import types
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from shmzero import _core
 from shmzero.errors import ConfigError
@@ -26,6 +28,26 @@ SUITS = ("spades", "hearts", "clubs", "diamonds", "none")
 def _check(name: str, value: float, low: float, high: float) -> None:
     if not (isinstance(value, (int, float)) and math.isfinite(value) and low <= value <= high):
         raise ConfigError(f"{name} is {value!r}; allowed: {low:g} to {high:g}")
+
+
+@functools.cache
+def _types(kind: Hashable) -> dict[str, tuple[type, ...]]:
+    """The types that each field takes; a Literal's is that of its values."""
+    found = {}
+    for name, hint in get_type_hints(kind).items():
+        parts = get_args(hint) if get_origin(hint) is types.UnionType else (hint,)
+        found[name] = tuple(str if get_origin(part) is Literal else part for part in parts)
+    return found
+
+
+def _check_types(settings: Any) -> None:
+    """Refuse values of another type, as a TOML file can hold them. An int will do for a float, a bool for no number."""
+    for name, allowed in _types(settings.__class__).items():
+        value = getattr(settings, name)
+        fits = isinstance(value, allowed) or (float in allowed and isinstance(value, int))
+        if not fits or (isinstance(value, bool) and bool not in allowed):
+            words = " or ".join(kind.__name__ for kind in allowed if kind is not type(None))
+            raise ConfigError(f"{name} is {value!r}; allowed: {words}")
 
 
 def _choice(name: str, value: str, allowed: Iterable[str]) -> None:
@@ -68,6 +90,7 @@ class SearchConfig:
     """Weight of the others' mean score in the utility."""
 
     def __post_init__(self) -> None:
+        _check_types(self)
         _check("determinizations", self.determinizations, 1, 10_000)
         _check("simulations", self.simulations, 0, 1_000_000)
         _check("leaves_in_flight", self.leaves_in_flight, 1, 4096)
@@ -104,6 +127,7 @@ class NetConfig:
     trunks: int = 1
 
     def __post_init__(self) -> None:
+        _check_types(self)
         _check("width", self.width, 8, 4096)
         _check("hidden", self.hidden, 8, 16384)
         _check("blocks", self.blocks, 0, 64)
@@ -143,15 +167,19 @@ def trump_weights(text: str) -> list[tuple[int, float]]:
     """Trumps with weights out of "random", a suit's name, "none", or several of these."""
     if text == "random":
         return [(suit, 1.0) for suit in range(len(SUITS))]
+    problem = ConfigError(
+        f"trump is {text!r}; allowed: random, or one or more of {', '.join(SUITS)}, with weights as spades:3,none:1"
+    )
     pairs = []
     for part in text.split(","):
         name, _, weight = part.partition(":")
         try:
-            pairs.append((SUITS.index(name), float(weight) if weight else 1.0))
+            share = float(weight) if weight else 1.0
         except ValueError:
-            raise ConfigError(
-                f"trump is {text!r}; allowed: random, or one or more of {', '.join(SUITS)}"
-            ) from None
+            raise problem from None
+        if name not in SUITS or not (math.isfinite(share) and share > 0):
+            raise problem
+        pairs.append((SUITS.index(name), share))
     return pairs
 
 
@@ -225,13 +253,21 @@ class SelfPlayConfig:
     leaves_in_flight: int = 1
     """Leaves per tree and step, at most simulations / 4."""
     opponents: Literal["policy", "maximise"] = "policy"
+    """How the other seats choose in the search: by their policy, or each for its own utility (max^n)."""
     root: Literal["puct", "halving"] = "puct"
+    """Rule that shares the simulations among the root's actions: PUCT or sequential halving."""
     target: Literal["visits", "improved"] = "visits"
+    """Recorded policy target: visit counts, or the prior improved by the values found."""
     noise_fraction: float = 0.25
+    """Share of Dirichlet noise in the root's prior; it never enters a target."""
     noise_alpha: float = 1.0
+    """Concentration of that noise: small is spiky, large is even."""
     temperature: float = 1.0
+    """Of the choice among visit counts: 0 plays the most visited action, 1 in proportion."""
     temperature_decisions: int = 99
+    """Decisions of a round that are played with the temperature; later ones play the most visited."""
     rivalry: float = 0.0
+    """Weight of the others' mean score in the utility."""
     workers: int | None = None
     """Worker processes (default: one for each inference process; on CUDA the cores less one, at most 8)."""
     lanes: int | None = None
@@ -243,6 +279,7 @@ class SelfPlayConfig:
     inference_threads: int | None = None
     """Threads of each inference process on a CPU (default: the cores divided among them)."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Number format of the network: auto takes the fastest that the device has."""
     compile: bool = True
     """Serve a compiled network as soon as it is ready."""
     max_batch: int | None = None
@@ -260,12 +297,14 @@ class SelfPlayConfig:
     out: Path | None = None
     """Run folder; an existing one is continued (default: a new folder under runs/)."""
     seed: int = 0
+    """Of deals, search and fresh weights: the same seed and settings give the same rounds."""
     stall_s: float = 120.0
     """An inference process that finishes no batch for so long, with work waiting, is replaced."""
     json: bool = False
     """Print one JSON object at the end and nothing else on standard output."""
 
     def __post_init__(self) -> None:
+        _check_types(self)
         if self.rounds is not None and self.games is not None:
             raise ConfigError("rounds and games are both set; allowed: one of them")
         for name, high in (("rounds", 10**12), ("games", 10**10), ("workers", 256), ("lanes", 10**6),
@@ -280,6 +319,10 @@ class SelfPlayConfig:
         _choice("precision", self.precision, ("auto", "fp32", "bf16", "fp16"))
         _choice("evaluator", self.evaluator, ("net", "hash", "uniform"))
         _choice("net", self.net, NETS)
+        if self.checkpoint is not None and self.evaluator != "net":
+            raise ConfigError(f"checkpoint is set with evaluator {self.evaluator!r}; allowed: with evaluator net")
+        if self.follow and self.checkpoint is None:
+            raise ConfigError("follow is set without a checkpoint; allowed: with --checkpoint FILE")
         self.devices(resolve_auto=False)
         self.play_settings()
 
@@ -354,7 +397,7 @@ def read_toml(path: Path) -> dict[str, Any]:
     """The settings of a TOML file; keys are SelfPlayConfig's fields, with - or _."""
     settings = _read_settings(path, SelfPlayConfig)
     for key in ("checkpoint", "out"):
-        if settings.get(key) is not None:
+        if isinstance(settings.get(key), str):
             settings[key] = Path(settings[key])
     return settings
 
@@ -372,7 +415,7 @@ def _read_settings(path: Path, kind: type[SelfPlayConfig] | type[TrainConfig]) -
         if key not in known:
             raise ConfigError(f"--config {path}: unknown setting {key!r}; known: {', '.join(sorted(known))}")
     for key in ("players", "cards", "dealer"):
-        if key in settings:
+        if isinstance(settings.get(key), int):
             settings[key] = str(settings[key])
     return settings
 
@@ -466,6 +509,7 @@ class TrainConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        _check_types(self)
         if self.minutes is None and self.rounds is None:
             raise ConfigError("minutes and rounds are both unset; allowed: at least one of them")
         limits: tuple[tuple[str, float, float], ...] = (

@@ -111,6 +111,8 @@ class Child:
 def start_child(module: str, spec: dict[str, Any], fds: list[int], threads: int) -> Child:
     """Start `python -m module` with `spec` on a pipe, inheriting `fds`; it dies with this process."""
     spec_read, spec_write = os.pipe()
+    with os.fdopen(spec_write, "w") as pipe:  # fits in the pipe, and a child that dies early breaks nothing
+        json.dump(spec | {"parent_pid": os.getpid()}, pipe)
     stderr_fd = os.memfd_create("shmzero-stderr")
     environment = dict(os.environ)
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
@@ -130,8 +132,6 @@ def start_child(module: str, spec: dict[str, Any], fds: list[int], threads: int)
         )
     finally:
         os.close(spec_read)
-    with os.fdopen(spec_write, "w") as pipe:
-        json.dump(spec | {"parent_pid": os.getpid()}, pipe)
     return Child(process, os.pidfd_open(process.pid), stderr_fd, [])
 
 

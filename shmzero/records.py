@@ -6,18 +6,19 @@ schema version and the run's settings. `python -m shmzero.records FILE` shows on
 
 from __future__ import annotations
 
-import argparse
 import json
 import sqlite3
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 from numpy.typing import NDArray
 
 from shmzero import _core
+from shmzero.command import Parser
 from shmzero.config import SUITS
 from shmzero.errors import ConfigError, RecordError
 
@@ -38,7 +39,7 @@ def _connect(path: Path, writing: bool) -> sqlite3.Connection:
     try:
         mode = "rwc" if writing else "ro"
         connection = sqlite3.connect(
-            f"file:{path.absolute()}?mode={mode}".replace("#", "%23"),
+            f"file:{quote(str(path.absolute()))}?mode={mode}",
             uri=True,
             isolation_level=None,
             timeout=30,
@@ -57,6 +58,14 @@ def _check_schema(connection: sqlite3.Connection, path: Path) -> None:
     if row is None or row[0] != str(SCHEMA_VERSION):
         found = row[0] if row else "none"
         raise ConfigError(f"{path} has schema version {found}; this program reads {SCHEMA_VERSION}")
+
+
+def _query(connection: sqlite3.Connection, path: Path, query: str, values: Sequence[Any] = ()) -> list[Any]:
+    """All rows of a query. Raises RecordError where the file is damaged or gone."""
+    try:
+        return connection.execute(query, values).fetchall()
+    except sqlite3.Error as error:
+        raise RecordError(f"record file {path} cannot be read: {error}") from None
 
 
 class RecordWriter:
@@ -109,11 +118,11 @@ class RecordWriter:
 
     def units(self) -> set[int]:
         """Ids of the units that are finished."""
-        return {row[0] for row in self._connection.execute("SELECT DISTINCT unit FROM rounds")}
+        return {row[0] for row in _query(self._connection, self.path, "SELECT DISTINCT unit FROM rounds")}
 
     def count(self) -> int:
         """Rounds in the file."""
-        return int(self._connection.execute("SELECT count(*) FROM rounds").fetchone()[0])
+        return int(_query(self._connection, self.path, "SELECT count(*) FROM rounds")[0][0])
 
     def write(self, units: Iterable[tuple[int, list[bytes]]]) -> int:
         """Commit finished units in one transaction; returns the number of rounds that were new.
@@ -156,15 +165,19 @@ class Records:
         if not self.path.exists():
             raise ConfigError(f"there is no record file {self.path}")
         self._connection = _connect(self.path, writing=False)
-        _check_schema(self._connection, self.path)
+        try:
+            _check_schema(self._connection, self.path)
+        except ConfigError:
+            self._connection.close()
+            raise
 
     def __len__(self) -> int:
-        return int(self._connection.execute("SELECT count(*) FROM rounds").fetchone()[0])
+        return int(_query(self._connection, self.path, "SELECT count(*) FROM rounds")[0][0])
 
     def settings(self) -> dict[str, Any]:
         """Settings of the run that made the rounds."""
-        row = self._connection.execute("SELECT value FROM meta WHERE key = 'settings'").fetchone()
-        settings: dict[str, Any] = json.loads(row[0])
+        rows = _query(self._connection, self.path, "SELECT value FROM meta WHERE key = 'settings'")
+        settings: dict[str, Any] = json.loads(rows[0][0])
         return settings
 
     def __iter__(self) -> Iterator[bytes]:
@@ -175,10 +188,12 @@ class Records:
         """Records with ids from `first` on, at most `most`; read in short transactions."""
         left = most if most is not None else sys.maxsize
         while left > 0:
-            rows = self._connection.execute(
+            rows = _query(
+                self._connection,
+                self.path,
                 "SELECT id, record FROM rounds WHERE id >= ? ORDER BY id LIMIT ?",
                 (first, min(left, 1000)),
-            ).fetchall()
+            )
             yield from (record for _, record in rows)
             if len(rows) < min(left, 1000):
                 return
@@ -188,7 +203,7 @@ class Records:
     def newest(self, most: int) -> list[bytes]:
         """The `most` records with the highest ids, by ascending id."""
         query = "SELECT record FROM rounds ORDER BY id DESC LIMIT ?"
-        return [row[0] for row in self._connection.execute(query, (most,))][::-1]
+        return [row[0] for row in _query(self._connection, self.path, query, (most,))][::-1]
 
     def replay(
         self, first: int = 0, most: int | None = None, seat_seed: int = 0
@@ -197,8 +212,12 @@ class Records:
 
         features [N, 256] f16 · masks [N] u64 · policies [N, 52] f32 · values [N] f32 · root_values ·
         ids · plies · seats · versions · seat_features [N, 256] and seat_values [N] of a random seat.
+        Raises RecordError for bytes that are no round.
         """
-        return _core.replay(list(self.read(first, most)), seat_seed)
+        try:
+            return _core.replay(list(self.read(first, most)), seat_seed)
+        except ValueError as error:
+            raise RecordError(f"record file {self.path} holds what is no round: {error}") from None
 
     def close(self) -> None:
         self._connection.close()
@@ -230,7 +249,7 @@ def show(record: bytes) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m shmzero.records", description="Shows the records of a self-play run.",
         epilog="example: python -m shmzero.records runs/first --show 3",
     )
@@ -238,23 +257,28 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--show", type=int, default=1, metavar="N", help="rounds to print (default 1)")
     parser.add_argument("--first", type=int, default=0, metavar="ID", help="from this round id on")
     parser.add_argument("--json", action="store_true", help="one JSON object")
-    given = parser.parse_args(arguments)
     try:
+        given = parser.parse_args(arguments)
+        for name, value in (("show", given.show), ("first", given.first)):
+            if not 0 <= value < 2**63:
+                raise ConfigError(f"{name} is {value}; allowed: 0 to {2**63 - 1}")
         records = Records(given.path)
-        shown = list(records.read(given.first, max(0, given.show)))
+        shown = list(records.read(given.first, given.show))
         mean_bytes = sum(map(len, shown)) / len(shown) if shown else 0.0
         if given.json:
             rounds = [_core.decode_record(record) for record in shown]
             print(json.dumps({"rounds": len(records), "settings": records.settings(), "shown": rounds}))
         else:
-            print(f"{records.path}: {len(records)} rounds, {mean_bytes:.0f} bytes a record")
-            for record in shown:
-                print(show(record))
+            head = f"{records.path}: {len(records)} rounds, {mean_bytes:.0f} bytes a record"
+            print("\n".join([head, *map(show, shown)]))
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except RecordError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 1
+    except ValueError as error:
+        print(f"error: {records.path} holds what is no round: {error}", file=sys.stderr)
         return 1
     return 0
 

@@ -19,9 +19,11 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
 
+from shmzero.command import parse_flags
 from shmzero.config import SelfPlayConfig, read_toml, to_toml
-from shmzero.errors import ConfigError, RecordError, SegmentError, WorkerDied
+from shmzero.errors import ConfigError, RecordError, SegmentError, ShmzeroError, WorkerDied
 from shmzero.launch import Fleet
+from shmzero.records import FILE_NAME as RECORD_FILE
 from shmzero.records import RecordWriter
 
 DEFAULT_ROUNDS = 100
@@ -108,7 +110,7 @@ class Meter:
 
 
 class Interrupt:
-    """Counts Ctrl-C: the first asks the run to stop, the second leaves at once."""
+    """The first Ctrl-C asks the run to stop, the second ends it at once, whatever it is waiting for."""
 
     def __init__(self) -> None:
         self.asked = False
@@ -116,8 +118,7 @@ class Interrupt:
         signal.signal(signal.SIGTERM, self._handle)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.asked:
-            os._exit(130)  # the children die with us
+        signal.signal(number, signal.SIG_DFL)  # the children die with us
         self.asked = True
 
 
@@ -134,15 +135,38 @@ def run(
     to leave early: finished rounds are committed first. Raises ConfigError, RecordError,
     SegmentError, WorkerDied.
     """
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    ours = (RECORD_FILE, f"{RECORD_FILE}-wal", f"{RECORD_FILE}-shm", "config.toml", "metrics.jsonl")
+    fresh = [folder / name for name in ours if not (folder / name).exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
+        _remove_empty(made)
         raise RecordError(f"run folder {folder} cannot be made: {error.strerror}") from None
-    writer = RecordWriter(folder, config.identity())
     try:
-        return _run(config, folder, writer, say, show, stopped)
-    finally:
-        writer.close()
+        writer = RecordWriter(folder, config.identity())
+        try:
+            return _run(config, folder, writer, say, show, stopped)
+        except ShmzeroError:
+            if writer.count() > 0:
+                fresh.clear()
+            raise
+        finally:
+            writer.close()
+    except ShmzeroError:
+        for path in fresh:  # nothing was committed: leave things as they were found
+            path.unlink(missing_ok=True)
+        _remove_empty(made)
+        raise
+
+
+def _remove_empty(folders: list[Path]) -> None:
+    """Remove folders, the innermost first, as far as they are there and empty."""
+    for folder in folders:
+        try:
+            folder.rmdir()
+        except OSError:
+            pass
 
 
 def _run(
@@ -163,7 +187,6 @@ def _run(
                           "mean_batch_rows": 0.0}
     units: Iterator[int] = (unit for unit in range(wanted) if unit not in done)
     with Fleet(config, units, missing) as fleet:
-        _write(folder / "config.toml", to_toml(_resolved(config, fleet)))
         plan = fleet.plan
         say(
             f"{plan.workers} workers x {plan.lanes} lanes, {len(plan.devices)} inference processes "
@@ -191,6 +214,7 @@ def _run(
             nonlocal units_done, record_bytes, first_round_s
             if finished and first_round_s is None:
                 first_round_s = process_age_s()
+                _write(folder / "config.toml", to_toml(_resolved(config, fleet)))
             units_done += len(finished)
             record_bytes += sum(len(record) for _, records in finished for record in records)
             waiting.extend(finished)
@@ -268,6 +292,7 @@ def _write(path: Path, text: str) -> None:
         temporary.write_text(text)
         temporary.replace(path)
     except OSError as error:
+        temporary.unlink(missing_ok=True)
         raise RecordError(f"{path} cannot be written: {error.strerror}") from None
 
 
@@ -279,23 +304,30 @@ def _append(path: Path, line: dict[str, Any]) -> None:
         raise RecordError(f"{path} cannot be written: {error.strerror}") from None
 
 
+@dataclass(frozen=True)
+class _Command(SelfPlayConfig):
+    config: Path | None = None
+    """TOML file that sets any of these; for example a run folder's: --config runs/first/config.toml."""
+
+
 def parse(arguments: list[str] | None) -> SelfPlayConfig:
     """Settings out of flags over --config over defaults. Raises ConfigError."""
     import tyro
 
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("--config", type=Path)
-    given, rest = first.parse_known_args(arguments)
-    default = SelfPlayConfig(**read_toml(given.config)) if given.config else SelfPlayConfig()
-    return tyro.cli(
-        SelfPlayConfig,
+    first.add_argument("--config", type=Path, nargs="?")
+    given, _ = first.parse_known_args(arguments)
+    default = _Command(config=given.config, **read_toml(given.config)) if given.config else _Command()
+    command = parse_flags(
+        _Command,
         prog="python -m shmzero.selfplay",
         description="Plays Blob against itself and records the rounds. No option is required; "
-        "--config FILE.toml sets any of them, flags override it.\n\n" + EXAMPLES,
+        "flags override --config.\n\n" + EXAMPLES,
         default=default,
-        args=rest,
+        args=arguments,
         config=(tyro.conf.OmitArgPrefixes,),
     )
+    return SelfPlayConfig(**{f.name: getattr(command, f.name) for f in dataclasses.fields(SelfPlayConfig)})
 
 
 class HasLine(Protocol):

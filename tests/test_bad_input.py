@@ -1,0 +1,149 @@
+"""Surroundings that cannot be used: full disks, little shared memory, broken checkpoints.
+
+The full disks are small tmpfs in a mount namespace of their own, where that is permitted.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from shmzero import play_rounds
+from shmzero.config import SearchConfig
+from shmzero.evaluators import HashEvaluator
+from shmzero.records import Records
+
+HASH = ("--evaluator", "hash", "--preset", "light")
+
+
+def command(*arguments: object) -> list[str]:
+    return [sys.executable, "-m", "shmzero.selfplay", *map(str, arguments)]
+
+
+def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command(*arguments), capture_output=True, text=True, stdin=subprocess.DEVNULL)
+
+
+def mounted(script: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """A bash script with $1, $2... in a mount namespace of its own; skips the test where that is forbidden."""
+    unshare = ["unshare", "--mount", "--propagation", "private"]
+    try:
+        probe = subprocess.run([*unshare, "mount", "-t", "tmpfs", "tmpfs", "/mnt"], capture_output=True, text=True)
+    except FileNotFoundError:
+        pytest.skip("there is no unshare")
+    if probe.returncode != 0:
+        pytest.skip(f"mounting is not permitted: {probe.stderr.strip()}")
+    return subprocess.run(
+        [*unshare, "bash", "-euc", script, "bash", *map(str, arguments)],
+        capture_output=True, text=True, stdin=subprocess.DEVNULL,
+    )
+
+
+def last_line(done: subprocess.CompletedProcess[str], code: int) -> str:
+    """The one line that begins with `error:` and ends what was said; nothing of it is a traceback."""
+    assert done.returncode == code, done.stderr
+    *_, last = done.stderr.splitlines()
+    assert re.match("error: .", last) and done.stderr.count("error:") == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    return last
+
+
+def test_shared_memory_too_small_ends_with_one_line_and_leaves_nothing(tmp_path: Path) -> None:
+    script = 'mount -t tmpfs -o size=1m tmpfs /dev/shm; code=0; "$@" || code=$?; ls -A /dev/shm; exit $code'
+    done = mounted(script, *command(*HASH, "--max-batch", 4096, "--rounds", 5000, "--out", tmp_path / "run"))
+    assert "/dev/shm" in last_line(done, 1)
+    assert done.stdout == "" and list(tmp_path.iterdir()) == []
+
+
+def test_disk_filling_up_keeps_what_was_committed_and_goes_on_with_space(tmp_path: Path) -> None:
+    """A disk of 1 MB takes 50 rounds and not 5000; with more room the same command completes them."""
+    disk, kept = tmp_path / "disk", tmp_path / "kept"
+    disk.mkdir()
+    kept.mkdir()
+    script = """
+    disk=$1 kept=$2; shift 2
+    mount -t tmpfs -o size=1m tmpfs "$disk"
+    "$@" --rounds 50 >"$kept/start.out" 2>"$kept/start.err"
+    for name in first again; do
+      code=0; "$@" --rounds 5000 >"$kept/$name.out" 2>"$kept/$name.err" || code=$?; echo $code >"$kept/$name.code"
+    done
+    mkdir "$kept/full"; cp "$disk"/rounds.sqlite* "$kept/full"
+    mount -o remount,size=64m "$disk"
+    "$@" --rounds 5000
+    cp "$disk"/rounds.sqlite* "$kept"
+    """
+    done = mounted(script, disk, kept, *command(*HASH, "--simulations", 2, "--out", disk, "--json"))
+    assert done.returncode == 0, done.stderr
+    for name in ("first", "again"):
+        said = (kept / f"{name}.err").read_text()
+        assert (kept / f"{name}.code").read_text() == "1\n", said
+        assert re.match("error: .*(full|No space left)", said.splitlines()[-1]) and "Traceback" not in said
+        assert said.count("error:") == 1 and (kept / f"{name}.out").read_text() == ""
+    full = list(Records(kept / "full"))
+    assert 50 <= len(full) < 5000
+    assert json.loads(done.stdout)["complete"] and json.loads(done.stdout)["rounds"] == 5000
+    records = list(Records(kept))
+    assert set(full) <= set(records)
+    search = SearchConfig(determinizations=2, simulations=2, noise_fraction=0.25)
+    assert records[:200] == play_rounds(HashEvaluator(), 200, search) and len(set(records)) == 5000
+
+
+def test_unwritable_output_ends_with_one_line_and_leaves_nothing(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("mine")
+    for place, named in ((file, "file"), (file / "run", "file"), ("/proc/nothing/run", "/proc/nothing")):
+        assert named in last_line(run(*HASH, "--rounds", 5, "--out", place), 1)
+    (tmp_path / "run" / "rounds.sqlite").mkdir(parents=True)
+    assert "rounds.sqlite" in last_line(run(*HASH, "--rounds", 5, "--out", tmp_path / "run"), 1)
+    assert sorted(os.listdir(tmp_path)) == ["file", "run"] and file.read_text() == "mine"
+    assert os.listdir(tmp_path / "run") == ["rounds.sqlite"] and os.listdir(tmp_path / "run/rounds.sqlite") == []
+
+
+def test_read_only_disk_ends_with_one_line(tmp_path: Path) -> None:
+    script = 'mount -t tmpfs -o ro tmpfs "$1"; shift; "$@"'
+    done = mounted(script, tmp_path, *command(*HASH, "--rounds", 5, "--out", tmp_path / "run"))
+    assert "Read-only file system" in last_line(done, 1)
+    done = mounted(script, tmp_path, *command(*HASH, "--rounds", 5, "--out", tmp_path))
+    assert "rounds.sqlite" in last_line(done, 1)
+
+
+def test_broken_checkpoints_end_with_one_line_and_leave_nothing(tmp_path: Path) -> None:
+    import safetensors.torch
+    import torch
+
+    from shmzero.config import NetConfig
+    from shmzero.net import BlobNet, save_checkpoint
+
+    good = tmp_path / "good.safetensors"
+    save_checkpoint(BlobNet(NetConfig(width=16, hidden=16, blocks=1)), good)
+    data = good.read_bytes()
+    metadata = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
+    tensors = safetensors.torch.load(data)
+    name = next(iter(tensors))
+    broken = {
+        "truncated": (data[:-100], "cannot be read"),
+        "empty": (b"", "cannot be read"),
+        "shapes": (safetensors.torch.save(tensors | {name: torch.zeros(3, 5)}, metadata), "does not fit"),
+        "missing": (safetensors.torch.save({k: t for k, t in tensors.items() if k != name}, metadata), "does not fit"),
+        "nan": (safetensors.torch.save(tensors | {name: tensors[name] * float("nan")}, metadata), "not finite"),
+        "strange": (safetensors.torch.save(tensors), "has format None"),
+        "folder": (None, "cannot be read"),
+    }
+    # Several at a time: importing torch is what takes long.
+    started = {}
+    for case, (content, _) in broken.items():
+        path = tmp_path / f"{case}.safetensors"
+        path.mkdir() if content is None else path.write_bytes(content)
+        arguments = command("--checkpoint", path, "--device", "cpu", "--no-compile", "--rounds", 5, "--out", tmp_path / case)
+        started[case] = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    for case, (_, named) in broken.items():
+        out, err = started[case].communicate()
+        line = last_line(subprocess.CompletedProcess([], started[case].returncode, out, err), 2)
+        assert named in line and f"{case}.safetensors" in line and out == ""
+        assert not (tmp_path / case).exists()

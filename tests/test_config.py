@@ -1,0 +1,208 @@
+"""Settings by flag and by file: what cannot be used ends with one line and leaves nothing behind."""
+
+from __future__ import annotations
+
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from shmzero.config import SelfPlayConfig
+from shmzero.records import Records
+from shmzero.selfplay import main, parse
+
+HASH = ("--evaluator", "hash", "--preset", "light", "--cards", "2")
+
+
+@pytest.fixture(autouse=True)
+def signals() -> Iterator[None]:
+    """main() takes the signals over; give them back."""
+    before = [(number, signal.getsignal(number)) for number in (signal.SIGINT, signal.SIGTERM)]
+    yield
+    for number, handler in before:
+        signal.signal(number, handler)
+
+
+def contents(folder: Path) -> dict[str, bytes | None]:
+    return {str(path): path.read_bytes() if path.is_file() else None for path in sorted(folder.rglob("*"))}
+
+
+def refusal(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    """The one line that the command ends with."""
+    assert main([str(argument) for argument in arguments]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == "" and re.fullmatch(r"error: [^\n]+\n", printed.err)
+    return printed.err
+
+
+BAD_FLAGS = [
+    ("--rounds", "-5", "rounds is -5"),
+    ("--rounds", "0", "rounds is 0"),
+    ("--rounds", "2.5", "--rounds: '2.5'"),
+    ("--rounds", "many", "--rounds: 'many'"),
+    ("--rounds", "1" + "0" * 30, "allowed: 1 to"),
+    ("--games", "0", "games is 0"),
+    ("--players", "2", "players is '2'"),
+    ("--players", "9", "players is '9'"),
+    ("--players", "5-3", "players is '5-3'"),
+    ("--players", "4:0", "players is '4:0'"),
+    ("--players", "4:nan", "players is '4:nan'"),
+    ("--players", "", "players is ''"),
+    ("--cards", "0", "cards is '0'"),
+    ("--cards", "14", "cards is '14' with 4 players"),
+    ("--trump", "swords", "trump is 'swords'"),
+    ("--trump", "spades:-1", "trump is 'spades:-1'"),
+    ("--trump", "spades:inf", "trump is 'spades:inf'"),
+    ("--dealer", "4", "dealer is '4'"),
+    ("--dealer", "-1", "dealer is '-1'"),
+    ("--preset", "huge", "'light', 'medium', 'heavy'"),
+    ("--determinizations", "0", "determinizations is 0"),
+    ("--simulations", "-1", "simulations is -1"),
+    ("--simulations", "100000000", "simulations is 100000000"),
+    ("--leaves-in-flight", "0", "leaves_in_flight is 0"),
+    ("--opponents", "friends", "friends"),
+    ("--root", "best", "best"),
+    ("--target", "none", "none"),
+    ("--noise-fraction", "1.5", "noise_fraction is 1.5"),
+    ("--noise-alpha", "0", "noise_alpha is 0"),
+    ("--temperature", "nan", "temperature is nan"),
+    ("--temperature", "inf", "temperature is inf"),
+    ("--temperature", "warm", "--temperature: could not convert"),
+    ("--temperature-decisions", "-1", "temperature_decisions is -1"),
+    ("--rivalry", "-0.1", "rivalry is -0.1"),
+    ("--workers", "0", "workers is 0"),
+    ("--workers", "100000", "workers is 100000"),
+    ("--lanes", "0", "lanes is 0"),
+    ("--slots", "1", "slots is 1"),
+    ("--device", "tpu", "device is 'tpu'"),
+    ("--device", "cpu*0", "device is 'cpu*0'"),
+    ("--device", "cuda:x", "device is 'cuda:x'"),
+    ("--inference-threads", "0", "inference_threads is 0"),
+    ("--precision", "int4", "int4"),
+    ("--max-batch", "0", "max_batch is 0"),
+    ("--timeout-ms", "-1", "timeout_ms is -1"),
+    ("--evaluator", "oracle", "oracle"),
+    ("--net", "giant", "giant"),
+    ("--seed", "-1", "seed is -1"),
+    ("--seed", str(2**65), f"seed is {2**65}"),
+    ("--stall-s", "0", "stall_s is 0"),
+    ("--config", "/nowhere.toml", "/nowhere.toml: No such file"),
+    ("--rouns", "5", "--rouns, 5; perhaps --rounds"),
+    ("--rounds", "--rounds"),
+    ("--rounds", "5", "--games", "5", "rounds and games are both set"),
+    ("--players", "8", "--cards", "7", "cards is '7' with 8 players"),
+    ("--workers", "1", "--device", "cpu*2", "workers is 1 with 2 inference processes"),
+    ("--evaluator", "hash", "--checkpoint", "x.safetensors", "checkpoint is set with evaluator 'hash'"),
+    ("--follow", "follow is set without a checkpoint"),
+    (*HASH, "--slots", "2", "--lanes", "1000000", "--rounds", "1000000", "--determinizations", "10000", "lanes is 1000000"),
+]
+
+
+def test_selfplay_bad_flags_end_with_one_line_and_leave_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for *flags, named in BAD_FLAGS:
+        assert named in refusal(capsys, "--out", "deep/run", *flags), flags
+        assert contents(tmp_path) == {}, flags
+
+
+BAD_TOML = [
+    ("rounds = -5", "rounds is -5"),
+    ("rounds = 2.5", "rounds is 2.5; allowed: int"),
+    ("rounds = true", "rounds is True; allowed: int"),
+    ('rounds = "ten"', "rounds is 'ten'; allowed: int"),
+    ("slots = 2.5", "slots is 2.5; allowed: int"),
+    ('compile = "no"', "compile is 'no'; allowed: bool"),
+    ('temperature = "warm"', "temperature is 'warm'; allowed: float"),
+    ("temperature = nan", "temperature is nan"),
+    ("trump = 5", "trump is 5; allowed: str"),
+    ("device = []", "device is []; allowed: str"),
+    ("net = []", "net is []; allowed: str"),
+    ('net = "giant"', "net is 'giant'; allowed: plan"),
+    ('preset = "huge"', "preset is 'huge'; allowed: light"),
+    ("players = [3]", "players is [3]"),
+    ("out = 5", "out is 5; allowed: Path"),
+    ("checkpoint = 5", "checkpoint is 5; allowed: Path"),
+    ("rounds = 5\ngames = 5", "rounds and games are both set"),
+    ("speed = 9", "unknown setting 'speed'; known: cards,"),
+    ("[search]\nsimulations = 5", "unknown setting 'search'"),
+    ("rounds = ", "is not TOML"),
+    ("rounds = 5\nrounds = 6", "is not TOML"),
+    ("\x00", "is not TOML"),
+]
+
+
+def test_selfplay_bad_config_files_end_with_one_line_and_leave_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "run.toml"
+    for text, named in BAD_TOML:
+        file.write_text(text)
+        assert named in refusal(capsys, "--config", file), text
+        assert contents(tmp_path) == {str(file): text.encode()}, text
+    file.write_bytes(b"rounds = \xff")
+    assert "is not TOML" in refusal(capsys, "--config", file)
+    assert "Is a directory" in refusal(capsys, "--config", tmp_path)
+
+
+def test_selfplay_bad_flags_as_a_program(tmp_path: Path) -> None:
+    """The same through a shell's eyes: exit code, standard error, no traceback."""
+    for flags in (("--rounds", "-5"), ("--preset", "huge"), ("--config", "/nowhere.toml")):
+        done = subprocess.run(
+            [sys.executable, "-m", "shmzero.selfplay", "--out", "run", *flags],
+            cwd=tmp_path, capture_output=True, text=True,
+        )
+        assert done.returncode == 2 and done.stdout == "" and re.fullmatch(r"error: [^\n]+\n", done.stderr)
+        assert contents(tmp_path) == {}
+
+
+def test_config_of_a_run_folder_plays_the_same_rounds_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    assert main([*HASH, "--rounds", "20", "--players", "3-5", "--trump", "none,spades:2", "--seed", "7",
+                 "--root", "halving", "--temperature", "0.5", "--out", str(first)]) == 0
+    file = first / "config.toml"
+    assert parse(["--config", str(file)]).out == first
+    assert parse(["--config", str(file), "--seed", "8"]).seed == 8
+    assert main(["--config", str(file), "--out", str(second)]) == 0
+    assert list(Records(second)) == list(Records(first)) and len(Records(first)) == 20
+    assert (second / "config.toml").read_text() == file.read_text().replace(str(first), str(second))
+
+
+def test_selfplay_refused_settings_leave_an_existing_run_as_it_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*HASH, "--rounds", "5", "--out", str(tmp_path)]) == 0
+    (tmp_path / "notes.txt").write_text("mine")
+    before = contents(tmp_path)
+    capsys.readouterr()
+    assert "seed: 0 there, 1 now" in refusal(capsys, *HASH, "--seed", 1, "--rounds", 9, "--out", tmp_path)
+    assert "workers is 1" in refusal(
+        capsys, *HASH, "--workers", 1, "--device", "cpu*2", "--rounds", 9, "--out", tmp_path
+    )
+    assert contents(tmp_path) == before
+
+
+def test_selfplay_help_explains_every_option(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    with pytest.raises(SystemExit) as end:
+        parse(["--help"])
+    assert end.value.code == 0
+    shown = capsys.readouterr().out
+    options = re.split(r"\n\W{0,3}(?=--[a-z])", shown)[1:]
+    texts = {option.split(",")[0].split()[0]: " ".join(option.replace("│", " ").split()) for option in options}
+    for field in fields(SelfPlayConfig):
+        text = texts["--" + field.name.replace("_", "-")]
+        help_text = re.sub(r"^(--\S+,? ?)+((\{\w+\}\|)?(INT|FLOAT|STR|PATH|\{[\w,]+\}))?", "", text)
+        assert len(re.findall(r"[A-Za-z]{2,}", help_text.rpartition("(default:")[0])) >= 3, text
+    assert "python -m shmzero.selfplay --config run.toml" in shown and "TOML file" in shown

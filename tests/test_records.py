@@ -1,0 +1,188 @@
+"""The record file: written, read back, replayed; and files that are none."""
+
+from __future__ import annotations
+
+import json
+import re
+import sqlite3
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from shmzero import SearchConfig, _core, play_rounds
+from shmzero.errors import ConfigError, RecordError
+from shmzero.records import FILE_NAME, Records, RecordWriter, main
+from tests.fakes import HashEvaluator
+
+SETTINGS = {"seed": 3, "players": "3-5"}
+
+
+@pytest.fixture(scope="module")
+def played() -> list[bytes]:
+    search = SearchConfig(determinizations=1, simulations=4)
+    return play_rounds(HashEvaluator(), 300, search, seed=3, players="3-5", cards="1-4")
+
+
+@pytest.fixture
+def folder(tmp_path: Path, played: list[bytes]) -> Path:
+    """A run folder with 300 rounds, closed."""
+    writer = RecordWriter(tmp_path, SETTINGS)
+    assert writer.write(list(enumerate([record] for record in played))) == 300
+    writer.close()
+    return tmp_path
+
+
+def refusal(capsys: pytest.CaptureFixture[str], code: int, *arguments: object) -> str:
+    """The one line that `python -m shmzero.records` ends with."""
+    capsys.readouterr()
+    assert main([str(argument) for argument in arguments]) == code
+    printed = capsys.readouterr()
+    assert printed.out == "" and re.fullmatch(r"error: [^\n]+\n", printed.err), printed
+    return printed.err
+
+
+def test_records_written_count_read_and_replay_as_they_were(folder: Path, played: list[bytes]) -> None:
+    for place in (folder, folder / FILE_NAME, str(folder)):
+        records = Records(place)
+        assert len(records) == 300 and list(records) == played and records.settings() == SETTINGS
+    assert [_core.decode_record(record)["id"] for record in records] == list(range(300))
+    assert list(records.read(first=290)) == played[290:]
+    assert list(records.read(first=7, most=5)) == played[7:12]
+    assert list(records.read(first=300)) == [] and list(records.read(most=0)) == []
+    assert records.newest(4) == played[-4:]
+    rows, wanted = records.replay(first=10, most=50, seat_seed=1), _core.replay(played[10:60], 1)
+    assert rows.keys() == wanted.keys() and set(rows["ids"]) == set(range(10, 60))
+    for name in wanted:
+        assert np.array_equal(rows[name], wanted[name]), name
+
+
+def test_records_more_than_one_transaction_of_reading_come_once_and_in_order(tmp_path: Path, played: list[bytes]) -> None:
+    writer = RecordWriter(tmp_path, SETTINGS)
+    record = played[0]
+    many = [record[:8] + np.uint64(i).tobytes() + record[16:] for i in range(2500)]
+    assert writer.write([(i, [many[i]]) for i in reversed(range(2500))]) == 2500
+    assert list(Records(tmp_path)) == many and list(Records(tmp_path).read(5, 2000)) == many[5:2005]
+    writer.close()
+
+
+def test_record_writer_writes_a_round_once_and_continues(folder: Path, played: list[bytes]) -> None:
+    writer = RecordWriter(folder, SETTINGS)
+    assert writer.units() == set(range(300))
+    assert writer.write([(5, [played[6]]), (300, [played[5]])]) == 0
+    assert writer.count() == 300 and list(Records(folder)) == played
+    writer.close()
+    with pytest.raises(ConfigError, match="seed: 3 there, 4 now"):
+        RecordWriter(folder, SETTINGS | {"seed": 4})
+
+
+def test_records_reader_sees_whole_transactions_while_they_are_written(tmp_path: Path, played: list[bytes]) -> None:
+    writer = RecordWriter(tmp_path, SETTINGS)
+    reader = Records(tmp_path)
+    for first in range(0, 300, 50):
+        reading = reader.read()
+        head = [next(reading) for _ in range(min(first, 3))]
+        assert writer.write([(i, [played[i]]) for i in range(first, first + 50)]) == 50
+        assert head + list(reading) in (played[:first], played[: first + 50])
+        assert len(reader) == first + 50 and list(reader) == played[: first + 50]
+    other = sqlite3.connect(tmp_path / FILE_NAME, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    other.execute("DELETE FROM rounds")
+    assert list(reader) == played  # not committed, so not there
+    other.execute("ROLLBACK")
+    other.close()
+    writer.close()
+
+
+def test_records_of_another_schema_are_refused_untouched(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with sqlite3.connect(folder / FILE_NAME) as connection:
+        connection.execute("UPDATE meta SET value = '99' WHERE key = 'schema'")
+        connection.execute("PRAGMA journal_mode = DELETE")
+    connection.close()
+    before = (folder / FILE_NAME).read_bytes()
+    assert "schema version 99; this program reads 1" in refusal(capsys, 2, folder)
+    with pytest.raises(ConfigError, match="schema version 99; this program reads 1"):
+        RecordWriter(folder, SETTINGS)
+    assert (folder / FILE_NAME).read_bytes() == before and len(list(folder.iterdir())) == 1
+
+
+def test_records_database_of_another_program_is_refused_untouched(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with sqlite3.connect(tmp_path / FILE_NAME) as connection:
+        connection.execute("CREATE TABLE songs (name TEXT)")
+    connection.close()
+    before = (tmp_path / FILE_NAME).read_bytes()
+    assert "is no record file of shmzero" in refusal(capsys, 2, tmp_path)
+    with pytest.raises(ConfigError, match="is no record file of shmzero"):
+        RecordWriter(tmp_path, SETTINGS)
+    assert (tmp_path / FILE_NAME).read_bytes() == before
+
+
+@pytest.mark.parametrize("damage", ["not one", "half", "one page", "zeroed pages"])
+def test_records_damaged_file_ends_with_one_line_untouched(
+    folder: Path, damage: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = folder / FILE_NAME
+    data = path.read_bytes()
+    page = int.from_bytes(data[16:18], "big")
+    assert len(data) > 8 * page
+    path.write_bytes({
+        "not one": b"these are my notes\n" * 500,
+        "half": data[: len(data) // 2],
+        "one page": data[:page],
+        "zeroed pages": data[:page] + bytes(len(data) - page),
+    }[damage])
+    before = path.read_bytes()
+    code = main([str(folder), "--show", "1000"])
+    assert code in (1, 2)
+    assert str(path) in refusal(capsys, code, folder, "--show", 1000)
+    with pytest.raises((ConfigError, RecordError), match=re.escape(str(path))):
+        writer = RecordWriter(folder, SETTINGS)
+        try:
+            writer.units()
+        finally:
+            writer.close()
+    assert path.read_bytes() == before
+
+
+def test_records_bytes_that_are_no_round_end_with_one_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with sqlite3.connect(folder / FILE_NAME) as connection:
+        connection.execute("UPDATE rounds SET record = substr(record, 1, 30) WHERE id = 4")
+    connection.close()
+    assert "it ends too early" in refusal(capsys, 1, folder, "--first", 4)
+    assert "it ends too early" in refusal(capsys, 1, folder, "--first", 4, "--json")
+    with pytest.raises(RecordError, match="holds what is no round: .*it ends too early"):
+        Records(folder).replay()
+    assert len(Records(folder).replay(first=5)["ids"]) > 0
+
+
+def test_records_command_refuses_what_it_cannot_use(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert f"there is no record file {folder}/none" in refusal(capsys, 2, folder / "none")
+    (folder / "empty").mkdir()
+    assert "there is no record file" in refusal(capsys, 2, folder / "empty")
+    assert list((folder / "empty").iterdir()) == []
+    assert "show is -1" in refusal(capsys, 2, folder, "--show", -1)
+    assert "first is -1" in refusal(capsys, 2, folder, "--first", -1)
+    assert "first is" in refusal(capsys, 2, folder, "--first", 2**64)
+    assert "--show: invalid int value: 'all'" in refusal(capsys, 2, folder, "--show", "all")
+    assert "required: path" in refusal(capsys, 2)
+
+
+def test_records_command_shows_rounds(folder: Path, played: list[bytes], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(folder), "--first", "8", "--show", "2"]) == 0
+    text = capsys.readouterr().out
+    assert "300 rounds" in text and "round 8:" in text and "round 9:" in text and "round 10:" not in text
+    assert main([str(folder), "--first", "8", "--show", "2", "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["rounds"] == 300 and shown["settings"] == SETTINGS
+    assert shown["shown"] == json.loads(json.dumps([_core.decode_record(record) for record in played[8:10]]))
+
+
+def test_records_path_may_hold_any_character(tmp_path: Path, played: list[bytes]) -> None:
+    folder = tmp_path / "what? 100% #1 & über"
+    folder.mkdir()
+    writer = RecordWriter(folder, SETTINGS)
+    writer.write([(0, [played[0]])])
+    writer.close()
+    assert [path.name for path in folder.iterdir()] == [FILE_NAME] and list(Records(folder)) == played[:1]
