@@ -29,7 +29,7 @@ WEIGHTS_KEPT = 3
 WAIT_S = 0.05
 METRICS_S = 1.0
 FIRST_ROWS = 8192
-"""Rows before the first step; the input scale is measured on them."""
+"""Rows before the first step, less in a small buffer; the input scale is measured on them."""
 LEAD_SHARES = (1 / 6, 1 / 3)
 """Self-play pauses when it is further ahead of what the replay ratio asks for than the second share of
 the buffer, and goes on below the first: its rounds take a while to come, and nobody shall starve."""
@@ -169,7 +169,8 @@ class LearnerProcess:
             self._rows_new += self._buffer.add(records)
 
     def _may_step(self) -> bool:
-        if len(self._buffer) < min(FIRST_ROWS, self._config.buffer):
+        # No more than self-play brings before it is held back.
+        if len(self._buffer) < min(FIRST_ROWS, LEAD_SHARES[0] * self._config.buffer):
             return False
         trained = self._learner.steps * self._config.batch
         return trained < self._rows_new * self._config.replay_ratio
