@@ -409,6 +409,8 @@ class _Output:
         self._quiet = quiet
 
     def table(self, title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        if self._errors.is_terminal:
+            self._errors.print(" " * (self._errors.width - 1), end="\r")  # the last line of progress
         if self._quiet:
             return
         if self._console.is_terminal:

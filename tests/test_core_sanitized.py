@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from shmzero import BatchedEvaluator, SearchConfig, _core, play_rounds, search
+from shmzero.arena import make_agent, match_plan, play_tables
 from shmzero.errors import ModelFailed
 from shmzero.evaluators import HashEvaluator
 from tests.cases import as_round, random_position
@@ -38,6 +39,17 @@ def test_core_survives_random_positions_and_determinizations() -> None:
             r.features(seat)
         assert r.determinize(rng.getrandbits(64)).legal_actions() == r.legal_actions()
         search(r, HashEvaluator(), SearchConfig(determinizations=1, simulations=8), seed=1)
+
+
+def test_core_plays_matches_on_threads_and_solves() -> None:
+    agents = [make_agent(name) for name in ("threshold", "mc20", "uct2x10+solver")]
+    agents.append(make_agent((HashEvaluator(), CONFIGS[0])))
+    for games in (False, True):
+        tables = np.tile(np.arange(8, dtype=np.uint8) % 4, (3, 1))
+        rounds = play_tables(agents, tables, match_plan("3-8", "1-4", "random", games, 1), threads=3)
+        assert set(rounds["deal"]) == {0, 1, 2}
+    for seed in range(20):
+        assert len(_core.solve(_core.Round.deal(players=3, cards=2, seed=seed))[1]) == 3
 
 
 def test_decode_record_of_mangled_bytes_raises_value_error() -> None:

@@ -29,7 +29,7 @@ from shmzero.errors import ShmzeroError
 from shmzero.evaluators import NetEvaluator
 from shmzero.records import Records
 from shmzero.selfplay import run
-from tools import bench_selfplay, report
+from tools import bench_clients, bench_selfplay, report
 from tools.measure import Result, interleaved, machine, real_rows
 
 
@@ -192,6 +192,7 @@ BENCHMARKS: dict[str, Callable[[argparse.Namespace], list[Result]]] = {
     "transport": bench_transport,
     "signature": bench_signature,
     "numerics": bench_numerics,
+    "clients": bench_clients.bench_clients,
     **bench_selfplay.BENCHMARKS,
 }
 

@@ -1,5 +1,4 @@
-#!/usr/bin/env python3
-"""Measures a service's clients against what they replace: env/run python tools/bench_clients.py.
+"""Benchmark of a service's clients against what they replace. Run by bench.py, as `clients`.
 
 Latency of one client (median and 99th percentile of a call) and rows a second of several, for the ring,
 a multiprocessing.Queue, Manager queues (30 rows as one message, and as 30 as the plan had it), pipes and the
@@ -9,7 +8,6 @@ model in each process. All in one run, with the same model, interleaved. The ser
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
 import os
 import secrets
@@ -19,16 +17,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 import numpy as np
-from baselines import DirectEvaluator, PipeService, QueueService
 
 from shmzero import Client
+from tools.baselines import DirectEvaluator, PipeService, QueueService
+from tools.measure import Result
 
 ROOT = Path(__file__).resolve().parent.parent
 STATE_DIM, ACTION_DIM, VALUE_DIM = 256, 52, 1
@@ -58,25 +54,15 @@ def make_plan() -> Any:
 MODELS = {"trivial": make_trivial, "plan": make_plan}
 
 
-@dataclass
-class Result:
-    """One line of the output."""
-
-    name: str
-    value: float
-    unit: str
-    goal: str = ""
-
-
 class _RingService:
     """`python -m shmzero.serve` in a process."""
 
     def __init__(self, model: str) -> None:
         self.name = f"bench-{secrets.token_hex(4)}"
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "shmzero.serve", "--name", self.name, "--model", f"bench_clients:make_{model}",
+            [sys.executable, "-m", "shmzero.serve", "--name", self.name, "--model", f"tools.bench_clients:make_{model}",
              "--threads", "1"],
-            cwd=ROOT / "tools", env=os.environ | {"PYTHONPATH": str(ROOT)}, stderr=subprocess.PIPE, text=True,
+            cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
         assert self._process.stderr is not None
         line = self._process.stderr.readline()
@@ -245,8 +231,9 @@ def bench_throughput(
     return {name: statistics.median(values) for name, values in figures.items()}
 
 
-def bench_clients(quick: bool = False, repeats: int = 3) -> list[Result]:
-    """Every figure as name, value, unit, goal."""
+def bench_clients(given: argparse.Namespace) -> list[Result]:
+    """A service's clients against queue servers, pipes and a model in each process; same model, in turns."""
+    quick, repeats = given.quick, given.repeats
     seconds = 0.5 if quick else 2.0
     names = list(transports("trivial", 1))
     latency = bench_latency(names, (1, 30) if quick else (1, 30, 128, 256), seconds, repeats)
@@ -255,33 +242,12 @@ def bench_clients(quick: bool = False, repeats: int = 3) -> list[Result]:
         goal = "<= 25" if (name, rows) == ("ring", 1) else ""
         results.append(Result(f"{name}: {rows} rows, median", median, "us", goal))
         results.append(Result(f"{name}: {rows} rows, 99 %", tail, "us"))
-    for rows, goal in ((1, 40), (30, 100)):
+    for rows, goal_times in ((1, 40), (30, 100)):
         ring = latency["ring", rows][0]
         for name in names[1:]:
-            least = f">= {goal}" if name == ("manager" if rows == 1 else "manager, a message a row") else ""
+            least = f">= {goal_times}" if name == ("manager" if rows == 1 else "manager, a message a row") else ""
             results.append(Result(f"ring against {name}, {rows} rows", latency[name, rows][0] / ring, "times", least))
     for num_clients in (3,) if quick else (1, 3, 8, 32):
         for name, rate in bench_throughput(names, num_clients, 30, seconds, 1 if quick else repeats).items():
             results.append(Result(f"{name}: {num_clients} clients, 30 rows a time", rate, "rows/s"))
     return results
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(
-        prog="tools/bench_clients.py", description="Measures a service's clients against queue and pipe servers.",
-        epilog="example: env/run python tools/bench_clients.py --quick",
-    )  # fmt: skip
-    parser.add_argument("--quick", action="store_true", help="half a second a figure, fewer sizes")
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--json", type=Path, help="write the figures to this file")
-    given = parser.parse_args()
-    results = bench_clients(given.quick, given.repeats)
-    for r in results:
-        print(f"{r.name:<52} {r.value:>14,.1f} {r.unit:<7} {r.goal}")
-    if given.json:
-        given.json.write_text(json.dumps([asdict(r) for r in results], indent=1) + "\n")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

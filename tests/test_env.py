@@ -1,0 +1,120 @@
+"""env/run and env/perf.sh: one line for what is missing, settings that can be taken back."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+SHELLS = [shell for shell in ("bash", "zsh") if shutil.which(shell)]
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    """The files that env/run looks at, and nothing made from them."""
+    folder = tmp_path / "shmzero"
+    for name in ("env", "shmzero/csrc"):
+        shutil.copytree(ROOT / name, folder / name)
+    for name in ("setup.py", "setup.cfg", "pyproject.toml"):
+        shutil.copy(ROOT / name, folder / name)
+    return folder
+
+
+def programs(folder: Path, *names: str, **scripts: str) -> str:
+    """A PATH of these programs of the machine and of these scripts alone."""
+    folder.mkdir()
+    for name in names:
+        (folder / name).symlink_to(Path(shutil.which(name) or pytest.fail(f"{name} is missing")).resolve())
+    for name, text in scripts.items():
+        (folder / name).write_text(f"#!/bin/bash\n{text}\n")
+        (folder / name).chmod(0o755)
+    return str(folder)
+
+
+BASIC = ("bash", "env", "cat", "cksum", "tr", "dirname", "flock", "mkdir", "rm", "grep", "tail", "sed", "head")
+
+
+def env_run(copy: Path, path: str, **more: str) -> subprocess.CompletedProcess[str]:
+    environment = {"PATH": path, "HOME": str(copy), **more}
+    return subprocess.run([str(copy / "env" / "run"), "true"], capture_output=True, text=True, env=environment, timeout=120)
+
+
+def complaint(result: subprocess.CompletedProcess[str]) -> str:
+    """The one line that says what is wrong; the others say what was being done."""
+    assert result.returncode == 1, result.stderr
+    doing = ("env/run: making", "env/run: installing", "env/run: building")
+    lines = [line for line in result.stderr.splitlines() if not line.startswith(doing)]
+    assert len(lines) == 1 and lines[0].startswith("env/run: "), result.stderr
+    return lines[0]
+
+
+def test_run_without_a_command_says_how() -> None:
+    result = subprocess.run([str(ROOT / "env" / "run")], capture_output=True, text=True)
+    assert result.returncode == 2 and "usage: env/run CMD" in result.stderr
+
+
+def test_run_passes_the_commands_exit_code_and_words_on() -> None:
+    result = subprocess.run([str(ROOT / "env" / "run"), "bash", "-c", 'exit "$1"', "x", "7"])
+    assert result.returncode == 7
+
+
+def test_run_with_only_an_old_python_says_which_is_needed(copy: Path, tmp_path: Path) -> None:
+    path = programs(tmp_path / "bin", *BASIC, python3="exit 1")  # what it is asked is whether it is new enough
+    assert "no Python 3.11 or newer" in complaint(env_run(copy, path))
+
+
+def test_run_without_a_compiler_says_so(copy: Path, tmp_path: Path) -> None:
+    python = f'exec {sys.executable} "$@"'
+    path = programs(tmp_path / "bin", *BASIC, python3=python)
+    assert "no C++ compiler" in complaint(env_run(copy, path, CXX="c++"))
+
+
+def test_run_without_python_headers_says_so(copy: Path, tmp_path: Path) -> None:
+    site = copy / ".venv" / "bin"
+    site.mkdir(parents=True)
+    (site / "python").write_text("#!/bin/bash\necho /nowhere/include\n")
+    (site / "python").chmod(0o755)
+    path = programs(tmp_path / "bin", *BASIC, **{"c++": "exit 0"})
+    assert "no Python.h in /nowhere/include" in complaint(env_run(copy, path))
+
+
+def test_run_with_an_unreachable_registry_says_so(copy: Path, tmp_path: Path) -> None:
+    python = f'exec {sys.executable} "$@"'
+    path = programs(tmp_path / "bin", *BASIC, python3=python, **{"c++": "exit 0"})
+    nowhere = {"PIP_INDEX_URL": "http://127.0.0.1:9/simple", "PIP_RETRIES": "1", "PIP_CONFIG_FILE": "/dev/null"}
+    assert "registry cannot be reached" in complaint(env_run(copy, path, **nowhere))
+
+
+def test_run_with_an_interpreter_that_is_none_says_so(copy: Path, tmp_path: Path) -> None:
+    path = programs(tmp_path / "bin", *BASIC)
+    assert "SHMZERO_PYTHON=/no/python is no program" in complaint(env_run(copy, path, SHMZERO_PYTHON="/no/python"))
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_perf_sets_names_them_can_be_sourced_twice_and_undone(shell: str) -> None:
+    script = f"""
+    before=$(env | sort)
+    . {ROOT}/env/perf.sh
+    echo "$OMP_NUM_THREADS $MKL_NUM_THREADS"
+    once=$(env | sort)
+    . {ROOT}/env/perf.sh
+    [ "$once" = "$(env | sort)" ] && echo same
+    shmzero_perf_undo
+    [ "$before" = "$(env | sort)" ] && echo undone
+    """
+    environment = {"PATH": os.environ["PATH"], "HOME": "/nonexistent"}
+    result = subprocess.run([shell, "-c", script], capture_output=True, text=True, env=environment)
+    assert result.stdout.split("\n")[:3] == ["1 1", "same", "undone"], result
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_perf_leaves_alone_what_is_set(shell: str) -> None:
+    script = f". {ROOT}/env/perf.sh; echo $OMP_NUM_THREADS; shmzero_perf_undo; echo $OMP_NUM_THREADS"
+    environment = {"PATH": os.environ["PATH"], "OMP_NUM_THREADS": "3"}
+    result = subprocess.run([shell, "-c", script], capture_output=True, text=True, env=environment)
+    assert result.stdout.split() == ["3", "3"]
