@@ -488,7 +488,7 @@ class TrainConfig:
     """A checkpoint and the learner's state are kept so often: what a kill can cost."""
     closing_s: float = 1.5
     """Taken off the minutes for saving at the end."""
-    evaluate_s: float = 60.0
+    evaluate_s: float = 30.0
     """A match against each opponent so often, and one at the end; 0 plays only the last."""
     opponents: str = "threshold"
     """Built-in opponents of the matches, with commas; empty for none."""

@@ -28,7 +28,7 @@ from shmzero.config import TRAIN_PRESETS, TrainConfig, read_train_toml, to_toml
 from shmzero.errors import ConfigError, RecordError, SegmentError, WorkerDied
 from shmzero.judge import FINAL_DEALS, Judge, match_words
 from shmzero.launch import Child, Fleet, start_child
-from shmzero.learner import CHECKPOINT_FOLDER, newest_version, weights_path
+from shmzero.learner import CHECKPOINT_FOLDER, newest_version, remove_old_weights, weights_path
 from shmzero.plot import METRICS_NAME, read_metrics
 from shmzero.records import RecordWriter
 from shmzero.selfplay import Interrupt, Meter, Progress, Terminal, process_age_s
@@ -38,6 +38,8 @@ COMMIT_S = 0.25
 TELL_S = 0.2
 """How often the learner hears where the run stands."""
 METRICS_S = 5.0
+WEIGHTS_KEPT = 3
+"""Published weights that stay on disk while nobody starts: one may be about to be read."""
 MOST_BEHIND_BYTES = 1 << 18
 """Self-play pauses while more records than this wait for the learner, which may only be starting."""
 STOP_S = 60.0
@@ -411,6 +413,8 @@ class Run:
             kind = event.pop("event")
             if kind == "weights" and fleet is not None:
                 fleet.publish(event["path"], event["version"])
+                if fleet.ready:
+                    remove_old_weights(self.folder, WEIGHTS_KEPT)
             elif kind == "pause":
                 self._learner_is_behind = event["on"]
             elif kind == "metrics":
