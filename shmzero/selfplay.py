@@ -14,6 +14,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -155,7 +156,8 @@ def run(
             writer.close()
     except ShmzeroError:
         for path in fresh:  # nothing was committed: leave things as they were found
-            path.unlink(missing_ok=True)
+            with suppress(OSError):  # a read-only disk keeps what it has
+                path.unlink()
         _remove_empty(made)
         raise
 
