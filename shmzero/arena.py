@@ -15,14 +15,16 @@ import re
 import sys
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from shmzero import _core
+from shmzero.command import Parser
 from shmzero.config import SearchConfig, _check, _choice, cores, play_settings
 from shmzero.errors import ConfigError, ModelFailed, RecordError
 from shmzero.rating import Ratings, draw_tables, ratings
@@ -38,7 +40,8 @@ DEFAULT_SEARCH = SearchConfig(determinizations=3, simulations=30)
 ROWS_PER_STEP = 4096
 """Lanes are as many as make batches of about this size."""
 BOT_LANES = 128
-MAX_BATCH = 4096
+CPU_BATCH = 512
+CUDA_BATCH = 4096
 NORMAL_95 = 1.96
 
 BUILT_IN = "random, threshold, mc90, mc900, uct10x90, uct10x90+solver (any numbers)"
@@ -72,13 +75,13 @@ class Agent:
 AgentLike = str | Agent | tuple[Evaluator, SearchConfig]
 
 
-def make_agent(spec: AgentLike, device: str = "cpu") -> Agent:
+def make_agent(spec: AgentLike, device: str = "cpu", threads: int | None = None) -> Agent:
     """The agent that a name, a checkpoint's path or an (evaluator, SearchConfig) stands for.
 
     Names: random; threshold; mcN, flat Monte-Carlo with N playouts; uctDxS, D worlds of S simulations,
     and uctDxS+solver. A path may end in `:policy` (no search) or `:DxS`; alone it is searched 3x30.
-    Agents play their best action, without noise or temperature. `device` runs checkpoints. Raises
-    ConfigError.
+    Agents play their best action, without noise or temperature. `device` runs checkpoints, on a
+    CPU in so many `threads` (default: all cores). Raises ConfigError.
     """
     if isinstance(spec, Agent):
         return spec
@@ -87,7 +90,7 @@ def make_agent(spec: AgentLike, device: str = "cpu") -> Agent:
         if search.known_hands:
             raise ConfigError("known_hands is set; a match never looks at hidden hands")
         return Agent(type(evaluator).__name__, search, _widened(evaluator))
-    return _bot(spec) or _checkpoint(spec, device)
+    return _bot(spec) or _checkpoint(spec, device, threads or cores())
 
 
 def _bot(name: str) -> Agent | None:
@@ -107,7 +110,7 @@ def _bot(name: str) -> Agent | None:
     return None
 
 
-def _checkpoint(spec: str, device: str) -> Agent:
+def _checkpoint(spec: str, device: str, threads: int) -> Agent:
     path, search = spec, DEFAULT_SEARCH
     head, colon, suffix = spec.rpartition(":")
     if colon and suffix == "policy":
@@ -120,32 +123,44 @@ def _checkpoint(spec: str, device: str) -> Agent:
             f"agent {spec!r} is not built in ({BUILT_IN}), and there is no checkpoint file {path!r}; "
             "allowed after a file: :policy or :DxS, such as :3x30"
         )
-    return Agent(spec, search, _served(path, device))
+    return Agent(spec, search, _served(path, device, threads))
 
 
-def _served(path: str, device: str) -> Callable[[NDArray[np.float16], NDArray[np.uint64]], Rows]:
-    """A checkpoint on a device as the inference process would have it, but never compiled."""
-    from shmzero.evaluators import BatchDevice
-    from shmzero.net import load_checkpoint
-    from shmzero.net_device import CpuNetDevice, CudaNetDevice
+def _served(path: str, device: str, threads: int) -> Callable[[NDArray[np.float16], NDArray[np.uint64]], Rows]:
+    """A checkpoint as an inference process would have it, but never compiled.
 
-    net: BatchDevice
-    if device == "cpu":
-        net = CpuNetDevice(load_checkpoint(path), compiled=False, max_batch=MAX_BATCH)
-    else:
-        net = CudaNetDevice(load_checkpoint(path), device, compiled=False, max_batch=MAX_BATCH)
-    staging = net.staging(0)
+    On a CPU each thread runs batches of its own: torch's own threads wait for each other within every
+    product, and stall where other programs use the cores. Batches do not depend on the threads.
+    """
+    from shmzero.net_device import make_net_device
+
+    on_cpu = device == "cpu"
+    batch = CPU_BATCH if on_cpu else CUDA_BATCH
+    spec = {"checkpoint": path, "device": device, "threads": 1, "precision": "auto", "compile": False,
+            "max_batch": batch}  # fmt: skip
+    nets = [make_net_device(spec) for _ in range(threads if on_cpu else 1)]
+    pool = ThreadPoolExecutor(len(nets), "arena-net")
 
     def evaluate(features: NDArray[np.float16], masks: NDArray[np.uint64]) -> Rows:
         policies = np.empty((len(masks), _core.NUM_ACTIONS), np.float32)
         values = np.empty((len(masks), 1), np.float32)
-        for start in range(0, len(masks), MAX_BATCH):
-            part = slice(start, min(start + MAX_BATCH, len(masks)))
-            rows = part.stop - start
-            staging.features[:rows], staging.masks[:rows] = features[part], masks[part]
-            net.launch(0, rows)
-            net.wait(0)
-            policies[part], values[part] = staging.policies[:rows], staging.values[:rows]
+        starts = range(0, len(masks), batch)
+
+        def serve(index: int) -> None:
+            net = nets[index]
+            staging = net.staging(0)
+            for start in starts[index :: len(nets)]:
+                part = slice(start, min(start + batch, len(masks)))
+                rows = part.stop - start
+                staging.features[:rows], staging.masks[:rows] = features[part], masks[part]
+                net.launch(0, rows)
+                net.wait(0)
+                policies[part], values[part] = staging.policies[:rows], staging.values[:rows]
+
+        if len(nets) == 1:
+            serve(0)  # CUDA's current device belongs to the thread that made the net
+        else:
+            list(pool.map(serve, range(min(len(nets), len(starts)))))
         return policies, values
 
     return evaluate
@@ -351,14 +366,9 @@ def rate(
 # --- the command ------------------------------------------------------------------------------------
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{message}; see --help")
-
-
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """The command's arguments. Raises ConfigError."""
-    parser = _Parser(
+    parser = Parser(
         prog="python -m shmzero.arena",
         description="Matches of Blob by duplicate deals: every deal is played in each rotation of the seats.\n"
         f"Agents: {BUILT_IN}; a checkpoint's path, perhaps with :policy or :DxS.",
@@ -381,7 +391,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--rating", action="store_true", help="rate all agents together (Plackett-Luce)")
     parser.add_argument("--out", type=Path, help="with --rating: folder that gets ratings.json")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, help="threads for the bots (default: all cores)")
+    parser.add_argument("--threads", type=int, help="threads for bots and networks (default: all cores)")
     parser.add_argument("--device", default="cpu", help="where checkpoints run: cpu, cuda, cuda:1")
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     args = parser.parse_args(arguments)
@@ -409,6 +419,8 @@ class _Output:
         self._quiet = quiet
 
     def table(self, title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        if self._errors.is_terminal:
+            self._errors.print(" " * (self._errors.width - 1), end="\r")  # the last line of progress
         if self._quiet:
             return
         if self._console.is_terminal:
@@ -469,7 +481,7 @@ def _bid_rows(results: Sequence[MatchResult]) -> list[list[str]]:
 
 def _run(args: argparse.Namespace) -> dict[str, Any]:
     out = _Output(args.json)
-    agents = [make_agent(spec, args.device) for spec in args.agents]
+    agents = [make_agent(spec, args.device, args.threads) for spec in args.agents]
     what = {"deals": args.deals, "players": args.players, "cards": args.cards, "trump": args.trump,
             "games": args.games, "seed": args.seed, "threads": args.threads}  # fmt: skip
     if args.rating:

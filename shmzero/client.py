@@ -114,7 +114,8 @@ class Client:
     def __init__(self, name: str, *, connect_timeout: float = 10.0, spin_us: float | None = None) -> None:
         """Waits up to `connect_timeout` seconds for a server of that name; then raises ServerGone.
 
-        spin_us: how long a call spins before it sleeps (default: 50 where there is more than one core).
+        spin_us: how long a call spins at most before it sleeps (default: 50 where there is more than one
+        core); spins that are in vain, because processes outnumber cores, shorten the next ones.
         """
         self._prepare(name, spin_us)
         self._connect(None, time.monotonic() + connect_timeout)
@@ -128,6 +129,7 @@ class Client:
         self._spin_us = (50.0 if cores() > 1 else 0.0) if spin_us is None else spin_us
         self._connection: _Connection | None = None
         self._widths: tuple[int, int, int, str] | None = None
+        self._refusal = ""
         self._lock = threading.Lock()
         Client._all.add(self)
 
@@ -221,8 +223,10 @@ class Client:
         """A connection to whoever serves the name now."""
         try:
             found = find_service(self.name)
-        except SegmentCorrupt:
-            return None  # in the making, or nobody's
+        except SegmentCorrupt as error:
+            self._refusal = f" (there is a {error})"  # in the making, or nobody's, or another container's
+            return None
+        self._refusal = ""
         if found is None:
             return None
         connection = _Connection(*found)
@@ -248,7 +252,9 @@ class Client:
                     self._connection = None
                     raise ServerGone(f"service {self.name!r} has been closed by its server")
                 elif time.monotonic() >= deadline:
-                    raise ServerGone(f"nobody serves {self.name!r}; start python -m shmzero.serve --name {self.name}")
+                    raise ServerGone(
+                        f"nobody serves {self.name!r}{self._refusal}; start python -m shmzero.serve --name {self.name}"
+                    )
                 else:
                     time.sleep(LOOK_S)
             if self._connection is None:
@@ -278,6 +284,10 @@ class Client:
         port = connection.try_acquire()
         if port is None:
             connection, port = self._acquire(connection, time.monotonic() + timeout)
+            if states.ndim == 2 and len(states) > connection.segment.rows_per_slot:  # a successor's
+                connection.release(port)
+                request = PendingRequest(self, connection, states, masks, None)
+                return *request.result(timeout), request.version
         start = time.monotonic()
         try:
             answer = port.call(states, masks, min(timeout * 1e3, SLICE_MS), self._spin_us)
@@ -312,6 +322,8 @@ class _Piece:
     def send(self, connection: _Connection, port: _core.RequestPort) -> None:
         self.connection, self.port = connection, port
         try:
+            if self.num_rows > connection.segment.rows_per_slot:
+                raise ServerGone(f"service {self.client.name!r} came back with smaller slots; ask again")
             port.submit(self.states, self.masks)
         except BaseException:
             self.drop()
@@ -395,6 +407,7 @@ class PendingRequest:
                 raise self._error
             try:
                 while self._waiting or self._sent:
+                    self._connection = self._client._connection or self._connection
                     if not self._sent:  # holding no slot: only then may it wait for one
                         self._sent.append(self._waiting.popleft())
                         self._sent[-1].send(*self._client._acquire(self._connection, deadline))
@@ -474,7 +487,10 @@ class SlotRequest(AbstractContextManager["SlotRequest"]):
         self.policies, self.values = policies[: self._rows], values[: self._rows]
 
     def run(self, timeout: float = 30.0) -> None:
-        """Send the rows and wait until policies and values are there. Once only."""
+        """Send the rows and wait until policies and values are there.
+
+        Once only: RuntimeError the second time. Raises as the client's calls do.
+        """
         deadline = time.monotonic() + timeout
         self._port.publish(self._rows)
         while True:
@@ -501,8 +517,8 @@ class SlotRequest(AbstractContextManager["SlotRequest"]):
         self._port.publish(self._rows)
 
     def __exit__(self, *exception: object) -> None:
-        del self.states, self.masks, self.policies, self.values
         _give_up(self._connection, self._port)
+        del self.states, self.masks, self.policies, self.values, self._port  # somebody else's from now on
 
 
 def _is_lost(client: Client, connection: _Connection) -> bool:

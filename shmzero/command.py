@@ -18,7 +18,7 @@ class Parser(argparse.ArgumentParser):
     """An ArgumentParser that raises ConfigError instead of printing its usage."""
 
     def error(self, message: str) -> NoReturn:
-        raise ConfigError(message)
+        raise ConfigError(f"{message}; see --help")
 
 
 def parse_flags(kind: Callable[..., T], **options: Any) -> T:

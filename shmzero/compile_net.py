@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import signal
 import sys
 
 from shmzero import _core
@@ -16,7 +17,10 @@ from shmzero import _core
 
 def main() -> None:
     spec = json.loads(sys.argv[1])
-    _core.die_with_parent(spec["parent_pid"])
+    # Its compilers go with it: they are of its process group, which ends as a whole.
+    os.setpgrp()
+    signal.signal(signal.SIGTERM, lambda number, frame: os.killpg(0, signal.SIGKILL))
+    _core.die_with_parent(spec["parent_pid"], signal.SIGTERM)
     os.nice(5)  # a saturated machine never finishes a compilation at 19
     os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
 

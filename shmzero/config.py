@@ -488,7 +488,7 @@ class TrainConfig:
     """A checkpoint and the learner's state are kept so often: what a kill can cost."""
     closing_s: float = 1.5
     """Taken off the minutes for saving at the end."""
-    evaluate_s: float = 60.0
+    evaluate_s: float = 30.0
     """A match against each opponent so often, and one at the end; 0 plays only the last."""
     opponents: str = "threshold"
     """Built-in opponents of the matches, with commas; empty for none."""
@@ -500,8 +500,8 @@ class TrainConfig:
     """Device of the learner: auto, cpu, cuda, cuda:1."""
     learner_threads: int = 1
     workers: int | None = None
-    lanes: int = 2048
-    """Rounds that are played at once."""
+    lanes: int | None = 2048
+    """Rounds that a worker plays at once (None: so that the batches are full)."""
     max_batch: int | None = 1024
     compile: bool = False
     """Serve a compiled network as soon as it is ready; worth it in long runs."""
@@ -518,7 +518,7 @@ class TrainConfig:
             ("weight_decay", 0, 1), ("clip", 1e-6, 1e6), ("entropy_first", 0, 10), ("entropy_last", 0, 10),
             ("value_weight", 0, 100), ("value_share", 0, 1), ("ema", 0, 0.999999), ("publish_s", 0.01, 3600),
             ("checkpoint_s", 0.1, 86_400), ("closing_s", 0, 60), ("evaluate_s", 0, 10**6),
-            ("deals", 1, 10**6), ("learner_threads", 1, 1024), ("lanes", 1, 10**6),
+            ("deals", 2, 10**6), ("learner_threads", 1, 1024), ("lanes", 1, 10**6),
         )
         for name, low, high in limits:
             value = getattr(self, name)
@@ -561,7 +561,7 @@ class TrainConfig:
             players=self.players, cards=self.cards, trump=self.trump, dealer=self.dealer,
             determinizations=worlds, simulations=simulations, noise_fraction=self.random_moves,
             target="improved" if self.targets == "improved" else "visits",
-            workers=self.workers, lanes=self.lanes // (self.workers or 1), device=device,
+            workers=self.workers, lanes=self.lanes, device=device,
             inference_threads=1, precision=self.precision, compile=self.compile,
             max_batch=self.max_batch, net=self.net, checkpoint=checkpoint, seed=self.seed,
         )
@@ -591,19 +591,23 @@ TRAIN_PRESETS: dict[str, TrainConfig] = {
     ),
     "workstation": TrainConfig(
         minutes=600, players="3-8", cards="1-8", net="small", critic_net="small", buffer=2_000_000, batch=4096,
-        lanes=16_384, max_batch=None, compile=True, publish_s=5, checkpoint_s=600, evaluate_s=1800,
+        lanes=8192, max_batch=None, compile=True, publish_s=5, checkpoint_s=600, evaluate_s=1800,
         opponents="threshold,mc90,mc900",
     ),
     "plan": TrainConfig(
         minutes=None, rounds=4_920_000, players=PLAN_PLAYERS, cards="1-8", targets="visits",
         search="1x15,2x25,3x35,4x45,5x50", random_moves=0.25, net="plan", buffer=500_000, batch=512, replay_ratio=4,
-        learning_rate=1e-3, value_share=1.0, ema=0.999, max_batch=None, compile=True, publish_s=10, checkpoint_s=600,
-        evaluate_s=1800, opponents="threshold,mc90",
+        learning_rate=1e-3, value_share=1.0, ema=0.999, lanes=None, max_batch=None, compile=True, publish_s=10,
+        checkpoint_s=600, evaluate_s=1800, opponents="threshold,mc90",
     ),
 }
 """Settings by name. `plan`: 500 iterations of 10,000 rounds, after a ramp of 20 from 2,000 on."""
 
 
 def read_train_toml(path: Path) -> dict[str, Any]:
-    """The settings of a TOML file; keys are TrainConfig's fields, with - or _."""
-    return _read_settings(path, TrainConfig)
+    """The settings of a TOML file; keys are TrainConfig's fields, with - or _.
+
+    A file that names rounds and no minutes is of a run without a time.
+    """
+    settings = _read_settings(path, TrainConfig)
+    return {"minutes": None} | settings if "rounds" in settings else settings

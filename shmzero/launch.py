@@ -271,6 +271,11 @@ class Fleet:
     # --- the loop ---------------------------------------------------------------------------------
 
     @property
+    def ready(self) -> bool:
+        """Whether every inference process serves; one that is starting still has to read its weights."""
+        return all(server.ready_at is not None for server in self._servers)
+
+    @property
     def done(self) -> bool:
         """Whether every unit has been returned by `poll`."""
         return self._left == 0

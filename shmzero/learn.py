@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,10 +69,12 @@ class ReplayBuffer:
         self.added += rows
         return rows
 
-    def sample(self, rows: int, generator: torch.Generator, device: str) -> dict[str, Tensor]:
-        """A batch drawn uniformly with replacement, by the names of the arrays, on `device`."""
+    def sample(
+        self, rows: int, generator: torch.Generator, device: str, names: Iterable[str] | None = None
+    ) -> dict[str, Tensor]:
+        """A batch of the arrays `names` (default: all), drawn uniformly with replacement, on `device`."""
         places = torch.randint(len(self), (rows,), generator=generator)
-        batch = {name: t.index_select(0, places) for name, t in self.tensors.items()}
+        batch = {name: self.tensors[name].index_select(0, places) for name in names or self.tensors}
         if device != "cpu":
             batch = {name: t.pin_memory().to(device, non_blocking=True) for name, t in batch.items()}
         return batch
@@ -152,6 +154,9 @@ class Learner:
         if config.targets == "critic":
             most_players = config.self_play(0, None).play_settings().most_players
             self.critic = Critic(NETS[config.critic_net], most_players, seed + 1).to(device)
+        own = ("hands", "actions") if self.critic else ("policies",)
+        self.columns = ("features", "masks", "utilities", "seat_features", "seat_utilities", *own)
+        """Arrays of the buffer that `step` reads."""
         self.steps = 0
         self.skipped = 0
         """Batches whose gradient was not finite; they change nothing."""
@@ -186,7 +191,6 @@ class Learner:
         """One optimiser step; returns METRICS of the batch as one tensor, not yet waited for."""
         config = self.config
         masks = bits(batch["masks"])
-        taken = batch["actions"].long()[:, None]
         value_rows = max(1, round(config.value_share * len(masks)))
         with self._autocast:
             features = batch["features"].float()
@@ -199,7 +203,8 @@ class Learner:
         value_loss = F.mse_loss(values.float()[:, 0], batch["seat_utilities"][:value_rows])
         if q is not None:
             q = q.float()
-            critic_loss = F.mse_loss(q.gather(1, taken)[:, 0], batch["utilities"])
+            taken = q.gather(1, batch["actions"].long()[:, None])[:, 0]
+            critic_loss = F.mse_loss(taken, batch["utilities"])
             with torch.no_grad():
                 advantages = (q - (policies * q).sum(dim=1, keepdim=True)) * masks
             spread = (advantages.square().sum(dim=1) / masks.sum(dim=1)).mean().sqrt()
@@ -212,12 +217,12 @@ class Learner:
         for group in self.optimiser.param_groups:
             group["lr"] = schedule.learning_rate
         self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         norm = nn.utils.clip_grad_norm_(self._parameters, config.clip)
         self.steps += 1
         if not math.isfinite(float(norm)):
             self._skip()
-            return torch.zeros(len(METRICS))
+            return torch.zeros(len(METRICS), device=self.device)
         self._skipped_in_a_row = 0
         self.optimiser.step()
         decay = min(config.ema, (1 + self.steps) / (10 + self.steps))

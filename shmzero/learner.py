@@ -24,12 +24,10 @@ from shmzero.records import FILE_NAME, Records
 STATE_NAME = "learner.safetensors"
 WEIGHTS_FOLDER = "weights"
 CHECKPOINT_FOLDER = "checkpoints"
-WEIGHTS_KEPT = 3
-"""Published weights that stay on disk: an inference process may still be about to read one."""
 WAIT_S = 0.05
 METRICS_S = 1.0
 FIRST_ROWS = 8192
-"""Rows before the first step; the input scale is measured on them."""
+"""Rows before the first step, less in a small buffer; the input scale is measured on them."""
 LEAD_SHARES = (1 / 6, 1 / 3)
 """Self-play pauses when it is further ahead of what the replay ratio asks for than the second share of
 the buffer, and goes on below the first: its rounds take a while to come, and nobody shall starve."""
@@ -44,6 +42,12 @@ def weights_path(folder: Path, version: int) -> Path:
 def newest_version(folder: Path) -> int:
     """The version of the newest weights in a run folder, 0 where there are none."""
     return max((int(path.stem) for path in (folder / WEIGHTS_FOLDER).glob("[0-9]*.safetensors")), default=0)
+
+
+def remove_old_weights(folder: Path, kept: int) -> None:
+    """Remove all but the newest weights that were published."""
+    for old in sorted((folder / WEIGHTS_FOLDER).glob("[0-9]*.safetensors"))[:-kept]:
+        old.unlink(missing_ok=True)
 
 
 class RecordPipe:
@@ -132,6 +136,7 @@ class LearnerProcess:
         if learner.steps:
             self._publish()
         started = published_at = saved_at = metrics_at = time.monotonic()
+        published = saved = learner.steps
         pending: list[Any] = []
         while True:
             self._take()
@@ -151,25 +156,26 @@ class LearnerProcess:
             else:
                 if not learner.scaled:
                     learner.measure_scale(self._buffer)
-                batch = self._buffer.sample(config.batch, learner.generator, learner.device)
+                batch = self._buffer.sample(config.batch, learner.generator, learner.device, learner.columns)
                 pending.append(learner.step(batch, self._learn.Schedule.at(config, self._progress)))
             now = time.monotonic()
             if pending and now - metrics_at >= METRICS_S:
                 self._report(pending, now - started)
                 pending, metrics_at = [], now
-            if learner.steps and now - published_at >= config.publish_s:
+            if learner.steps > published and now - published_at >= config.publish_s:
                 self._publish()
-                published_at = now
-            if learner.steps and now - saved_at >= config.checkpoint_s:
+                published, published_at = learner.steps, now
+            if learner.steps > saved and now - saved_at >= config.checkpoint_s:
                 self._save()
-                saved_at = now
+                saved, saved_at = learner.steps, now
 
     def _take(self) -> None:
         if records := self._pipe.read():
             self._rows_new += self._buffer.add(records)
 
     def _may_step(self) -> bool:
-        if len(self._buffer) < min(FIRST_ROWS, self._config.buffer):
+        # No more than self-play brings before it is held back.
+        if len(self._buffer) < min(FIRST_ROWS, LEAD_SHARES[0] * self._config.buffer):
             return False
         trained = self._learner.steps * self._config.batch
         return trained < self._rows_new * self._config.replay_ratio
@@ -209,8 +215,6 @@ class LearnerProcess:
         path.parent.mkdir(exist_ok=True)
         save_checkpoint(self._learner.ema, path)
         self._control.send(event="weights", path=str(path), version=self._version)
-        for old in sorted(path.parent.glob("[0-9]*.safetensors"))[:-WEIGHTS_KEPT]:
-            old.unlink(missing_ok=True)
 
     def _save(self) -> None:
         """The state to go on from, and a checkpoint that stays."""

@@ -1,6 +1,7 @@
 """python -m shmzero.plot RUN: a training run's metrics as a picture.
 
-Above the strength against fixed opponents over wall time, with 95 % intervals; below the losses.
+Strength against fixed opponents over wall time, with 95 % intervals; losses of value and critic beside
+that of a constant guess; entropy of the policy.
 Needs matplotlib: pip install shmzero[plot].
 """
 
@@ -15,7 +16,7 @@ from typing import Any
 from shmzero.errors import ConfigError
 
 METRICS_NAME = "metrics.jsonl"
-LOSSES = ("value_loss", "critic_loss", "entropy")
+LOSSES = {"value_loss": "value", "critic_loss": "critic", "utility_variance": "a constant guess"}
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -42,8 +43,8 @@ def plot(folder: Path, out: Path) -> None:
         from matplotlib.figure import Figure
     except ImportError:
         raise ConfigError("plot needs matplotlib; install it with: pip install shmzero[plot]") from None
-    figure = Figure(figsize=(9, 8), layout="constrained")
-    strength, losses = figure.subplots(2, 1, sharex=True)
+    figure = Figure(figsize=(9, 10), layout="constrained")
+    strength, losses, entropy = figure.subplots(3, 1, sharex=True, height_ratios=(3, 2, 2))
     for opponent, mode in sorted({(m["match"]["opponent"], m["match"]["mode"]) for m in matches}):
         own = [m for m in matches if (m["match"]["opponent"], m["match"]["mode"]) == (opponent, mode)]
         mean = [m["match"]["mean"] for m in own]
@@ -57,13 +58,16 @@ def plot(folder: Path, out: Path) -> None:
     strength.set_title(folder.resolve().name)
     if matches:
         strength.legend()
-    for name in LOSSES:
-        losses.plot([r["elapsed_s"] / 60 for r in reports], [r["learner"][name] for r in reports],
-                    label=name.replace("_", " "))
-    losses.set_xlabel("minutes")
+    minutes = [report["elapsed_s"] / 60 for report in reports]
+    for name, label in LOSSES.items():
+        losses.plot(minutes, [report["learner"][name] for report in reports], label=label)
+    losses.set_ylabel("mean squared error of the utility")
     losses.set_ylim(bottom=0)
-    if reports:
-        losses.legend()
+    losses.legend()
+    entropy.plot(minutes, [report["learner"]["entropy"] for report in reports])
+    entropy.set_ylabel("entropy of the policy, nats")
+    entropy.set_ylim(bottom=0)
+    entropy.set_xlabel("minutes")
     try:
         figure.savefig(out)
     except (OSError, ValueError) as error:

@@ -7,7 +7,6 @@ says how it goes.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
 import json
 import os
@@ -15,6 +14,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -156,7 +156,7 @@ def run(
             writer.close()
     except ShmzeroError:
         for path in fresh:  # nothing was committed: leave things as they were found
-            with contextlib.suppress(OSError):
+            with suppress(OSError):  # a read-only disk keeps what it has
                 path.unlink()
         _remove_empty(made)
         raise
@@ -165,7 +165,7 @@ def run(
 def _remove_empty(folders: list[Path]) -> None:
     """Remove folders, the innermost first, as far as they are there and empty."""
     for folder in folders:
-        with contextlib.suppress(OSError):
+        with suppress(OSError):
             folder.rmdir()
 
 
@@ -292,7 +292,7 @@ def _write(path: Path, text: str) -> None:
         temporary.write_text(text)
         temporary.replace(path)
     except OSError as error:
-        with contextlib.suppress(OSError):
+        with suppress(OSError):
             temporary.unlink()
         raise RecordError(f"{path} cannot be written: {error.strerror}") from None
 

@@ -69,7 +69,7 @@ class ServeConfig:
     rows_per_slot: int = 128
     """Rows of a request; larger ones are split."""
     spin_us: float | None = None
-    """How long the server spins before it sleeps (default: 50 where there is more than one core)."""
+    """How long the server spins at most before it sleeps (default: 50 where there is more than one core)."""
     stats: bool = False
     """Show rows/s, batches, waiting times and clients, live."""
     json: bool = False
@@ -244,9 +244,11 @@ def main(arguments: list[str] | None = None) -> int:
 
     stop = threading.Event()
 
-    def leave(*_: object) -> None:
-        if stop.is_set():
-            os._exit(130)  # asked twice: at once; a restart takes the requests over
+    def leave(number: int, _: object) -> None:
+        # A second Ctrl-C: at once; a restart takes the requests over. A second SIGTERM is no such wish:
+        # timeout(1) sends one to the process and one to its group.
+        if stop.is_set() and number == signal.SIGINT:
+            os._exit(130)
         stop.set()
 
     signal.signal(signal.SIGINT, leave)

@@ -135,7 +135,7 @@ class _Service:
         self._lock = threading.Lock()
         self._reaper = _Reaper(segment)
         self._reaper.look(0)  # what a dead predecessor's clients left, before anything is served
-        port = _core.ServerPort(segment, 0, epoch)
+        port = _core.ServerPort(segment, 0, epoch, adaptive_spin=True)
         self._threads = [
             threading.Thread(
                 target=self._run,

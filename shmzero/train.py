@@ -22,12 +22,13 @@ from typing import Annotated, Any
 
 import tyro
 
+from shmzero.arena import make_agent
 from shmzero.command import Parser, parse_flags
 from shmzero.config import TRAIN_PRESETS, TrainConfig, read_train_toml, to_toml
 from shmzero.errors import ConfigError, RecordError, SegmentError, WorkerDied
 from shmzero.judge import FINAL_DEALS, Judge, match_words
 from shmzero.launch import Child, Fleet, start_child
-from shmzero.learner import CHECKPOINT_FOLDER, newest_version, weights_path
+from shmzero.learner import CHECKPOINT_FOLDER, newest_version, remove_old_weights, weights_path
 from shmzero.plot import METRICS_NAME, read_metrics
 from shmzero.records import RecordWriter
 from shmzero.selfplay import Interrupt, Meter, Progress, Terminal, process_age_s
@@ -37,7 +38,9 @@ COMMIT_S = 0.25
 TELL_S = 0.2
 """How often the learner hears where the run stands."""
 METRICS_S = 5.0
-MOST_BEHIND_BYTES = 1 << 19
+WEIGHTS_KEPT = 3
+"""Published weights that stay on disk while nobody starts: one may be about to be read."""
+MOST_BEHIND_BYTES = 1 << 18
 """Self-play pauses while more records than this wait for the learner, which may only be starting."""
 STOP_S = 60.0
 """How long the learner may take to save its last state."""
@@ -107,7 +110,6 @@ class LearnerLink:
             )
         ours.setblocking(False)
         record_ours.setblocking(False)
-        record_ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
         self._control, self._records = ours, record_ours
         self._received = b""
         self._unsent = bytearray()
@@ -240,6 +242,10 @@ class Run:
         self._rounds_before = self._rounds = self._writer.count()
         self._waiting: list[tuple[int, list[bytes]]] = []
         self._elapsed_before = self._read_elapsed()
+        metrics = folder / METRICS_NAME
+        if metrics.exists() and not metrics.read_bytes().endswith(b"\n"):
+            with metrics.open("a") as file:
+                file.write("\n")  # a kill cut the last line off
         self._trained_s = self._elapsed_before
         self._started = time.monotonic() - process_age_s()
         self._learner = LearnerLink(config, folder)
@@ -295,10 +301,12 @@ class Run:
                 for line in matches:
                     self._log(line, elapsed_s)
         finally:
-            self._commit()
             self._learner.kill()
             self._judge.kill()
-            self._writer.close()
+            try:
+                self._commit()
+            finally:
+                self._writer.close()
         new_rounds = self._rounds - self._rounds_before
         return {
             "run": str(self.folder),
@@ -405,6 +413,8 @@ class Run:
             kind = event.pop("event")
             if kind == "weights" and fleet is not None:
                 fleet.publish(event["path"], event["version"])
+                if fleet.ready:
+                    remove_old_weights(self.folder, WEIGHTS_KEPT)
             elif kind == "pause":
                 self._learner_is_behind = event["on"]
             elif kind == "metrics":
@@ -449,6 +459,9 @@ def train(
     A folder with a run of the same settings is continued. Raises ConfigError, RecordError,
     SegmentError, WorkerDied.
     """
+    for name in config.opponents.split(","):
+        if name and not Path(name).is_file():
+            make_agent(name)
     return Run(config, folder, say, show, stopped)()
 
 

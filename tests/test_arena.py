@@ -192,6 +192,13 @@ def test_checkpoint_plays_with_and_without_search(tmp_path: Path) -> None:
         assert play_match(agent, "random", deals=4, mode="rest").rounds == 16
 
 
+def test_checkpoint_plays_the_same_on_any_number_of_threads(tmp_path: Path) -> None:
+    path = tmp_path / "net.safetensors"
+    save_checkpoint(BlobNet(NetConfig(width=16, hidden=16, blocks=1), seed=1), path)
+    results = [play_match(make_agent(f"{path}:4x12", threads=t), "mc8", deals=60) for t in (1, 3)]
+    assert figures(results[0]) == figures(results[1])
+
+
 @pytest.mark.parametrize(
     ("policies", "values", "error", "message"),
     [

@@ -56,6 +56,20 @@ def name() -> Iterator[str]:
     assert f"shmzero-{fresh}" not in os.listdir("/dev/shm")
 
 
+@pytest.fixture(autouse=True)
+def no_process_left() -> Iterator[None]:
+    """Programs of a test that failed end with it."""
+    yield
+    while started:
+        program = started.pop()
+        if program.poll() is None:
+            program.kill()
+            program.communicate()
+
+
+started: list[subprocess.Popen[str]] = []
+
+
 @pytest.fixture
 def server(name: str) -> Iterator[InferenceServer]:
     with InferenceServer(echo, *WIDTHS, name=name, slots=32, rows_per_slot=16) as served:
@@ -80,6 +94,7 @@ def start_server(name: str, *more: object, model: str = "make_echo") -> subproce
          "--slots", "32", "--rows-per-slot", "16", *map(str, more)],
         cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
+    started.append(process)
     assert process.stderr is not None
     line = process.stderr.readline()
     assert line.startswith("serving"), line + process.stderr.read()
@@ -92,6 +107,7 @@ def start_client(name: str, seed: int) -> subprocess.Popen[str]:
         [sys.executable, "-m", "tests.service_programs", "check", name, str(seed)],
         cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
+    started.append(process)
     assert process.stdout is not None and process.stdout.readline() == "started\n"
     return process
 
@@ -205,6 +221,8 @@ def test_request_gives_views_of_the_slot(client: Client, rng: np.random.Generato
             r.run()
             check(states, masks, r.policies, r.values)
             assert not r.policies.flags.owndata
+            with pytest.raises(RuntimeError, match="sent already"):
+                r.run()
     with pytest.raises(ValueError, match=r"rows is 17; .* holds 1\.\.16"):
         client.request(17)
 
@@ -564,7 +582,7 @@ def test_server_and_client_survive_garbage_under_their_name(name: str, rng: np.r
             body[rng.random(len(body)) < 0.95] = 0  # some of these are sound enough to be taken over
         os.pwrite(shm.fd, (header if case % 2 else rng.bytes(4096)) + body.tobytes(), 0)
         os.close(shm.fd)
-        with pytest.raises(ServerGone):
+        with pytest.raises(ServerGone, match="nobody serves"):
             Client(name, connect_timeout=0.0)
         with InferenceServer(echo, *WIDTHS, name=name, slots=4, rows_per_slot=8) as server:
             check(*asked, *server.client().evaluate_many(*asked))
@@ -641,6 +659,7 @@ def test_serve_stats_follow_and_leaving_on_a_signal(name: str, tmp_path: Path) -
     while "rows/s" not in line:
         line = server.stderr.readline()
     assert "wait p50" in line and "clients" in line
+    server.terminate()
     server.terminate()
     out, _ = server.communicate()
     assert server.returncode == 0 and '"version": 2' in out.splitlines()[-1]

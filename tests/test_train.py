@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from shmzero import SearchConfig, _core, play_rounds
-from shmzero.config import TRAIN_PRESETS, NetConfig, TrainConfig
+from shmzero.config import TRAIN_PRESETS, NetConfig, TrainConfig, read_train_toml, to_toml
 from shmzero.errors import ConfigError, ModelFailed
 from shmzero.learn import (
     METRICS,
@@ -281,9 +281,17 @@ def test_impossible_settings_are_named(settings: dict, named: str) -> None:
         TrainConfig(**settings)
 
 
+def test_resolved_settings_come_back_from_their_file(tmp_path: Path) -> None:
+    for config in TRAIN_PRESETS.values():
+        (tmp_path / "config.toml").write_text(to_toml(dataclasses.asdict(config)))
+        read = dataclasses.replace(TrainConfig(), **read_train_toml(tmp_path / "config.toml"))
+        # What is None is not in the file, and comes from the preset.
+        assert dataclasses.replace(read, lanes=config.lanes, max_batch=config.max_batch) == config
+
+
 # --- the command -------------------------------------------------------------------------------------------------------------------
 
-QUICK = ["--opponents", "", "--lanes", "256", "--batch", "256", "--checkpoint-s", "1", "--publish-s", "0.2",
+QUICK = ["--opponents", "threshold", "--evaluate-s", "4", "--deals", "50", "--lanes", "256", "--batch", "256", "--checkpoint-s", "1", "--publish-s", "0.2",
          "--buffer", "20000", "--json"]
 LENGTH = ["--rounds", "9000", "--minutes", "30"]
 
@@ -296,6 +304,10 @@ def command(*arguments: object, module: str = "shmzero.train") -> subprocess.Com
 
 def metrics(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def last_report(folder: Path) -> dict:
+    return [line for line in metrics(folder) if "learner" in line][-1]
 
 
 @pytest.fixture(scope="module")
@@ -313,16 +325,25 @@ def test_train_command_leaves_rounds_metrics_and_a_checkpoint(trained: tuple[Pat
     assert len(Records(folder)) == summary["rounds"] == summary["new_rounds"] > 1000
     assert load_checkpoint(summary["checkpoint"]).config == load_checkpoint(newest_checkpoint(folder)).config
     assert 'net = "quick"' in (folder / "config.toml").read_text()
-    learner = metrics(folder)[-1]["learner"]
+    learner = last_report(folder)["learner"]
     assert learner["skipped"] == 0 and all(np.isfinite(learner[name]) for name in METRICS)
     assert learner["replay_ratio"] <= 1.01
+
+
+def test_train_plays_its_last_checkpoint_from_one_seat_and_from_all_but_one(trained: tuple[Path, dict]) -> None:
+    folder, summary = trained
+    last = [line["match"] for line in metrics(folder) if line.get("match", {}).get("deals") == 1000]
+    assert last == summary["matches"] and [match["mode"] for match in last] == ["one", "rest"]
+    for match in last:
+        assert match["steps"] == int(Path(summary["checkpoint"]).stem)
+        assert match["low"] < match["mean"] < match["high"] and match["opponent"] == "threshold"
 
 
 def test_train_decisions_know_the_weights_that_made_them(trained: tuple[Path, dict]) -> None:
     folder, _ = trained
     versions = [one["version"] for data in Records(folder) for one in _core.decode_record(data)["searched"]]
     assert min(versions) == 0 and len(set(versions)) > 3
-    assert max(versions) <= metrics(folder)[-1]["version"]
+    assert max(versions) <= last_report(folder)["version"]
 
 
 def test_train_again_has_nothing_to_do(trained: tuple[Path, dict]) -> None:
@@ -339,6 +360,18 @@ def test_train_other_settings_are_refused_with_their_names(trained: tuple[Path, 
     assert "learning_rate: 0.002 there, 0.001 now" in done.stderr and "seed" in done.stderr
 
 
+def test_train_stages_change_the_search_and_visits_are_learned_from(tmp_path: Path) -> None:
+    arguments = ["--targets", "visits", "--search", "2x8,2x12", "--rounds", 1200, "--minutes", 30, "--opponents", "",
+                 "--lanes", 64, "--batch", 128, "--buffer", 4000, "--json"]
+    done = command(tmp_path, *arguments)
+    assert done.returncode == 0, done.stderr
+    summary = json.loads(done.stdout)
+    assert summary["complete"] and summary["steps"] > 0 and summary["rounds"] >= 1200
+    totals = {sum(one["weights"].values()) for data in Records(tmp_path) for one in _core.decode_record(data)["searched"]}
+    assert totals == {16, 24}
+    assert last_report(tmp_path)["learner"]["policy_loss"] > 0
+
+
 def test_plot_writes_a_picture(trained: tuple[Path, dict], tmp_path: Path) -> None:
     pytest.importorskip("matplotlib", reason="an optional extra: pip install shmzero[plot]")
     done = command(trained[0], "--out", tmp_path / "curves.png", module="shmzero.plot")
@@ -353,7 +386,10 @@ def test_plot_without_a_run_is_one_line(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "named"),
-    [(["--preset", "huge"], "preset"), (["--batch", "0"], "batch"), (["--config", "missing.toml"], "missing.toml")],
+    [
+        (["--preset", "huge"], "preset"), (["--batch", "0"], "batch"), (["--config", "missing.toml"], "missing.toml"),
+        (["--opponents", "nobody"], "nobody"), (["--targets", "visits"], "search"),
+    ],
 )
 def test_train_bad_settings_are_one_line(tmp_path: Path, arguments: list[str], named: str) -> None:
     done = command(tmp_path / "run", *arguments)
@@ -403,7 +439,7 @@ def test_train_killed_children_and_parent_lose_and_double_no_record(tmp_path: Pa
         (victim,) = [pid for pid in children_of(process.pid) if module_of(pid) == module]
         os.kill(victim, signal.SIGKILL)
     before = rounds_in(tmp_path)
-    wait_until(lambda: rounds_in(tmp_path) > before, process)
+    wait_until(lambda: rounds_in(tmp_path) > before + 600, process)  # more than were in progress: all of them work again
     children = children_of(process.pid)
     process.kill()
     process.communicate()
@@ -423,5 +459,5 @@ def test_train_killed_children_and_parent_lose_and_double_no_record(tmp_path: Pa
     assert len(ids) == len(set(ids)) == summary["rounds"]
     after = {_core.decode_record(data)["id"]: data for data in Records(tmp_path)}
     assert all(after[unit] == data for unit, data in kept.items())
-    learner = metrics(tmp_path)[-1]["learner"]
+    learner = last_report(tmp_path)["learner"]
     assert learner["skipped"] == 0 and np.isfinite(learner["loss"])

@@ -154,7 +154,10 @@ def in_turns(
     """Steady evaluations/s of several engines that take turns on the machine."""
     seconds = 3.0 if given.quick else 8.0
     with ExitStack() as stack:
-        started = {name: stack.enter_context(Engine(config)).warm_up(seconds) for name, config in engines.items()}
+        started = {
+            name: stack.enter_context(Engine(config, PERF_NAMES if name == WITHOUT_PERF else ())).warm_up(seconds)
+            for name, config in engines.items()
+        }
         figures: dict[str, list[float]] = {name: [] for name in started}
 
         def turn(name: str) -> float:
@@ -194,12 +197,16 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "no wait for further rows": {"timeout_ms": 0.0},
 }
 """Each of the engine's measures switched off alone."""
+WITHOUT_PERF = "without env/perf.sh"
+PERF_NAMES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "PYTORCH_ALLOC_CONF", "LD_PRELOAD")
+"""What env/perf.sh sets."""
 
 
 def bench_ablate(given: argparse.Namespace) -> list[Result]:
     """What each measure brings: the engine with it switched off, against the whole engine, in turns."""
     engines = {"engine": settings_of(given)}
     engines |= {name: settings_of(given, **changes) for name, changes in ABLATIONS.items()}
+    engines[WITHOUT_PERF] = engines["engine"]
     measured = list(in_turns(given, engines))
     whole = measured[0]
     results = [whole[1].result("engine", "evaluations/s")]

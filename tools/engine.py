@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,10 +35,15 @@ class Rates:
 class Engine:
     """A fleet that never runs out of rounds. Use as a context manager; starts stopped."""
 
-    def __init__(self, config: SelfPlayConfig) -> None:
+    def __init__(self, config: SelfPlayConfig, without: Sequence[str] = ()) -> None:
+        """`without`: environment variables that its processes shall not see."""
         self.config = config
         self._stack = ExitStack()
-        self.fleet = self._stack.enter_context(Fleet(config, iter(range(10**9)), 10**6))
+        hidden = {name: os.environ.pop(name) for name in without if name in os.environ}
+        try:
+            self.fleet = self._stack.enter_context(Fleet(config, iter(range(10**9)), 10**6))
+        finally:
+            os.environ.update(hidden)
         self.rounds = 0
         self._first_rows = 0
 

@@ -56,7 +56,9 @@ class MatchRun {
   void answer(std::uint32_t agent, const Floats& policies, const Floats& values) {
     const auto asked = std::find_if(asked_.begin(), asked_.end(),
                                     [&](const auto& one) { return one.first == agent; });
-    if (asked == asked_.end()) throw py::value_error("agent " + std::to_string(agent) + " asked nothing");
+    if (asked == asked_.end()) {
+      throw py::value_error("agent " + std::to_string(agent) + " asked nothing");
+    }
     const auto rows = static_cast<py::ssize_t>(asked->second);
     const bool fits = policies.ndim() == 2 && policies.shape(0) == rows &&
                       policies.shape(1) == kNumActions && values.size() == rows;
@@ -123,7 +125,9 @@ class MatchRun {
       config.is_network = py::isinstance<SearchConfig>(agent);
       if (config.is_network) {
         config.search = agent.cast<SearchConfig>();
-        if (config.search.known_hands) throw py::value_error("known_hands is set; a match never looks at hidden hands");
+        if (config.search.known_hands) {
+          throw py::value_error("known_hands is set; a match never looks at hidden hands");
+        }
       } else {
         config.bot = agent.cast<BotConfig>();
       }

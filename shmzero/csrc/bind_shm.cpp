@@ -103,8 +103,8 @@ py::array view(T* data, std::vector<py::ssize_t> shape, const py::object& owner)
 
 class PyServerPort {
  public:
-  PyServerPort(Segment& segment, std::uint32_t server, std::uint32_t epoch)
-      : segment_(segment), port_(segment, server, epoch) {}
+  PyServerPort(Segment& segment, std::uint32_t server, std::uint32_t epoch, Spin spin)
+      : segment_(segment), port_(segment, server, epoch, spin) {}
 
   py::tuple gather(const py::array& states, py::array_t<std::uint64_t, py::array::c_style> masks,
                    std::uint32_t limit_rows, double timeout_ms, bool other_in_flight, double wait_ms,
@@ -537,8 +537,12 @@ void bind_shm(py::module_& m) {
         py::arg("segment"), py::arg("worker"), py::arg("slot"));
 
   py::class_<PyServerPort>(m, "ServerPort", "A server's side of the slots.")
-      .def(py::init<Segment&, std::uint32_t, std::uint32_t>(), py::arg("segment"), py::arg("server"),
-           py::arg("epoch"), py::keep_alive<1, 2>())
+      .def(py::init([](Segment& segment, std::uint32_t server, std::uint32_t epoch, bool adaptive_spin) {
+             return std::make_unique<PyServerPort>(segment, server, epoch,
+                                                   adaptive_spin ? Spin::kAdaptive : Spin::kFixed);
+           }),
+           py::arg("segment"), py::arg("server"), py::arg("epoch"), py::arg("adaptive_spin") = false,
+           py::keep_alive<1, 2>())
       .def("gather", &PyServerPort::gather, py::arg("states").noconvert(), py::arg("masks").noconvert(),
            py::arg("limit_rows"), py::arg("timeout_ms") = 2.0, py::arg("other_in_flight") = false,
            py::arg("wait_ms") = 100.0, py::arg("spin_us") = 0.0)
@@ -558,11 +562,11 @@ void bind_shm(py::module_& m) {
         py::arg("lanes"), py::arg("settings"), py::arg("spin_us") = 0.0);
 
   m.def("die_with_parent",
-        [](int parent_pid) {
-          prctl(PR_SET_PDEATHSIG, SIGKILL);
+        [](int parent_pid, int signal) {
+          prctl(PR_SET_PDEATHSIG, signal);
           if (getppid() != parent_pid) _exit(1);  // it died before the line above
         },
-        py::arg("parent_pid"));
+        py::arg("parent_pid"), py::arg("signal") = SIGKILL);
 
   m.def("bench_round_trip", &bench_round_trip, py::arg("trips"), py::call_guard<py::gil_scoped_release>());
   m.def("bench_rows", &bench_rows, py::arg("rows_per_slot"), py::arg("num_slots"), py::arg("total_rows"),

@@ -88,8 +88,10 @@ class RequestPort {
   SlotRows rows() const { return port_.rows(0); }
   bool begin() { return port_.begin(0); }
 
-  /// Publishes what is in the slot. Throws std::invalid_argument where a state is not finite.
+  /// Publishes what is in the slot. Throws std::invalid_argument where a state is not finite,
+  /// std::logic_error where the slot is not being filled.
   void publish(std::uint32_t num_rows) {
+    if (port_.load(0).state() != SlotState::kFilling) throw std::logic_error("this request has been sent already");
     check_finite(rows().states, num_rows);
     port_.publish(0, num_rows);
   }
@@ -113,9 +115,13 @@ class RequestPort {
     return segment_.server(segment_.server_of(block_)).closed.load(std::memory_order_acquire) != 0;
   }
 
-  /// Waits for the answer, at most 100 ms; no longer where the service has left.
+  /// Waits for the answer, at most 100 ms; no longer where the service has left. Spins for at most
+  /// `spin_ns` before it sleeps, less where that has been in vain.
   bool wait(std::uint64_t timeout_ns, std::uint64_t spin_ns) {
-    port_.block().bell.wait(timeout_ns, spin_ns, [&] { return port_.answered(0) || service_closed(); });
+    const std::uint64_t spin = budget_.next(spin_ns);
+    const std::uint64_t start = now_ns();
+    port_.block().bell.wait(timeout_ns, spin, [&] { return port_.answered(0) || service_closed(); });
+    budget_.report(spin, now_ns() - start);
     return port_.answered(0);
   }
 
@@ -174,6 +180,7 @@ class RequestPort {
   pid_t pid_;
   bool closed_ = false;
   WorkerPort port_;
+  SpinBudget budget_;
 };
 
 /// By a server of a service that holds the life lock: takes the place of its dead predecessor, whose

@@ -29,6 +29,38 @@ inline void spin_pause() {
 /// Longest sleep: whatever is lost, everybody looks again after this.
 inline constexpr std::uint64_t kLongestWaitNs = 100'000'000;
 
+/// Whether a waiter spins as long as it is told to, or less where that is in vain.
+enum class Spin { kFixed, kAdaptive };
+
+/// How long it pays to spin before sleeping. Where processes outnumber cores a spin keeps the very
+/// process from its core that it waits for: spins that were in vain shorten the next ones to nothing,
+/// one that was not restores them. Private to its waiter.
+class SpinBudget {
+ public:
+  /// At most `most_ns`; now and then that much in any case, to see whether it pays again.
+  std::uint64_t next(std::uint64_t most_ns) {
+    if (vain_ == 0 || ++since_try_ >= kTryEvery) return most_ns;
+    return vain_ < kMostVain ? most_ns >> vain_ : 0;
+  }
+
+  /// After a wait that was allowed to spin for `spin_ns` and took `waited_ns`.
+  void report(std::uint64_t spin_ns, std::uint64_t waited_ns) {
+    if (spin_ns == 0) return;
+    since_try_ = 0;
+    if (waited_ns <= spin_ns) {
+      vain_ = 0;
+    } else if (vain_ < kMostVain) {
+      ++vain_;
+    }
+  }
+
+ private:
+  static constexpr std::uint32_t kMostVain = 4;
+  static constexpr std::uint32_t kTryEvery = 64;
+  std::uint32_t vain_ = 0;       ///< Spins in a row that somebody slept after.
+  std::uint32_t since_try_ = 0;  ///< Waits without a spin.
+};
+
 /// One waiter, any number of ringers, in different processes.
 ///
 /// One word, which is futex and flag at once: 1 while the waiter sleeps or is about to. Zeros are a

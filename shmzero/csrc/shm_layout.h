@@ -245,7 +245,7 @@ class Segment {
     return std::unique_ptr<Segment>(new Segment(fd, layout.total, header.sizes));
   }
 
-  const SegmentSizes& sizes() const { return sizes_; }
+  const SegmentSizes& sizes() const { return layout_.sizes; }
   const SegmentLayout& layout() const { return layout_; }
   ServerBlock& server(std::uint32_t s) const {
     return reinterpret_cast<ServerBlock*>(base_ + layout_.servers)[s];
@@ -255,13 +255,13 @@ class Segment {
   }
   std::byte* slot(std::uint32_t worker, std::uint32_t slot) const {
     return base_ + layout_.slots +
-           layout_.slot_stride * (static_cast<std::size_t>(worker) * sizes_.slots_per_worker + slot);
+           layout_.slot_stride * (static_cast<std::size_t>(worker) * sizes().slots_per_worker + slot);
   }
   SlotHeader& slot_header(std::uint32_t w, std::uint32_t s) const {
     return *reinterpret_cast<SlotHeader*>(slot(w, s));
   }
   /// Which server answers a worker.
-  std::uint32_t server_of(std::uint32_t worker) const { return worker % sizes_.num_servers; }
+  std::uint32_t server_of(std::uint32_t worker) const { return worker % sizes().num_servers; }
 
   Segment(const Segment&) = delete;
   Segment& operator=(const Segment&) = delete;
@@ -285,12 +285,11 @@ class Segment {
   }
 
   Segment(int fd, std::size_t bytes, const SegmentSizes& sizes)
-      : mapping_(fd, bytes), base_(mapping_.base), sizes_(sizes), layout_(sizes) {}
+      : mapping_(fd, bytes), base_(mapping_.base), layout_(sizes) {}
 
   Mapping mapping_;
   std::byte* base_;
-  SegmentSizes sizes_;  ///< Private copy: the header is never read again.
-  SegmentLayout layout_;
+  SegmentLayout layout_;  ///< With a private copy of the sizes: the header is never read again.
 };
 
 }  // namespace shmzero

@@ -164,8 +164,8 @@ class WorkerPort {
 class ServerPort {
  public:
   /// `epoch` is new for each process that serves in this block's place.
-  ServerPort(Segment& segment, std::uint32_t server, std::uint32_t epoch)
-      : segment_(segment), server_(server), epoch_(epoch), block_(segment.server(server)) {
+  ServerPort(Segment& segment, std::uint32_t server, std::uint32_t epoch, Spin spin = Spin::kFixed)
+      : segment_(segment), server_(server), epoch_(epoch), spin_(spin), block_(segment.server(server)) {
     if (server >= segment.sizes().num_servers) throw std::invalid_argument("server out of range");
   }
 
@@ -208,7 +208,9 @@ class ServerPort {
         const std::uint64_t due = taken_[backlog_.front()].request_ns + timeout_ns;
         sleep = std::min(sleep, due > now ? due - now : 1);
       }
-      block_.bell.wait(sleep, spin_ns, [&] { return anything_new(filling); });
+      const std::uint64_t spin = spin_ == Spin::kFixed ? spin_ns : budget_.next(spin_ns);
+      block_.bell.wait(sleep, spin, [&] { return anything_new(filling); });
+      if (spin_ == Spin::kAdaptive) budget_.report(spin, now_ns() - now);
     }
   }
 
@@ -413,7 +415,9 @@ class ServerPort {
   Segment& segment_;
   std::uint32_t server_;
   std::uint32_t epoch_;
+  Spin spin_;
   ServerBlock& block_;
+  SpinBudget budget_;
   std::vector<Taken> taken_;
   std::vector<std::uint32_t> free_taken_;
   std::deque<std::uint32_t> backlog_;  ///< Slots with rows that no batch has yet, oldest first.
