@@ -31,7 +31,7 @@ def started(*arguments: object, path: Path | None = None) -> Iterator[subprocess
         [sys.executable, "-m", "shmzero.selfplay", "--evaluator", "hash", "--preset", "light", "--json",
          *map(str, arguments)],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, stdin=subprocess.DEVNULL,
-        env=dict(os.environ) if path is None else dict(os.environ, PYTHONPATH=f"{path}:{os.environ['PYTHONPATH']}"),
+        env=dict(os.environ) if path is None else dict(os.environ, PYTHONPATH=os.pathsep.join([str(path), *sys.path])),
     )
     try:
         yield process
