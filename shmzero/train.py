@@ -478,7 +478,7 @@ def parse(arguments: list[str] | None) -> tuple[TrainConfig, Path, bool]:
         default = dataclasses.replace(default, **read_train_toml(given.config))
 
     def command(
-        run: Annotated[Path, tyro.conf.Positional],
+        run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")],
         settings: Annotated[TrainConfig, tyro.conf.arg(name="")] = default,
         json: bool = False,
     ) -> tuple[TrainConfig, Path, bool]:
