@@ -258,8 +258,9 @@ class SelfPlayConfig:
     """Rule that shares the simulations among the root's actions: PUCT or sequential halving."""
     target: Literal["visits", "improved"] = "visits"
     """Recorded policy target: visit counts, or the prior improved by the values found."""
-    noise_fraction: float = 0.25
-    """Share of Dirichlet noise in the root's prior; it never enters a target."""
+    noise_fraction: float | None = None
+    """Share of Dirichlet noise in the root's priors (default: 0.25); without a search the share of
+    uniformly random moves (default: 0.03)."""
     noise_alpha: float = 1.0
     """Concentration of that noise: small is spiky, large is even."""
     temperature: float = 1.0
@@ -329,6 +330,9 @@ class SelfPlayConfig:
     def search(self) -> SearchConfig:
         """The search that preset and overrides come to."""
         worlds, simulations = PRESETS[self.preset]
+        noise = self.noise_fraction
+        if noise is None:
+            noise = 0.03 if self.simulations == 0 else 0.25
         return SearchConfig(
             determinizations=worlds if self.determinizations is None else self.determinizations,
             simulations=simulations if self.simulations is None else self.simulations,
@@ -336,7 +340,7 @@ class SelfPlayConfig:
             opponents=self.opponents,
             root=self.root,
             target=self.target,
-            noise_fraction=self.noise_fraction,
+            noise_fraction=noise,
             noise_alpha=self.noise_alpha,
             temperature=self.temperature,
             temperature_decisions=self.temperature_decisions,

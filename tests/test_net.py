@@ -204,7 +204,7 @@ def test_weights_swapped_under_load_every_answer_is_of_the_version_it_carries(
     while seen[0][-20:] != [5] * 20:
         if published < 5 and seen[1][-10:] == [published] * 10:
             published = version = published + 1
-            line = {"cmd": "weights", "path": str(tmp_path / f"{version}.safetensors"), "version": version}
+            line = {"cmd": "weights", "weights": str(tmp_path / f"{version}.safetensors"), "version": version}
             ours.sendall(json.dumps(line).encode() + b"\n")
         for slot in range(4):
             if slot in out and not port.answered(slot):
