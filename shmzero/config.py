@@ -270,11 +270,11 @@ class SelfPlayConfig:
     rivalry: float = 0.0
     """Weight of the others' mean score in the utility."""
     workers: int | None = None
-    """Worker processes (default: one for each inference process; on CUDA the cores less one, at most 8)."""
+    """Worker processes (default: two for each inference process; on CUDA the cores less one, at most 8)."""
     lanes: int | None = None
     """Rounds that a worker plays at once (default: so that the batches are full)."""
-    slots: int = 2
-    """Slots of shared memory a worker has."""
+    slots: int = 4
+    """Slots of shared memory a worker has: while one is answered it works on another."""
     device: str = "auto"
     """auto, cpu, cpu*2 (two processes), cuda, cuda:0,cuda:1."""
     inference_threads: int | None = None
