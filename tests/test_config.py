@@ -100,7 +100,7 @@ BAD_FLAGS = [
     ("--workers", "1", "--device", "cpu*2", "workers is 1 with 2 inference processes"),
     ("--evaluator", "hash", "--checkpoint", "x.safetensors", "checkpoint is set with evaluator 'hash'"),
     ("--follow", "follow is set without a checkpoint"),
-    (*HASH, "--slots", "2", "--lanes", "1000000", "--rounds", "1000000", "--determinizations", "10000", "lanes is 1000000"),
+    (*HASH, "--workers", "1", "--slots", "2", "--lanes", "1000000", "--rounds", "1000000", "--determinizations", "10000", "lanes is 1000000"),
 ]
 
 

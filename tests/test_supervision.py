@@ -118,7 +118,7 @@ def test_selfplay_children_that_keep_dying_end_the_run_with_their_traceback(tmp_
 
 def test_selfplay_killed_children_within_the_limit_do_not_end_the_run(tmp_path: Path) -> None:
     """Killed while they start, so that nothing is played before the last of them."""
-    with started("--rounds", 500, "--out", tmp_path / "run") as process:
+    with started("--rounds", 500, "--workers", 1, "--out", tmp_path / "run") as process:
         for attempt in range(MOST_DEATHS - 1):
             wait_for(lambda: len(children(process.pid)) == 2 or process.poll() is not None)
             victim = children(process.pid)[attempt % 2]
