@@ -79,7 +79,7 @@ def make_agent(spec: AgentLike, device: str = "cpu", threads: int | None = None)
     """The agent that a name, a checkpoint's path or an (evaluator, SearchConfig) stands for.
 
     Names: random; threshold; mcN, flat Monte-Carlo with N playouts; uctDxS, D worlds of S simulations,
-    and uctDxS+solver. A path may end in `:policy` (no search) or `:DxS`; alone it is searched 3x30.
+    and uctDxS+solver. A training run's folder stands for its newest checkpoint. A path may end in `:policy` (no search) or `:DxS`; alone it is searched 3x30.
     Agents play their best action, without noise or temperature. `device` runs checkpoints, on a
     CPU in so many `threads` (default: all cores). Raises ConfigError.
     """
@@ -118,6 +118,8 @@ def _checkpoint(spec: str, device: str, threads: int) -> Agent:
     elif colon and (found := re.fullmatch(r"(\d{1,9})x(\d{1,9})", suffix)):
         path, search = head, SearchConfig(determinizations=int(found[1]), simulations=int(found[2]))
         _check(f"simulations of {spec}", search.simulations, 1, 10**6)
+    if Path(path).is_dir():  # of a training run: its newest
+        path = str(max(Path(path).glob("checkpoints/[0-9]*.safetensors"), default=path))
     if not Path(path).is_file():
         raise ConfigError(
             f"agent {spec!r} is not built in ({BUILT_IN}), and there is no checkpoint file {path!r}; "
@@ -371,7 +373,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = Parser(
         prog="python -m shmzero.arena",
         description="Matches of Blob by duplicate deals: every deal is played in each rotation of the seats.\n"
-        f"Agents: {BUILT_IN}; a checkpoint's path, perhaps with :policy or :DxS.",
+        f"Agents: {BUILT_IN}; a checkpoint or the folder of a training run, perhaps with :policy or :DxS.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
