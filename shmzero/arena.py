@@ -79,7 +79,8 @@ def make_agent(spec: AgentLike, device: str = "cpu", threads: int | None = None)
     """The agent that a name, a checkpoint's path or an (evaluator, SearchConfig) stands for.
 
     Names: random; threshold; mcN, flat Monte-Carlo with N playouts; uctDxS, D worlds of S simulations,
-    and uctDxS+solver. A training run's folder stands for its newest checkpoint. A path may end in `:policy` (no search) or `:DxS`; alone it is searched 3x30.
+    and uctDxS+solver. A training run's folder stands for its newest checkpoint. A path may end in
+    `:policy` (no search) or `:DxS`; alone it is searched 3x30.
     Agents play their best action, without noise or temperature. `device` runs checkpoints, on a
     CPU in so many `threads` (default: all cores). Raises ConfigError.
     """
