@@ -436,7 +436,7 @@ def test_train_killed_children_and_parent_lose_and_double_no_record(tmp_path: Pa
         before = rounds_in(tmp_path)
         wait_until(lambda before=before: rounds_in(tmp_path) > before + 100, process)
         wait_until(lambda: newest_checkpoint(tmp_path) is not None, process)
-        (victim,) = [pid for pid in children_of(process.pid) if module_of(pid) == module]
+        victim = next(pid for pid in children_of(process.pid) if module_of(pid) == module)
         os.kill(victim, signal.SIGKILL)
     before = rounds_in(tmp_path)
     wait_until(lambda: rounds_in(tmp_path) > before + 600, process)  # more than were in progress: all of them work again
