@@ -294,6 +294,7 @@ def test_resolved_settings_come_back_from_their_file(tmp_path: Path) -> None:
 QUICK = ["--opponents", "threshold", "--evaluate-s", "4", "--deals", "50", "--lanes", "256", "--batch", "256", "--checkpoint-s", "1", "--publish-s", "0.2",
          "--buffer", "20000", "--json"]
 LENGTH = ["--rounds", "9000", "--minutes", "30"]
+LONG = ["--rounds", "20000", "--minutes", "30"]
 
 
 def command(*arguments: object, module: str = "shmzero.train") -> subprocess.CompletedProcess[str]:
@@ -399,7 +400,7 @@ def test_train_bad_settings_are_one_line(tmp_path: Path, arguments: list[str], n
 
 def start(folder: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "shmzero.train", str(folder), *LENGTH, *QUICK],
+        [sys.executable, "-m", "shmzero.train", str(folder), *LONG, *QUICK],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, stdin=subprocess.DEVNULL,
     )
 
@@ -453,7 +454,7 @@ def test_train_killed_children_and_parent_lose_and_double_no_record(tmp_path: Pa
     assert process.returncode == 0, err
     summary = json.loads(out)
     assert "goes on from step" in err
-    assert summary["complete"] and summary["rounds"] >= 9000
+    assert summary["complete"] and summary["rounds"] >= 20000
     with sqlite3.connect(tmp_path / "rounds.sqlite") as connection:
         ids = [row[0] for row in connection.execute("SELECT id FROM rounds ORDER BY id")]
     assert len(ids) == len(set(ids)) == summary["rounds"]
