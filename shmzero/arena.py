@@ -24,10 +24,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shmzero import _core
-from shmzero.command import Parser
-from shmzero.config import SearchConfig, _check, _choice, cores, play_settings
-from shmzero.errors import ConfigError, ModelFailed, RecordError
+from shmzero.command import Parser, run_command
+from shmzero.config import SearchConfig, check_choice, check_number, cores, play_settings
+from shmzero.errors import ConfigError
 from shmzero.rating import Ratings, draw_tables, ratings
+from shmzero.records import newest_checkpoint
 from shmzero.search import Evaluator
 
 Rows = tuple[NDArray[np.float32], NDArray[np.float32]]
@@ -100,12 +101,12 @@ def _bot(name: str) -> Agent | None:
         return Agent(name, _core.BotConfig(getattr(kinds, name)))
     if found := re.fullmatch(r"mc(\d{1,9})", name):
         playouts = int(found[1])
-        _check(f"playouts of {name}", playouts, 1, 10**8)
+        check_number(f"playouts of {name}", playouts, 1, 10**8)
         return Agent(name, _core.BotConfig(kinds.monte_carlo, playouts=playouts))
     if found := re.fullmatch(r"uct(\d{1,9})x(\d{1,9})(\+solver)?", name):
         worlds, simulations = int(found[1]), int(found[2])
-        _check(f"worlds of {name}", worlds, 1, 10_000)
-        _check(f"simulations of {name}", simulations, 1, 10**6)
+        check_number(f"worlds of {name}", worlds, 1, 10_000)
+        check_number(f"simulations of {name}", simulations, 1, 10**6)
         solved = SOLVED_CARDS if found[3] else 0
         return Agent(name, _core.BotConfig(kinds.uct, worlds=worlds, simulations=simulations, solved_cards=solved))
     return None
@@ -118,9 +119,9 @@ def _checkpoint(spec: str, device: str, threads: int) -> Agent:
         path, search = head, SearchConfig(simulations=0)
     elif colon and (found := re.fullmatch(r"(\d{1,9})x(\d{1,9})", suffix)):
         path, search = head, SearchConfig(determinizations=int(found[1]), simulations=int(found[2]))
-        _check(f"simulations of {spec}", search.simulations, 1, 10**6)
+        check_number(f"simulations of {spec}", search.simulations, 1, 10**6)
     if Path(path).is_dir():  # of a training run: its newest
-        path = str(max(Path(path).glob("checkpoints/[0-9]*.safetensors"), default=path))
+        path = str(newest_checkpoint(Path(path)) or path)
     if not Path(path).is_file():
         raise ConfigError(
             f"agent {spec!r} is not built in ({BUILT_IN}), and there is no checkpoint file {path!r}; "
@@ -261,8 +262,8 @@ def play_match(
     deals x players. `players` and `cards` may be distributions such as "3-6" or "4:15,5:70". A function
     of its arguments, for evaluators whose rows do not depend on the batch. Raises ConfigError.
     """
-    _check("deals", deals, 2, 10**7)
-    _choice("mode", mode, ("one", "rest"))
+    check_number("deals", deals, 2, 10**7)
+    check_choice("mode", mode, ("one", "rest"))
     start = time.monotonic()
     agents = [make_agent(hero), make_agent(villain)]
     settings = match_plan(players, cards, trump, games, seed)
@@ -341,7 +342,7 @@ def rate(
 
     With `games` whole games are ranked, otherwise rounds. Raises ConfigError.
     """
-    _check("deals", deals, 2, 10**7)
+    check_number("deals", deals, 2, 10**7)
     agents = [make_agent(spec) for spec in pool]
     names = [agent.name for agent in agents]
     if len(agents) < 2:
@@ -403,7 +404,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     if args.out and not args.rating:
         raise ConfigError("--out is set without --rating; it is where ratings.json goes")
     if args.threads is not None:
-        _check("threads", args.threads, 1, 1024)
+        check_number("threads", args.threads, 1, 1024)
     if args.device == "cuda":
         args.device = "cuda:0"
     if not re.fullmatch(r"cpu|cuda:\d{1,3}", args.device):
@@ -520,18 +521,13 @@ def _run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command. Exit codes: 0 done, 1 the environment's fault, 2 the user's, 130 interrupted."""
-    try:
-        args = parse(arguments)
-        summary = _run(args)
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except (RecordError, ModelFailed) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
+    """The command. Exit codes: see run_command."""
+    return run_command(lambda: _main(arguments))
+
+
+def _main(arguments: list[str] | None) -> int:
+    args = parse(arguments)
+    summary = _run(args)
     if args.json:
         print(json.dumps(summary))
     return 0

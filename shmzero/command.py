@@ -1,4 +1,4 @@
-"""Command lines: flags into settings, where whatever cannot be used is a ConfigError of one line."""
+"""What the commands share: flags into settings, errors into one line and an exit code."""
 
 from __future__ import annotations
 
@@ -6,12 +6,30 @@ import argparse
 import contextlib
 import io
 import re
+import sys
+import time
 from collections.abc import Callable
 from typing import Any, NoReturn, TypeVar
 
-from shmzero.errors import ConfigError
+from shmzero.errors import ConfigError, ShmzeroError
 
 T = TypeVar("T")
+
+STARTED = time.monotonic()
+"""When this process began to load the package. Its own age will not do: env/run, which becomes the
+command, may have spent a minute on making the environment."""
+
+
+def run_command(body: Callable[[], int]) -> int:
+    """`body`'s exit code: 0 done, 130 interrupted; or what an error makes of it, said in one line on
+    standard error: 2 the user's (ConfigError), 1 the environment's (every other ShmzeroError)."""
+    try:
+        return body()
+    except KeyboardInterrupt:
+        return 130
+    except ShmzeroError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2 if isinstance(error, ConfigError) else 1
 
 
 class Parser(argparse.ArgumentParser):

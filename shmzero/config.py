@@ -1,6 +1,6 @@
-"""Every setting, its default and what is allowed. Frozen dataclasses; no torch, no side effects.
+"""Settings of search, networks and self-play: defaults and what is allowed. No torch, no side effects.
 
-Defaults live here and nowhere else. Read next: selfplay.py, which turns them into a run.
+Defaults live here and nowhere else; those of training in train_config.py. Read next: selfplay.py.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ SUITS = ("spades", "hearts", "clubs", "diamonds", "none")
 """Names of the trumps, by the core's index; the last is a round without trumps."""
 
 
-def _check(name: str, value: float, low: float, high: float) -> None:
+def check_number(name: str, value: float, low: float, high: float) -> None:
+    """Raises ConfigError unless `value` is a number from low to high."""
     if not (isinstance(value, (int, float)) and math.isfinite(value) and low <= value <= high):
         raise ConfigError(f"{name} is {value!r}; allowed: {low:g} to {high:g}")
 
@@ -40,7 +41,7 @@ def _types(kind: Hashable) -> dict[str, tuple[type, ...]]:
     return found
 
 
-def _check_types(settings: Any) -> None:
+def check_types(settings: Any) -> None:
     """Refuse values of another type, as a TOML file can hold them. An int will do for a float, a bool for no number."""
     for name, allowed in _types(settings.__class__).items():
         value = getattr(settings, name)
@@ -50,7 +51,8 @@ def _check_types(settings: Any) -> None:
             raise ConfigError(f"{name} is {value!r}; allowed: {words}")
 
 
-def _choice(name: str, value: str, allowed: Iterable[str]) -> None:
+def check_choice(name: str, value: str, allowed: Iterable[str]) -> None:
+    """Raises ConfigError unless `value` is one of `allowed`."""
     if value not in allowed:
         raise ConfigError(f"{name} is {value!r}; allowed: {', '.join(allowed)}")
 
@@ -90,23 +92,23 @@ class SearchConfig:
     """Weight of the others' mean score in the utility."""
 
     def __post_init__(self) -> None:
-        _check_types(self)
-        _check("determinizations", self.determinizations, 1, 10_000)
-        _check("simulations", self.simulations, 0, 1_000_000)
-        _check("leaves_in_flight", self.leaves_in_flight, 1, 4096)
-        _check("c_puct", self.c_puct, 0, 1000)
-        _check("fpu_reduction", self.fpu_reduction, -10, 10)
-        _choice("opponents", self.opponents, ("policy", "maximise"))
-        _choice("root", self.root, ("puct", "halving"))
-        _choice("target", self.target, ("visits", "improved"))
-        _check("improved_beta", self.improved_beta, 0, 1000)
-        _check("considered", self.considered, 1, _core.NUM_ACTIONS)
-        _check("noise_fraction", self.noise_fraction, 0, 1)
-        _check("noise_alpha", self.noise_alpha, 1e-3, 1000)
-        _check("temperature", self.temperature, 0, 100)
-        _check("temperature_decisions", self.temperature_decisions, 0, 1000)
-        _check("final_temperature", self.final_temperature, 0, 100)
-        _check("rivalry", self.rivalry, 0, 10)
+        check_types(self)
+        check_number("determinizations", self.determinizations, 1, 10_000)
+        check_number("simulations", self.simulations, 0, 1_000_000)
+        check_number("leaves_in_flight", self.leaves_in_flight, 1, 4096)
+        check_number("c_puct", self.c_puct, 0, 1000)
+        check_number("fpu_reduction", self.fpu_reduction, -10, 10)
+        check_choice("opponents", self.opponents, ("policy", "maximise"))
+        check_choice("root", self.root, ("puct", "halving"))
+        check_choice("target", self.target, ("visits", "improved"))
+        check_number("improved_beta", self.improved_beta, 0, 1000)
+        check_number("considered", self.considered, 1, _core.NUM_ACTIONS)
+        check_number("noise_fraction", self.noise_fraction, 0, 1)
+        check_number("noise_alpha", self.noise_alpha, 1e-3, 1000)
+        check_number("temperature", self.temperature, 0, 100)
+        check_number("temperature_decisions", self.temperature_decisions, 0, 1000)
+        check_number("final_temperature", self.final_temperature, 0, 100)
+        check_number("rivalry", self.rivalry, 0, 10)
 
     def to_core(self) -> _core.SearchConfig:
         """The same settings as the core takes them."""
@@ -127,11 +129,11 @@ class NetConfig:
     trunks: int = 1
 
     def __post_init__(self) -> None:
-        _check_types(self)
-        _check("width", self.width, 8, 4096)
-        _check("hidden", self.hidden, 8, 16384)
-        _check("blocks", self.blocks, 0, 64)
-        _check("trunks", self.trunks, 1, 2)
+        check_types(self)
+        check_number("width", self.width, 8, 4096)
+        check_number("hidden", self.hidden, 8, 16384)
+        check_number("blocks", self.blocks, 0, 64)
+        check_number("trunks", self.trunks, 1, 2)
 
 
 NETS: dict[str, NetConfig] = {
@@ -194,7 +196,7 @@ def play_settings(
     rules: _core.Rules | None = None,
 ) -> _core.PlaySettings:
     """What self-play plays, as the core takes it. Raises ConfigError for deals that cannot be."""
-    _check("seed", seed, 0, 2**64 - 1)
+    check_number("seed", seed, 0, 2**64 - 1)
     if search.known_hands:
         raise ConfigError("known_hands is set; self-play never looks at hidden hands")
     core = _core.PlaySettings()
@@ -305,21 +307,21 @@ class SelfPlayConfig:
     """Print one JSON object at the end and nothing else on standard output."""
 
     def __post_init__(self) -> None:
-        _check_types(self)
+        check_types(self)
         if self.rounds is not None and self.games is not None:
             raise ConfigError("rounds and games are both set; allowed: one of them")
         for name, high in (("rounds", 10**12), ("games", 10**10), ("workers", 256), ("lanes", 10**6),
                            ("inference_threads", 1024), ("max_batch", 2**20)):
             value = getattr(self, name)
             if value is not None:
-                _check(name, value, 1, high)
-        _check("slots", self.slots, 2, 8)
-        _check("timeout_ms", self.timeout_ms, 0, 10_000)
-        _check("stall_s", self.stall_s, 1, 86_400)
-        _choice("preset", self.preset, PRESETS)
-        _choice("precision", self.precision, ("auto", "fp32", "bf16", "fp16"))
-        _choice("evaluator", self.evaluator, ("net", "hash", "uniform"))
-        _choice("net", self.net, NETS)
+                check_number(name, value, 1, high)
+        check_number("slots", self.slots, 2, 8)
+        check_number("timeout_ms", self.timeout_ms, 0, 10_000)
+        check_number("stall_s", self.stall_s, 1, 86_400)
+        check_choice("preset", self.preset, PRESETS)
+        check_choice("precision", self.precision, ("auto", "fp32", "bf16", "fp16"))
+        check_choice("evaluator", self.evaluator, ("net", "hash", "uniform"))
+        check_choice("net", self.net, NETS)
         if self.checkpoint is not None and self.evaluator != "net":
             raise ConfigError(f"checkpoint is set with evaluator {self.evaluator!r}; allowed: with evaluator net")
         if self.follow and self.checkpoint is None:
@@ -362,7 +364,7 @@ class SelfPlayConfig:
                 return []
             if self.evaluator != "net":
                 return ["cpu"]
-            return ["cuda:0"] if _has_cuda() else ["cpu"] * min(cores(), 8)
+            return ["cuda:0"] if has_cuda() else ["cpu"] * min(cores(), 8)
         found: list[str] = []
         for part in text.split(","):
             name, star, times = part.partition("*")
@@ -392,21 +394,22 @@ class SelfPlayConfig:
         return settings
 
 
-def _has_cuda() -> bool:
+def has_cuda() -> bool:
     """Whether there is an NVIDIA device, without importing torch."""
     return Path("/dev/nvidia0").exists() or Path("/dev/nvidiactl").exists()
 
 
 def read_toml(path: Path) -> dict[str, Any]:
     """The settings of a TOML file; keys are SelfPlayConfig's fields, with - or _."""
-    settings = _read_settings(path, SelfPlayConfig)
+    settings = read_settings(path, SelfPlayConfig)
     for key in ("checkpoint", "out"):
         if isinstance(settings.get(key), str):
             settings[key] = Path(settings[key])
     return settings
 
 
-def _read_settings(path: Path, kind: type[SelfPlayConfig] | type[TrainConfig]) -> dict[str, Any]:
+def read_settings(path: Path, kind: type[Any]) -> dict[str, Any]:
+    """What a TOML file sets of the fields of dataclass `kind`. Raises ConfigError for anything else."""
     try:
         table = tomllib.loads(path.read_text())
     except OSError as error:
@@ -436,182 +439,3 @@ def to_toml(settings: Mapping[str, Any]) -> str:
         return f'"{text}"'
 
     return "".join(f"{key} = {literal(value)}\n" for key, value in settings.items() if value is not None)
-
-
-NetName = Literal["plan", "small", "quick"]
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """A training run: self-play, learner and matches at once, for a given time or number of rounds."""
-
-    minutes: float | None = 2.0
-    """Wall time to train, from the command's start; the time between sessions is not counted."""
-    rounds: int | None = None
-    """Rounds to play; with minutes as well, whichever comes first."""
-    players: str = "4"
-    """Number of players: 4, 3-6, or with weights 4:15,5:70,6:15."""
-    cards: str = "5"
-    """Cards dealt to each, written likewise."""
-    trump: str = "random"
-    dealer: str = "random"
-    targets: Literal["critic", "visits", "improved"] = "critic"
-    """What the policy learns from: a critic that sees the deal, or of the search the visit counts or the
-    prior improved by Q."""
-    search: str = "0"
-    """Worlds x simulations of self-play by stages of equal length: 0 (the policy itself), 3x30, or
-    1x15,2x25,3x35."""
-    random_moves: float = 0.03
-    """Share of uniform moves; with a search the share of noise in its root."""
-    net: NetName = "quick"
-    critic_net: NetName = "quick"
-    """Sizes of the critic, one trunk."""
-    buffer: int = 150_000
-    """Newest positions, which batches are drawn from."""
-    batch: int = 1024
-    replay_ratio: float = 1.0
-    """How often a position is seen on average; the faster of self-play and learner waits."""
-    learning_rate: float = 2e-3
-    """At first; falls to a hundredth as a cosine over the run."""
-    weight_decay: float = 1e-4
-    clip: float = 1.0
-    """Largest norm of a gradient."""
-    entropy_first: float = 0.05
-    """Weight of the policy's entropy at the start; critic targets only."""
-    entropy_last: float = 0.002
-    value_weight: float = 1.0
-    value_share: float = 0.25
-    """Share of a batch that trains the value as well; a policy that plays without a search needs little."""
-    ema: float = 0.99
-    """Decay of the average of the weights, a step; the average is what plays."""
-    autocast: bool = True
-    """Matrix products of the learner in bfloat16."""
-    publish_s: float = 1.0
-    """Self-play gets new weights so often."""
-    checkpoint_s: float = 20.0
-    """A checkpoint and the learner's state are kept so often: what a kill can cost."""
-    closing_s: float = 1.5
-    """Taken off the minutes for saving at the end."""
-    evaluate_s: float = 30.0
-    """A match against each opponent so often, and one at the end; 0 plays only the last."""
-    opponents: str = "threshold"
-    """Built-in opponents of the matches, with commas; empty for none."""
-    deals: int = 250
-    """Deals of a match during the run, each played from every seat; 1000 at the end."""
-    device: str = "auto"
-    """Of self-play: auto, cpu, cpu*2, cuda, cuda:0,cuda:1."""
-    learner: str = "auto"
-    """Device of the learner: auto, cpu, cuda, cuda:1."""
-    learner_threads: int = 1
-    workers: int | None = None
-    lanes: int | None = 2048
-    """Rounds that a worker plays at once (None: so that the batches are full)."""
-    max_batch: int | None = 1024
-    compile: bool = False
-    """Serve a compiled network as soon as it is ready; worth it in long runs."""
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        _check_types(self)
-        if self.minutes is None and self.rounds is None:
-            raise ConfigError("minutes and rounds are both unset; allowed: at least one of them")
-        limits: tuple[tuple[str, float, float], ...] = (
-            ("minutes", 0.05, 1e6), ("rounds", 1, 10**12), ("random_moves", 0, 1), ("buffer", 1024, 10**9),
-            ("batch", 1, 2**20), ("replay_ratio", 0.01, 100), ("learning_rate", 1e-8, 1),
-            ("weight_decay", 0, 1), ("clip", 1e-6, 1e6), ("entropy_first", 0, 10), ("entropy_last", 0, 10),
-            ("value_weight", 0, 100), ("value_share", 0, 1), ("ema", 0, 0.999999), ("publish_s", 0.01, 3600),
-            ("checkpoint_s", 0.1, 86_400), ("closing_s", 0, 60), ("evaluate_s", 0, 10**6),
-            ("deals", 2, 10**6), ("learner_threads", 1, 1024), ("lanes", 1, 10**6),
-        )
-        for name, low, high in limits:
-            value = getattr(self, name)
-            if value is not None:
-                _check(name, value, low, high)
-        _choice("targets", self.targets, ("critic", "visits", "improved"))
-        _choice("net", self.net, NETS)
-        _choice("critic_net", self.critic_net, NETS)
-        if self.targets != "critic" and 0 in (simulations for _, simulations in self.stages()):
-            raise ConfigError(
-                f"targets is {self.targets!r} with a search of 0 simulations; allowed: for example --search 3x30"
-            )
-        for stage in range(len(self.stages())):
-            self.self_play(stage, None)
-
-    def stages(self) -> list[tuple[int, int]]:
-        """(worlds, simulations) of each stage of self-play."""
-        found = []
-        for part in self.search.split(","):
-            worlds, times, simulations = part.partition("x")
-            if part == "0":
-                found.append((1, 0))
-            elif times and worlds.isdecimal() and simulations.isdecimal() and int(worlds) and int(simulations):
-                found.append((int(worlds), int(simulations)))
-            else:
-                raise ConfigError(f"search is {self.search!r}; allowed: 0, 3x30, or stages as 1x15,2x25,3x35")
-        return found
-
-    def stage(self, done: float) -> int:
-        """The stage in which the share `done` of the run falls."""
-        return min(int(done * len(self.stages())), len(self.stages()) - 1)
-
-    def self_play(self, stage: int, checkpoint: Path | None) -> SelfPlayConfig:
-        """The settings of self-play in a stage."""
-        worlds, simulations = self.stages()[stage]
-        device = self.device
-        if device == "auto":
-            device = "cuda" if _has_cuda() else "cpu"
-        return SelfPlayConfig(
-            players=self.players, cards=self.cards, trump=self.trump, dealer=self.dealer,
-            determinizations=worlds, simulations=simulations, noise_fraction=self.random_moves,
-            target="improved" if self.targets == "improved" else "visits",
-            workers=self.workers, lanes=self.lanes, device=device,
-            inference_threads=1, precision=self.precision, compile=self.compile,
-            max_batch=self.max_batch, net=self.net, checkpoint=checkpoint, seed=self.seed,
-        )
-
-    def learner_device(self) -> str:
-        """Where the learner computes, as torch names it."""
-        if self.learner == "auto":
-            return "cuda:0" if _has_cuda() else "cpu"
-        return self.learner
-
-    def identity(self) -> dict[str, Any]:
-        """The settings that make a run what it is; a run folder keeps to them."""
-        free = ("minutes", "rounds", "publish_s", "checkpoint_s", "closing_s", "evaluate_s", "opponents", "deals",
-                "device", "learner", "learner_threads", "workers", "lanes", "max_batch", "compile", "precision",
-                "autocast")
-        settings = {name: value for name, value in asdict(self).items() if name not in free}
-        return settings | {"record_version": _core.RECORD_VERSION, "feature_version": _core.FEATURE_VERSION}
-
-
-PLAN_PLAYERS = "4:15,5:70,6:15"
-
-TRAIN_PRESETS: dict[str, TrainConfig] = {
-    "smoke": TrainConfig(),
-    "laptop": TrainConfig(
-        minutes=60, net="small", critic_net="small", buffer=500_000, compile=True, checkpoint_s=120,
-        evaluate_s=300, opponents="threshold,mc90",
-    ),
-    "workstation": TrainConfig(
-        minutes=600, players="3-8", cards="1-8", net="small", critic_net="small", buffer=2_000_000, batch=4096,
-        lanes=8192, max_batch=None, compile=True, publish_s=5, checkpoint_s=600, evaluate_s=1800,
-        opponents="threshold,mc90,mc900",
-    ),
-    "plan": TrainConfig(
-        minutes=None, rounds=4_920_000, players=PLAN_PLAYERS, cards="1-8", targets="visits",
-        search="1x15,2x25,3x35,4x45,5x50", random_moves=0.25, net="plan", buffer=500_000, batch=512, replay_ratio=4,
-        learning_rate=1e-3, value_share=1.0, ema=0.999, lanes=None, max_batch=None, compile=True, publish_s=10,
-        checkpoint_s=600, evaluate_s=1800, opponents="threshold,mc90",
-    ),
-}
-"""Settings by name. `plan`: 500 iterations of 10,000 rounds, after a ramp of 20 from 2,000 on."""
-
-
-def read_train_toml(path: Path) -> dict[str, Any]:
-    """The settings of a TOML file; keys are TrainConfig's fields, with - or _.
-
-    A file that names rounds and no minutes is of a run without a time.
-    """
-    settings = _read_settings(path, TrainConfig)
-    return {"minutes": None} | settings if "rounds" in settings else settings

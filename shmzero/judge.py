@@ -14,11 +14,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from shmzero.config import TrainConfig
 from shmzero.errors import ConfigError
 from shmzero.inference import Control, child_main
 from shmzero.launch import Child, start_child
-from shmzero.learner import CHECKPOINT_FOLDER
+from shmzero.records import newest_checkpoint
+from shmzero.train_config import TrainConfig
 
 FINAL_DEALS = 1000
 MATCH_SEED = 20_011
@@ -82,7 +82,7 @@ class Judge:
             self._bury()
 
     def _start(self, deals: int, niceness: int, modes: tuple[str, ...] = ("one",)) -> None:
-        checkpoint = max((self.folder / CHECKPOINT_FOLDER).glob("[0-9]*.safetensors"), default=None)
+        checkpoint = newest_checkpoint(self.folder)
         opponents = [name for name in self.config.opponents.split(",") if name]
         if checkpoint is None or not opponents:
             return

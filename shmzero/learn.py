@@ -21,9 +21,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from shmzero import _core
-from shmzero.config import NETS, NetConfig, TrainConfig
+from shmzero.config import NETS, NetConfig
 from shmzero.errors import ConfigError, ModelFailed
 from shmzero.net import BlobNet, Block, masked_softmax, write_tensors
+from shmzero.train_config import TrainConfig
 
 FORMAT = "shmzero-learner-1"
 METRICS = (

@@ -16,14 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from shmzero import _core
-from shmzero.config import TrainConfig
 from shmzero.errors import ConfigError
 from shmzero.inference import Control, child_main
-from shmzero.records import FILE_NAME, Records
+from shmzero.records import CHECKPOINT_FOLDER, FILE_NAME, Records
+from shmzero.train_config import TrainConfig
 
 STATE_NAME = "learner.safetensors"
 WEIGHTS_FOLDER = "weights"
-CHECKPOINT_FOLDER = "checkpoints"
 WAIT_S = 0.05
 METRICS_S = 1.0
 FIRST_ROWS = 8192

@@ -2,17 +2,17 @@
 
 Strength against fixed opponents over wall time, with 95 % intervals; losses of value and critic beside
 that of a constant guess; entropy of the policy.
-Needs matplotlib: pip install shmzero[plot].
+Needs matplotlib: pip install matplotlib.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from pathlib import Path
 from typing import Any
 
+from shmzero.command import Parser, run_command
 from shmzero.errors import ConfigError
 
 METRICS_NAME = "metrics.jsonl"
@@ -42,7 +42,7 @@ def plot(folder: Path, out: Path) -> None:
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        raise ConfigError("plot needs matplotlib; install it with: pip install shmzero[plot]") from None
+        raise ConfigError("plot needs matplotlib; install it with: pip install matplotlib") from None
     figure = Figure(figsize=(9, 10), layout="constrained")
     strength, losses, entropy = figure.subplots(3, 1, sharex=True, height_ratios=(3, 2, 2))
     for opponent, mode in sorted({(m["match"]["opponent"], m["match"]["mode"]) for m in matches}):
@@ -75,8 +75,12 @@ def plot(folder: Path, out: Path) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command. Exit codes: 0 done, 2 the user's mistake."""
-    parser = argparse.ArgumentParser(
+    """The command. Exit codes: see run_command."""
+    return run_command(lambda: _main(arguments))
+
+
+def _main(arguments: list[str] | None) -> int:
+    parser = Parser(
         prog="python -m shmzero.plot",
         description="Draws a training run: strength against fixed opponents over wall time, and losses.",
         epilog="example: python -m shmzero.plot runs/smoke --out smoke.png",
@@ -85,11 +89,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="PNG, SVG or PDF to write (default: RUN/curves.png)")
     given = parser.parse_args(arguments)
     out = given.out or given.run / "curves.png"
-    try:
-        plot(given.run, out)
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    plot(given.run, out)
     print(out)
     return 0
 

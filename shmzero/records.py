@@ -18,12 +18,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shmzero import _core
-from shmzero.command import Parser
+from shmzero.command import Parser, run_command
 from shmzero.config import SUITS
 from shmzero.errors import ConfigError, RecordError
 
 SCHEMA_VERSION = 1
 FILE_NAME = "rounds.sqlite"
+CHECKPOINT_FOLDER = "checkpoints"
+"""Of a training run's folder."""
 
 _SCHEMA = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -248,7 +250,17 @@ def show(record: bytes) -> str:
     return "\n".join(lines)
 
 
+def newest_checkpoint(folder: Path) -> Path | None:
+    """The checkpoint of the highest step in a training run's folder."""
+    return max((folder / CHECKPOINT_FOLDER).glob("[0-9]*.safetensors"), default=None)
+
+
 def main(arguments: list[str] | None = None) -> int:
+    """The command. Exit codes: see run_command."""
+    return run_command(lambda: _main(arguments))
+
+
+def _main(arguments: list[str] | None) -> int:
     parser = Parser(
         prog="python -m shmzero.records", description="Shows the records of a self-play run.",
         epilog="example: python -m shmzero.records runs/first --show 3",
@@ -257,29 +269,22 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--show", type=int, default=1, metavar="N", help="rounds to print (default 1)")
     parser.add_argument("--first", type=int, default=0, metavar="ID", help="from this round id on")
     parser.add_argument("--json", action="store_true", help="one JSON object")
+    given = parser.parse_args(arguments)
+    for name, value in (("show", given.show), ("first", given.first)):
+        if not 0 <= value < 2**63:
+            raise ConfigError(f"{name} is {value}; allowed: 0 to {2**63 - 1}")
+    records = Records(given.path)
+    shown = list(records.read(given.first, given.show))
+    mean_bytes = sum(map(len, shown)) / len(shown) if shown else 0.0
     try:
-        given = parser.parse_args(arguments)
-        for name, value in (("show", given.show), ("first", given.first)):
-            if not 0 <= value < 2**63:
-                raise ConfigError(f"{name} is {value}; allowed: 0 to {2**63 - 1}")
-        records = Records(given.path)
-        shown = list(records.read(given.first, given.show))
-        mean_bytes = sum(map(len, shown)) / len(shown) if shown else 0.0
         if given.json:
             rounds = [_core.decode_record(record) for record in shown]
             print(json.dumps({"rounds": len(records), "settings": records.settings(), "shown": rounds}))
         else:
             head = f"{records.path}: {len(records)} rounds, {mean_bytes:.0f} bytes a record"
             print("\n".join([head, *map(show, shown)]))
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except RecordError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
     except ValueError as error:
-        print(f"error: {records.path} holds what is no round: {error}", file=sys.stderr)
-        return 1
+        raise RecordError(f"{records.path} holds what is no round: {error}") from None
     return 0
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import os
 import signal
 import sys
 import time
@@ -20,9 +19,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
 
-from shmzero.command import parse_flags
+from shmzero.command import STARTED, parse_flags, run_command
 from shmzero.config import SelfPlayConfig, read_toml, to_toml
-from shmzero.errors import ConfigError, RecordError, SegmentError, ShmzeroError, WorkerDied
+from shmzero.errors import RecordError, ShmzeroError
 from shmzero.launch import Fleet
 from shmzero.records import FILE_NAME as RECORD_FILE
 from shmzero.records import RecordWriter
@@ -39,13 +38,6 @@ EXAMPLES = """examples:
   python -m shmzero.selfplay --players 3-6 --cards 1-8 --device cuda --out runs/broad
   python -m shmzero.selfplay --games 20 --cards 7 --evaluator hash
   python -m shmzero.selfplay --config run.toml --seed 7"""
-
-
-def process_age_s() -> float:
-    """Seconds since this process was started."""
-    started = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
-    uptime = float(Path("/proc/uptime").read_text().split()[0])
-    return uptime - started / os.sysconf("SC_CLK_TCK")
 
 
 @dataclass
@@ -213,7 +205,7 @@ def _run(
         def take(finished: list[tuple[int, list[bytes]]]) -> None:
             nonlocal units_done, record_bytes, first_round_s
             if finished and first_round_s is None:
-                first_round_s = process_age_s()
+                first_round_s = time.monotonic() - STARTED
                 _write(folder / "config.toml", to_toml(_resolved(config, fleet)))
             units_done += len(finished)
             record_bytes += sum(len(record) for _, records in finished for record in records)
@@ -373,25 +365,17 @@ class Terminal:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command. Exit codes: 0 done, 1 the environment's fault, 2 the user's, 130 interrupted."""
-    try:
-        config = parse(arguments)
-        folder = config.out or Path("runs") / time.strftime("selfplay-%Y%m%d-%H%M%S")
-        interrupt = Interrupt()
-        with Terminal() as terminal:
-            summary = run(config, folder, terminal.say, terminal.show, lambda: interrupt.asked)
-    except KeyboardInterrupt:  # before there was anything to save
-        return 130
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except (RecordError, SegmentError, WorkerDied) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    if config.json:
-        print(json.dumps(summary))
-    else:
-        print(describe(summary))
+    """The command. Exit codes: see run_command."""
+    return run_command(lambda: _main(arguments))
+
+
+def _main(arguments: list[str] | None) -> int:
+    config = parse(arguments)
+    folder = config.out or Path("runs") / time.strftime("selfplay-%Y%m%d-%H%M%S")
+    interrupt = Interrupt()
+    with Terminal() as terminal:
+        summary = run(config, folder, terminal.say, terminal.show, lambda: interrupt.asked)
+    print(json.dumps(summary) if config.json else describe(summary))
     return 0 if summary["complete"] else 130
 
 

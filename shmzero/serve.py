@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from shmzero import _core
-from shmzero.command import parse_flags
+from shmzero.command import parse_flags, run_command
 from shmzero.config import NETS, cores
-from shmzero.errors import ConfigError, SegmentError, ServerGone
+from shmzero.errors import ConfigError, ServerGone
 from shmzero.server import InferenceServer, percentile_us
 
 EXAMPLES = """Examples:
@@ -239,7 +239,11 @@ def _stamp(path: Path | None) -> tuple[int, int] | None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command. Exit codes: 0 stopped by SIGINT or SIGTERM, 1 the environment's fault, 2 the user's."""
+    """The command. Exit codes: see run_command."""
+    return run_command(lambda: _main(arguments))
+
+
+def _main(arguments: list[str] | None) -> int:
     import tyro
 
     stop = threading.Event()
@@ -253,23 +257,16 @@ def main(arguments: list[str] | None = None) -> int:
 
     signal.signal(signal.SIGINT, leave)
     signal.signal(signal.SIGTERM, leave)
-    try:
-        config = parse_flags(
-            ServeConfig,
-            prog="python -m shmzero.serve",
-            description="Serves a model to every program of this machine over shared memory. Ctrl-C ends it.\n\n"
-            + EXAMPLES,
-            args=arguments,
-            config=(tyro.conf.OmitArgPrefixes,),
-        )
-        config.check()
-        summary = run(config, stop)
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except (SegmentError, ServerGone) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    config = parse_flags(
+        ServeConfig,
+        prog="python -m shmzero.serve",
+        description="Serves a model to every program of this machine over shared memory. Ctrl-C ends it.\n\n"
+        + EXAMPLES,
+        args=arguments,
+        config=(tyro.conf.OmitArgPrefixes,),
+    )
+    config.check()
+    summary = run(config, stop)
     if config.json:
         print(json.dumps(summary))
     return 0

@@ -23,15 +23,16 @@ from typing import Annotated, Any
 import tyro
 
 from shmzero.arena import make_agent
-from shmzero.command import Parser, parse_flags
-from shmzero.config import TRAIN_PRESETS, TrainConfig, read_train_toml, to_toml
-from shmzero.errors import ConfigError, RecordError, SegmentError, WorkerDied
+from shmzero.command import STARTED, Parser, parse_flags, run_command
+from shmzero.config import to_toml
+from shmzero.errors import ConfigError, RecordError, WorkerDied
 from shmzero.judge import FINAL_DEALS, Judge, match_words
 from shmzero.launch import Child, Fleet, start_child
-from shmzero.learner import CHECKPOINT_FOLDER, newest_version, remove_old_weights, weights_path
+from shmzero.learner import newest_version, remove_old_weights, weights_path
 from shmzero.plot import METRICS_NAME, read_metrics
-from shmzero.records import RecordWriter
-from shmzero.selfplay import Interrupt, Meter, Progress, Terminal, process_age_s
+from shmzero.records import RecordWriter, newest_checkpoint
+from shmzero.selfplay import Interrupt, Meter, Progress, Terminal
+from shmzero.train_config import TRAIN_PRESETS, TrainConfig, read_train_toml
 
 TICK_S = 0.02
 COMMIT_S = 0.25
@@ -247,7 +248,7 @@ class Run:
             with metrics.open("a") as file:
                 file.write("\n")  # a kill cut the last line off
         self._trained_s = self._elapsed_before
-        self._started = time.monotonic() - process_age_s()
+        self._started = STARTED
         self._learner = LearnerLink(config, folder)
         self._judge = Judge(config, folder)
         self._report: dict[str, Any] = {}
@@ -442,11 +443,6 @@ class Run:
             raise RecordError(f"{self.folder / METRICS_NAME} cannot be written: {error.strerror}") from None
 
 
-def newest_checkpoint(folder: Path) -> Path | None:
-    """The checkpoint of the highest step in a run folder."""
-    return max((folder / CHECKPOINT_FOLDER).glob("[0-9]*.safetensors"), default=None)
-
-
 def train(
     config: TrainConfig,
     folder: Path,
@@ -503,18 +499,15 @@ def parse(arguments: list[str] | None) -> tuple[TrainConfig, Path, bool]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command. Exit codes: 0 done, 1 the environment's fault, 2 the user's, 130 interrupted."""
-    try:
-        config, folder, as_json = parse(arguments)
-        interrupt = Interrupt()
-        with Terminal() as terminal:
-            summary = train(config, folder, terminal.say, terminal.show, lambda: interrupt.asked)
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except (RecordError, SegmentError, WorkerDied) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    """The command. Exit codes: see run_command."""
+    return run_command(lambda: _main(arguments))
+
+
+def _main(arguments: list[str] | None) -> int:
+    config, folder, as_json = parse(arguments)
+    interrupt = Interrupt()
+    with Terminal() as terminal:
+        summary = train(config, folder, terminal.say, terminal.show, lambda: interrupt.asked)
     print(json.dumps(summary) if as_json else describe(summary))
     return 0 if summary["complete"] else 130
 

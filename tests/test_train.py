@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from shmzero import SearchConfig, _core, play_rounds
-from shmzero.config import TRAIN_PRESETS, NetConfig, TrainConfig, read_train_toml, to_toml
+from shmzero.config import NetConfig, to_toml
 from shmzero.errors import ConfigError, ModelFailed
 from shmzero.learn import (
     METRICS,
@@ -34,6 +34,7 @@ from shmzero.learn import (
 from shmzero.net import BlobNet, load_checkpoint
 from shmzero.records import Records
 from shmzero.train import UnitLedger, newest_checkpoint
+from shmzero.train_config import TRAIN_PRESETS, TrainConfig, read_train_toml
 from tests import oracle
 from tests.cases import as_round
 from tests.fakes import HashEvaluator
@@ -374,7 +375,7 @@ def test_train_stages_change_the_search_and_visits_are_learned_from(tmp_path: Pa
 
 
 def test_plot_writes_a_picture(trained: tuple[Path, dict], tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib", reason="an optional extra: pip install shmzero[plot]")
+    pytest.importorskip("matplotlib", reason="an optional extra: pip install matplotlib")
     done = command(trained[0], "--out", tmp_path / "curves.png", module="shmzero.plot")
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "curves.png").read_bytes()[:4] == b"\x89PNG"

@@ -1,0 +1,189 @@
+"""Settings of a training run: defaults, presets and what is allowed. Read next: train.py."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from shmzero import _core
+from shmzero.config import NETS, SelfPlayConfig, check_choice, check_number, check_types, has_cuda, read_settings
+from shmzero.errors import ConfigError
+
+NetName = Literal["plan", "small", "quick"]
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """A training run: self-play, learner and matches at once, for a given time or number of rounds."""
+
+    minutes: float | None = 2.0
+    """Wall time to train, from the command's start; the time between sessions is not counted."""
+    rounds: int | None = None
+    """Rounds to play; with minutes as well, whichever comes first."""
+    players: str = "4"
+    """Number of players: 4, 3-6, or with weights 4:15,5:70,6:15."""
+    cards: str = "5"
+    """Cards dealt to each, written likewise."""
+    trump: str = "random"
+    dealer: str = "random"
+    targets: Literal["critic", "visits", "improved"] = "critic"
+    """What the policy learns from: a critic that sees the deal, or of the search the visit counts or the
+    prior improved by Q."""
+    search: str = "0"
+    """Worlds x simulations of self-play by stages of equal length: 0 (the policy itself), 3x30, or
+    1x15,2x25,3x35."""
+    random_moves: float = 0.03
+    """Share of uniform moves; with a search the share of noise in its root."""
+    net: NetName = "quick"
+    critic_net: NetName = "quick"
+    """Sizes of the critic, one trunk."""
+    buffer: int = 150_000
+    """Newest positions, which batches are drawn from."""
+    batch: int = 1024
+    replay_ratio: float = 1.0
+    """How often a position is seen on average; the faster of self-play and learner waits."""
+    learning_rate: float = 2e-3
+    """At first; falls to a hundredth as a cosine over the run."""
+    weight_decay: float = 1e-4
+    clip: float = 1.0
+    """Largest norm of a gradient."""
+    entropy_first: float = 0.05
+    """Weight of the policy's entropy at the start; critic targets only."""
+    entropy_last: float = 0.002
+    value_weight: float = 1.0
+    value_share: float = 0.25
+    """Share of a batch that trains the value as well; a policy that plays without a search needs little."""
+    ema: float = 0.99
+    """Decay of the average of the weights, a step; the average is what plays."""
+    autocast: bool = True
+    """Matrix products of the learner in bfloat16."""
+    publish_s: float = 1.0
+    """Self-play gets new weights so often."""
+    checkpoint_s: float = 20.0
+    """A checkpoint and the learner's state are kept so often: what a kill can cost."""
+    closing_s: float = 1.5
+    """Taken off the minutes for saving at the end."""
+    evaluate_s: float = 30.0
+    """A match against each opponent so often, and one at the end; 0 plays only the last."""
+    opponents: str = "threshold"
+    """Built-in opponents of the matches, with commas; empty for none."""
+    deals: int = 250
+    """Deals of a match during the run, each played from every seat; 1000 at the end."""
+    device: str = "auto"
+    """Of self-play: auto, cpu, cpu*2, cuda, cuda:0,cuda:1."""
+    learner: str = "auto"
+    """Device of the learner: auto, cpu, cuda, cuda:1."""
+    learner_threads: int = 1
+    workers: int | None = None
+    lanes: int | None = 2048
+    """Rounds that a worker plays at once (None: so that the batches are full)."""
+    max_batch: int | None = 1024
+    compile: bool = False
+    """Serve a compiled network as soon as it is ready; worth it in long runs."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        if self.minutes is None and self.rounds is None:
+            raise ConfigError("minutes and rounds are both unset; allowed: at least one of them")
+        limits: tuple[tuple[str, float, float], ...] = (
+            ("minutes", 0.05, 1e6), ("rounds", 1, 10**12), ("random_moves", 0, 1), ("buffer", 1024, 10**9),
+            ("batch", 1, 2**20), ("replay_ratio", 0.01, 100), ("learning_rate", 1e-8, 1),
+            ("weight_decay", 0, 1), ("clip", 1e-6, 1e6), ("entropy_first", 0, 10), ("entropy_last", 0, 10),
+            ("value_weight", 0, 100), ("value_share", 0, 1), ("ema", 0, 0.999999), ("publish_s", 0.01, 3600),
+            ("checkpoint_s", 0.1, 86_400), ("closing_s", 0, 60), ("evaluate_s", 0, 10**6),
+            ("deals", 2, 10**6), ("learner_threads", 1, 1024), ("lanes", 1, 10**6),
+        )
+        for name, low, high in limits:
+            value = getattr(self, name)
+            if value is not None:
+                check_number(name, value, low, high)
+        check_choice("targets", self.targets, ("critic", "visits", "improved"))
+        check_choice("net", self.net, NETS)
+        check_choice("critic_net", self.critic_net, NETS)
+        if self.targets != "critic" and 0 in (simulations for _, simulations in self.stages()):
+            raise ConfigError(
+                f"targets is {self.targets!r} with a search of 0 simulations; allowed: for example --search 3x30"
+            )
+        for stage in range(len(self.stages())):
+            self.self_play(stage, None)
+
+    def stages(self) -> list[tuple[int, int]]:
+        """(worlds, simulations) of each stage of self-play."""
+        found = []
+        for part in self.search.split(","):
+            worlds, times, simulations = part.partition("x")
+            if part == "0":
+                found.append((1, 0))
+            elif times and worlds.isdecimal() and simulations.isdecimal() and int(worlds) and int(simulations):
+                found.append((int(worlds), int(simulations)))
+            else:
+                raise ConfigError(f"search is {self.search!r}; allowed: 0, 3x30, or stages as 1x15,2x25,3x35")
+        return found
+
+    def stage(self, done: float) -> int:
+        """The stage in which the share `done` of the run falls."""
+        return min(int(done * len(self.stages())), len(self.stages()) - 1)
+
+    def self_play(self, stage: int, checkpoint: Path | None) -> SelfPlayConfig:
+        """The settings of self-play in a stage."""
+        worlds, simulations = self.stages()[stage]
+        device = self.device
+        if device == "auto":
+            device = "cuda" if has_cuda() else "cpu"
+        return SelfPlayConfig(
+            players=self.players, cards=self.cards, trump=self.trump, dealer=self.dealer,
+            determinizations=worlds, simulations=simulations, noise_fraction=self.random_moves,
+            target="improved" if self.targets == "improved" else "visits",
+            workers=self.workers, lanes=self.lanes, device=device,
+            inference_threads=1, precision=self.precision, compile=self.compile,
+            max_batch=self.max_batch, net=self.net, checkpoint=checkpoint, seed=self.seed,
+        )
+
+    def learner_device(self) -> str:
+        """Where the learner computes, as torch names it."""
+        if self.learner == "auto":
+            return "cuda:0" if has_cuda() else "cpu"
+        return self.learner
+
+    def identity(self) -> dict[str, Any]:
+        """The settings that make a run what it is; a run folder keeps to them."""
+        free = ("minutes", "rounds", "publish_s", "checkpoint_s", "closing_s", "evaluate_s", "opponents", "deals",
+                "device", "learner", "learner_threads", "workers", "lanes", "max_batch", "compile", "precision",
+                "autocast")
+        settings = {name: value for name, value in asdict(self).items() if name not in free}
+        return settings | {"record_version": _core.RECORD_VERSION, "feature_version": _core.FEATURE_VERSION}
+
+
+PLAN_PLAYERS = "4:15,5:70,6:15"
+
+TRAIN_PRESETS: dict[str, TrainConfig] = {
+    "smoke": TrainConfig(),
+    "laptop": TrainConfig(
+        minutes=60, net="small", critic_net="small", buffer=500_000, compile=True, checkpoint_s=120,
+        evaluate_s=300, opponents="threshold,mc90",
+    ),
+    "workstation": TrainConfig(
+        minutes=600, players="3-8", cards="1-8", net="small", critic_net="small", buffer=2_000_000, batch=4096,
+        lanes=8192, max_batch=None, compile=True, publish_s=5, checkpoint_s=600, evaluate_s=1800,
+        opponents="threshold,mc90,mc900",
+    ),
+    "plan": TrainConfig(
+        minutes=None, rounds=4_920_000, players=PLAN_PLAYERS, cards="1-8", targets="visits",
+        search="1x15,2x25,3x35,4x45,5x50", random_moves=0.25, net="plan", buffer=500_000, batch=512, replay_ratio=4,
+        learning_rate=1e-3, value_share=1.0, ema=0.999, lanes=None, max_batch=None, compile=True, publish_s=10,
+        checkpoint_s=600, evaluate_s=1800, opponents="threshold,mc90",
+    ),
+}
+"""Settings by name. `plan`: 500 iterations of 10,000 rounds, after a ramp of 20 from 2,000 on."""
+
+
+def read_train_toml(path: Path) -> dict[str, Any]:
+    """The settings of a TOML file; keys are TrainConfig's fields, with - or _.
+
+    A file that names rounds and no minutes is of a run without a time.
+    """
+    settings = read_settings(path, TrainConfig)
+    return {"minutes": None} | settings if "rounds" in settings else settings
