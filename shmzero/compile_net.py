@@ -1,4 +1,4 @@
-"""Helper process: compiles the serving function for batch buckets into the on-disk cache.
+"""Helper process: compiles the serving function, for batches of any size, into the on-disk cache.
 
 Runs at low priority beside a server that serves eagerly meanwhile, one at a time, and dies
 with it. Read next: net_device.py, which loads what this makes.
@@ -28,7 +28,7 @@ def main() -> None:
 
     from shmzero.config import NetConfig
     from shmzero.net import BlobNet
-    from shmzero.net_device import InferenceNet, cache_folder, package_path
+    from shmzero.net_device import MOST_ROWS, InferenceNet, cache_folder, package_path
 
     class Exported(torch.nn.Module):
         """torch.export wants a module."""
@@ -50,17 +50,20 @@ def main() -> None:
     cache_folder().mkdir(parents=True, exist_ok=True)
     with (cache_folder() / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # servers started together share one compilation
-        for bucket in sorted(spec["buckets"], reverse=True):
-            path = package_path(config, precision, device, bucket)
-            if path.exists():
-                continue
-            features = torch.zeros(bucket, _core.NUM_FEATURES, dtype=torch.float16, device=device)
-            masks = torch.ones(bucket, dtype=torch.int64, device=device)
-            with torch.no_grad():
-                exported = torch.export.export(Exported(function), (features, masks, *weights))
-                temporary = path.with_name(f"{os.getpid()}-{path.name}")
-                torch._inductor.aoti_compile_and_package(exported, package_path=str(temporary))
-            temporary.replace(path)
+        path = package_path(config, precision, device)
+        if path.exists():
+            return
+        features = torch.zeros(512, _core.NUM_FEATURES, dtype=torch.float16, device=device)
+        masks = torch.ones(512, dtype=torch.int64, device=device)
+        rows = {0: torch.export.Dim("rows", min=1, max=MOST_ROWS)}
+        shapes = {"features": rows, "masks": rows, "weights": tuple({} for _ in weights)}
+        with torch.no_grad():
+            exported = torch.export.export(
+                Exported(function), (features, masks, *weights), dynamic_shapes=shapes
+            )
+            temporary = path.with_name(f"{os.getpid()}-{path.name}")
+            torch._inductor.aoti_compile_and_package(exported, package_path=str(temporary))
+        temporary.replace(path)
 
 
 if __name__ == "__main__":

@@ -59,9 +59,10 @@ def plan_fleet(config: SelfPlayConfig, num_units: int) -> FleetPlan:
     # Many small slots fill a batch better than few large ones; beyond two workers a server (on CUDA: a
     # core each) more of them bring nothing.
     workers = config.workers or (max(len(devices), min(cores() - 1, 8)) if on_cuda else 2 * len(devices))
-    if workers < len(devices):
+    if workers * config.slots < len(devices):
         raise ConfigError(
-            f"workers is {workers} with {len(devices)} inference processes; allowed: at least {len(devices)}"
+            f"workers is {workers} with {config.slots} slots each and {len(devices)} inference processes; "
+            f"allowed: at least {-(-len(devices) // config.slots)}"
         )
     search = config.search().to_core()
     rows_per_lane = search.rows_per_step(config.play_settings().most_players)

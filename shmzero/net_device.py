@@ -2,8 +2,8 @@
 
 Weights are folded and cast once and enter each call as arguments, so that a swap changes the whole
 list between two batches and no batch sees a mixture. Products of the blocks run in the chosen
-precision; residual stream, normalisation, heads and softmax in float32. Compiled callables come from
-compile_net.py, one a batch bucket; until one is there the same function runs eagerly.
+precision; residual stream, normalisation, heads and softmax in float32. The compiled callable, one for
+batches of any size, comes from compile_net.py; until it is there the same function runs eagerly.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -32,10 +32,12 @@ from shmzero.evaluators import BatchDevice, Staging, new_staging
 from shmzero.net import BlobNet, load_checkpoint, masked_softmax
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-CPU_BUCKETS = (16, 64, 512, 2048)
+MOST_ROWS = 1 << 22
+"""Of a batch."""
 CUDA_BUCKETS = (64, 256, 1024, 4096, 8192, 16384)
+"""Batch sizes that a CUDA graph is captured for. A CPU has no graphs and so no padding."""
 LOOK_S = 0.5
-"""How often a server looks whether the compiled callables are there."""
+"""How often a server looks whether the compiled callable is there."""
 
 Callable3 = Callable[..., tuple[Tensor, Tensor]]
 
@@ -122,14 +124,14 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "shmzero"
 
 
-def package_path(config: NetConfig, precision: str, device: str, bucket: int) -> Path:
-    """Where the callable of a bucket is cached. Its name changes with whatever it was made from."""
+def package_path(config: NetConfig, precision: str, device: str) -> Path:
+    """Where the callable is cached. Its name changes with whatever it was made from."""
     kind = "cpu" if device == "cpu" else "cuda"
     machine = sorted(cpu_flags()) if kind == "cpu" else torch.cuda.get_device_capability(device)
-    parts = [asdict(config), precision, kind, bucket, torch.__version__, str(machine)]
+    parts = [asdict(config), precision, kind, MOST_ROWS, torch.__version__, str(machine)]
     sources = [inspect.getsource(part) for part in (InferenceNet, masked_softmax)]
     made_from = json.dumps([*parts, *sources]).encode()
-    return cache_folder() / f"{hashlib.sha256(made_from).hexdigest()[:24]}-{kind}-{precision}-{bucket}.pt2"
+    return cache_folder() / f"{hashlib.sha256(made_from).hexdigest()[:24]}-{kind}-{precision}.pt2"
 
 
 def load_package(path: Path) -> Callable3:
@@ -151,14 +153,11 @@ def load_package(path: Path) -> Callable3:
     return call
 
 
-def start_compiler(
-    config: NetConfig, precision: str, device: str, buckets: Sequence[int]
-) -> subprocess.Popen[bytes] | None:
-    """Start the helper that fills the cache, where something is missing. It dies with this process."""
-    if all(package_path(config, precision, device, bucket).exists() for bucket in buckets):
+def start_compiler(config: NetConfig, precision: str, device: str) -> subprocess.Popen[bytes] | None:
+    """Start the helper that fills the cache, unless it is filled. It dies with this process."""
+    if package_path(config, precision, device).exists():
         return None
-    spec = {"net": asdict(config), "precision": precision, "device": device, "buckets": list(buckets),
-            "parent_pid": os.getpid()}
+    spec = {"net": asdict(config), "precision": precision, "device": device, "parent_pid": os.getpid()}
     return subprocess.Popen(
         [sys.executable, "-m", "shmzero.compile_net", json.dumps(spec)],
         stdin=subprocess.DEVNULL,
@@ -171,59 +170,45 @@ def start_compiler(
 
 
 class _NetDevice:
-    """What CPU and CUDA share: weights, buckets, and which callable serves a bucket."""
+    """What CPU and CUDA share: weights, and the callable that serves."""
 
     def __init__(self, net: BlobNet, device: str, precision: str, compiled: bool, max_batch: int) -> None:
         self.max_batch = max_batch
         self.device = device
         self.inference_net = InferenceNet(net.config, resolve_precision(precision, device))
         self.weights = self.inference_net.weights(net, device)
-        steps = CPU_BUCKETS if device == "cpu" else CUDA_BUCKETS
-        self.buckets = [b for b in steps if b < max_batch] + [max_batch]
-        self.compiled: dict[int, Callable3] = {}
-        self._wanted = list(self.buckets) if compiled else []
+        self.compiled: Callable3 | None = None
+        self._package: Path | None = None
         self._looked_at = 0.0
         self._compiler = None
-        self._say = ""
         if compiled:
-            self._compiler = start_compiler(
-                net.config, self.inference_net.precision, device, self.buckets
-            )
-            self._load_packages()
+            self._package = package_path(net.config, self.inference_net.precision, device)
+            self._compiler = start_compiler(net.config, self.inference_net.precision, device)
+            self._load_package()
         self.description = f"{device} {self.inference_net.precision}" + (
-            f", compiled for batches of {', '.join(map(str, sorted(self.compiled)))}"
+            ", compiled"
             if self.compiled
             else ", eagerly" + (" until its compiled form is ready" if compiled else "")
         )
 
-    def _load_packages(self) -> list[int]:
-        loaded = []
-        for bucket in list(self._wanted):
-            path = package_path(
-                self.inference_net.config, self.inference_net.precision, self.device, bucket
-            )
-            if path.exists():
-                self.compiled[bucket] = load_package(path)
-                self._wanted.remove(bucket)
-                loaded.append(bucket)
-        return loaded
+    def _load_package(self) -> bool:
+        if self._package is None or not self._package.exists():
+            return False
+        self.compiled, self._package = load_package(self._package), None
+        return True
 
     def poll(self) -> str | None:
-        """Takes up compiled callables that have appeared in the cache."""
+        """Takes up the compiled callable once it has appeared in the cache."""
         now = time.monotonic()
-        if not self._wanted or now - self._looked_at < LOOK_S:
+        if self._package is None or now - self._looked_at < LOOK_S:
             return None
         self._looked_at = now
-        if loaded := self._load_packages():
-            return f"compiled for batches of {', '.join(map(str, loaded))}"
+        if self._load_package():
+            return "serves the compiled network"
         if self._compiler is not None and self._compiler.poll() not in (None, 0):
-            status, self._wanted = self._compiler.returncode, []
-            return f"the compile helper ended with status {status}: serving eagerly"
+            self._package = None
+            return f"the compile helper ended with status {self._compiler.returncode}: serving eagerly"
         return None
-
-    def bucket_of(self, rows: int) -> int:
-        """The smallest bucket that holds so many rows."""
-        return next(b for b in self.buckets if b >= rows)
 
     def new_weights(self, path: str) -> list[Tensor]:
         """A checkpoint's weights for this network. Raises ConfigError where it is another one."""
@@ -255,15 +240,12 @@ class CpuNetDevice(_NetDevice):
         return self._staging
 
     def launch(self, stage: int, rows: int) -> None:
-        bucket = self.bucket_of(rows)
-        compiled = self.compiled.get(bucket)
-        padded = rows if compiled is None else bucket  # padding rows hold an earlier batch's
-        call: Callable3 = compiled or self.inference_net
+        call: Callable3 = self.compiled or self.inference_net
         try:
             with torch.inference_mode():
-                policies, values = call(self._features[:padded], self._masks[:padded], *self.weights)
-                self._policies[:rows].copy_(policies[:rows])
-                self._values[:rows].copy_(values[:rows])
+                policies, values = call(self._features[:rows], self._masks[:rows], *self.weights)
+                self._policies[:rows].copy_(policies)
+                self._values[:rows].copy_(values)
         except RuntimeError as error:
             raise ModelFailed(f"a batch of {rows} rows failed on the CPU: {error}") from error
 
@@ -300,6 +282,7 @@ class CudaNetDevice(_NetDevice):
         torch.cuda.set_device(index)
         torch.set_float32_matmul_precision("high")  # TF32
         super().__init__(net, device, precision, compiled, max_batch)
+        self.buckets = [b for b in CUDA_BUCKETS if b < max_batch] + [max_batch]
         self._stages = [_CudaStage(device, max_batch) for _ in range(self.num_stages)]
 
     def staging(self, stage: int) -> Staging:
@@ -307,8 +290,8 @@ class CudaNetDevice(_NetDevice):
 
     def launch(self, stage: int, rows: int) -> None:
         at = self._stages[stage]
-        bucket = self.bucket_of(rows)
-        call: Callable3 = self.compiled.get(bucket) or self.inference_net
+        bucket = next(b for b in self.buckets if b >= rows)  # padding rows hold an earlier batch's
+        call: Callable3 = self.compiled or self.inference_net
         try:
             graph = at.graph(bucket, call, self.weights)
             with torch.cuda.stream(at.stream):

@@ -97,7 +97,7 @@ BAD_FLAGS = [
     ("--rounds", "--rounds"),
     ("--rounds", "5", "--games", "5", "rounds and games are both set"),
     ("--players", "8", "--cards", "7", "cards is '7' with 8 players"),
-    ("--workers", "1", "--device", "cpu*2", "workers is 1 with 2 inference processes"),
+    ("--workers", "1", "--device", "cpu*5", "workers is 1 with 4 slots each and 5 inference processes"),
     ("--evaluator", "hash", "--checkpoint", "x.safetensors", "checkpoint is set with evaluator 'hash'"),
     ("--follow", "follow is set without a checkpoint"),
     (*HASH, "--workers", "1", "--slots", "2", "--lanes", "1000000", "--rounds", "1000000", "--determinizations", "10000", "lanes is 1000000"),
@@ -207,7 +207,7 @@ def test_selfplay_refused_settings_leave_an_existing_run_as_it_is(
     capsys.readouterr()
     assert "seed: 0 there, 1 now" in refusal(capsys, *HASH, "--seed", 1, "--rounds", 9, "--out", tmp_path)
     assert "workers is 1" in refusal(
-        capsys, *HASH, "--workers", 1, "--device", "cpu*2", "--rounds", 9, "--out", tmp_path
+        capsys, *HASH, "--workers", 1, "--device", "cpu*5", "--rounds", 9, "--out", tmp_path
     )
     assert contents(tmp_path) == before
 

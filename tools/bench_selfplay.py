@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import statistics
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import partial
@@ -15,7 +16,7 @@ from typing import Any
 from shmzero import SearchConfig, _core, play_rounds
 from shmzero.config import NETS, PRESETS, SelfPlayConfig, cores, to_toml
 from shmzero.evaluators import HashEvaluator
-from shmzero.launch import plan_fleet
+from shmzero.launch import Fleet, plan_fleet
 from shmzero.selfplay import run
 from tools.engine import Engine, Rates
 from tools.measure import Result, Spread, interleaved, ratio
@@ -48,17 +49,19 @@ def decisions_per_round(config: SelfPlayConfig) -> float:
 
 
 class Roofline:
-    """The best that processes x threads x buckets reach on this machine, same network and serving code."""
+    """The best that processes x threads x batch sizes reach on this machine, same network and serving code."""
 
     def __init__(self, config: SelfPlayConfig, max_batch: int, seconds: float) -> None:
         """Starts a pool of each layout, finds the best of layouts and batch sizes, keeps that one."""
-        spec = device_spec(config, max_batch)
+        cuda = any(name != "cpu" for name in config.devices())
+        sizes = (max_batch // 2, max_batch) if cuda else (256, 512, 1024, 2048)
+        spec = device_spec(config, sizes[-1])
         best = (0.0, None, 0)
         self.tried: dict[str, float] = {}
         self._pool: Pool | None = None
         for layout in layouts(config.devices(), cores()):
             pool = Pool(layout, spec)
-            for rows in pool.buckets[-2:]:
+            for rows in sizes:
                 rate = pool.measure(rows, seconds)
                 self.tried[f"{layout}, {rows} rows"] = rate
                 if rate > best[0]:
@@ -148,6 +151,42 @@ def steady(config: SelfPlayConfig, given: argparse.Namespace, preset: str, secon
         return results
 
 
+def bench_short(given: argparse.Namespace) -> list[Result]:
+    """Runs of few rounds, from the first request to the last answer, against what their rows allow."""
+    config = settings_of(given, rounds=given.rounds)
+    rows = given.rounds * config.search().to_core().rows_per_step(config.play_settings().most_players)
+    walls: list[float] = []
+
+    def play() -> float:
+        start = time.monotonic()
+        with Fleet(config, iter(range(given.rounds)), given.rounds) as fleet:
+            while not fleet.counters()["rows"]:
+                fleet.poll(0.002)
+            first = time.monotonic()
+            while not fleet.done:
+                fleet.poll(0.01)
+            walls.append(time.monotonic() - start)
+            return fleet.counters()["rows"] / (time.monotonic() - first)
+
+    with ExitStack() as stack:
+        pools = [stack.enter_context(Pool(layout, device_spec(config, rows)))
+                 for layout in layouts(config.devices(), cores())]
+
+        def serve() -> float:
+            return max(pool.measure(-(-rows // len(pool.layout.devices)), 1.0) for pool in pools)
+
+        played: list[float] = []
+        allowed: list[float] = []
+        medians = interleaved({"play": lambda: played.append(play()) or played[-1],
+                               "serve": lambda: allowed.append(serve()) or allowed[-1]}, given.repeats)
+    return [
+        medians["play"].result(f"{given.rounds} rounds, from the first request", "evaluations/s"),
+        medians["serve"].result(f"serving {rows} rows, all that are asked at once", "evaluations/s"),
+        ratio("share", list(zip(played, allowed, strict=True)), ">= 0.5"),
+        Result("with the processes' start", 60 * given.rounds / statistics.median(walls), "rounds/min"),
+    ]
+
+
 def in_turns(
     given: argparse.Namespace, engines: dict[str, SelfPlayConfig]
 ) -> Iterator[tuple[str, Spread, list[float]]]:
@@ -172,18 +211,11 @@ def in_turns(
 
 def bench_scaling(given: argparse.Namespace) -> list[Result]:
     """Steady distinct evaluations/s by the number of workers, which take turns on the machine."""
-    few = len(settings_of(given).devices())
-    engines = {str(n): settings_of(given, workers=max(n, few), device=given.device if n >= few else one(given.device))
-               for n in given.numbers}
+    engines = {str(n): settings_of(given, workers=n) for n in given.numbers}
     measured = list(in_turns(given, engines))
     best = max(spread.median for _, spread, _ in measured)
     results = [spread.result(f"{name} workers", "evaluations/s") for name, spread, _ in measured]
     return [*results, Result("slowest against the best", min(s.median for _, s, _ in measured) / best, "", ">= 0.85")]
-
-
-def one(device: str) -> str:
-    """A single inference process, for fewer workers than the machine's default has processes."""
-    return "cpu*1" if device in ("auto", "cpu") else device
 
 
 ABLATIONS: dict[str, dict[str, Any]] = {
@@ -256,6 +288,8 @@ def add_options(name: str, sub: argparse.ArgumentParser) -> None:
                          help="of the run that is timed from the command on (the plan called rounds games)")
     else:
         sub.add_argument("--preset", choices=sorted(PRESETS), default="medium")
+    if name == "short":
+        sub.add_argument("--rounds", "--games", type=int, default=50, dest="rounds", help="of each run")
     if name == "scaling":
         sub.add_argument("--workers", type=int, nargs="+", default=[1, 4, 8, 16, 32, 64], dest="numbers", metavar="N")
     else:
@@ -265,5 +299,6 @@ def add_options(name: str, sub: argparse.ArgumentParser) -> None:
 
 
 BENCHMARKS: dict[str, Callable[[argparse.Namespace], list[Result]]] = {
-    "selfplay": bench_selfplay, "scaling": bench_scaling, "ablate": bench_ablate, "tune": bench_tune,
+    "selfplay": bench_selfplay, "short": bench_short, "scaling": bench_scaling, "ablate": bench_ablate,
+    "tune": bench_tune,
 }

@@ -32,8 +32,7 @@ def ready_device(spec: dict[str, Any]) -> BatchDevice:
     """The device of an inference process's spec, compiled if it asks for that, real rows in its staging."""
     device = make_device(spec)
     give_up = time.monotonic() + COMPILE_S
-    sizes = buckets(device) if spec["compile"] else []
-    while len(getattr(device, "compiled", ())) < len(sizes) and time.monotonic() < give_up:
+    while spec["compile"] and getattr(device, "compiled", True) is None and time.monotonic() < give_up:
         if "ended with status" in (device.poll() or ""):
             break
         time.sleep(0.2)
@@ -42,11 +41,6 @@ def ready_device(spec: dict[str, Any]) -> BatchDevice:
         device.staging(stage).features[:] = features
         device.staging(stage).masks[:] = masks
     return device
-
-
-def buckets(device: BatchDevice) -> list[int]:
-    """Batch sizes that the device has a callable of its own for; none where it does not batch."""
-    return getattr(device, "buckets", [])
 
 
 def rows_per_s(device: BatchDevice, rows: int, seconds: float) -> float:
@@ -100,7 +94,8 @@ class Pool:
             for device in layout.devices
         ]
         try:
-            self.buckets: list[int] = next(iter([self._read(child)["buckets"] for child in self._children]))
+            for child in self._children:
+                self._read(child)
         except BaseException:
             self.close()
             raise
@@ -143,9 +138,8 @@ def main(spec: dict[str, Any]) -> None:
     except ConfigError as error:
         print(json.dumps({"error": str(error)}), flush=True)
         return
-    sizes = buckets(device) or [device.max_batch]
-    rows_per_s(device, sizes[-1], 0.2)
-    print(json.dumps({"buckets": sizes}), flush=True)
+    rows_per_s(device, device.max_batch, 0.2)
+    print(json.dumps({"max_batch": device.max_batch}), flush=True)
     for line in sys.stdin:
         rows, seconds = line.split()
         print(json.dumps({"rows_per_s": rows_per_s(device, int(rows), float(seconds))}), flush=True)

@@ -112,7 +112,7 @@ class RequestPort {
 
   /// Whether the service has left on purpose. Acquire: pairs with close_service.
   bool service_closed() const {
-    return segment_.server(segment_.server_of(block_)).closed.load(std::memory_order_acquire) != 0;
+    return segment_.server(segment_.server_of(block_, 0)).closed.load(std::memory_order_acquire) != 0;
   }
 
   /// Waits for the answer, at most 100 ms; no longer where the service has left. Spins for at most

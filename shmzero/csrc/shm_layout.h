@@ -26,7 +26,7 @@
 namespace shmzero {
 
 inline constexpr std::uint64_t kSegmentMagic = 0x304f52455a4d4853u;  // "SHMZERO0"
-inline constexpr std::uint32_t kLayoutVersion = 2;
+inline constexpr std::uint32_t kLayoutVersion = 3;
 inline constexpr std::size_t kLine = 64;
 inline constexpr std::uint32_t kMaxSlotsPerWorker = 8;  ///< Their words share one cache line.
 inline constexpr std::uint32_t kHistogramBins = 24;
@@ -260,8 +260,18 @@ class Segment {
   SlotHeader& slot_header(std::uint32_t w, std::uint32_t s) const {
     return *reinterpret_cast<SlotHeader*>(slot(w, s));
   }
-  /// Which server answers a worker.
-  std::uint32_t server_of(std::uint32_t worker) const { return worker % sizes().num_servers; }
+  /// Which server answers a slot: in turns, so that one worker can keep all of them busy.
+  std::uint32_t server_of(std::uint32_t worker, std::uint32_t slot) const {
+    return (worker * sizes().slots_per_worker + slot) % sizes().num_servers;
+  }
+  /// Lets `visit(worker, slot, word)` see the slots of a server, until it returns false.
+  template <class Visit>
+  void for_each_slot(std::uint32_t server, Visit&& visit) const {
+    const std::uint32_t a_worker = sizes().slots_per_worker;
+    for (std::uint32_t at = server; at < sizes().num_workers * a_worker; at += sizes().num_servers) {
+      if (!visit(at / a_worker, at % a_worker, worker(at / a_worker).words[at % a_worker])) return;
+    }
+  }
 
   Segment(const Segment&) = delete;
   Segment& operator=(const Segment&) = delete;

@@ -99,14 +99,14 @@ class WorkerPort {
     if (num_rows == 0) {
       store(slot, word.with(SlotState::kFree), std::memory_order_relaxed);
       // A server may be holding a batch open because of the filling it saw.
-      segment_.server(segment_.server_of(worker_)).bell.ring();
+      segment_.server(segment_.server_of(worker_, slot)).bell.ring();
       return;
     }
     SlotHeader& header = *rows(slot).header;
     header.num_rows = num_rows;
     header.request_ns = now_ns();
     store(slot, word.with(SlotState::kReady), std::memory_order_release);
-    segment_.server(segment_.server_of(worker_)).bell.ring();
+    segment_.server(segment_.server_of(worker_, slot)).bell.ring();
   }
 
   /// Whether the answers are there. Order: acquire; pairs with the release in ServerPort::scatter.
@@ -307,21 +307,11 @@ class ServerPort {
     counter.store(counter.load(std::memory_order_relaxed) + amount, std::memory_order_relaxed);
   }
 
-  template <class Visit>
-  void for_each_word(Visit&& visit) const {
-    const SegmentSizes& sizes = segment_.sizes();
-    for (std::uint32_t w = server_; w < sizes.num_workers; w += sizes.num_servers) {
-      for (std::uint32_t s = 0; s < sizes.slots_per_worker; ++s) {
-        if (!visit(w, s, segment_.worker(w).words[s])) return;
-      }
-    }
-  }
-
   /// Takes every ready slot into the backlog. Returns whether anybody is filling.
   bool sweep() {
     bool filling = false;
     const std::size_t before = backlog_.size();
-    for_each_word([&](std::uint32_t w, std::uint32_t s, std::atomic<std::uint64_t>& cell) {
+    segment_.for_each_slot(server_, [&](std::uint32_t w, std::uint32_t s, std::atomic<std::uint64_t>& cell) {
       // Acquire: pairs with the release in WorkerPort::publish; the rows are visible.
       std::uint64_t seen = cell.load(std::memory_order_acquire);
       const SlotWord word{seen};
@@ -362,7 +352,7 @@ class ServerPort {
   /// A ready slot, or the end of all filling that was seen.
   bool anything_new(bool was_filling) const {
     bool ready = false, filling = false;
-    for_each_word([&](std::uint32_t, std::uint32_t, std::atomic<std::uint64_t>& cell) {
+    segment_.for_each_slot(server_, [&](std::uint32_t, std::uint32_t, std::atomic<std::uint64_t>& cell) {
       const SlotState state = SlotWord{cell.load(std::memory_order_acquire)}.state();
       filling |= state == SlotState::kFilling;
       ready = state == SlotState::kReady;
@@ -466,42 +456,35 @@ inline void reclaim_worker(const Segment& segment, std::uint32_t worker) {
 
 /// By the reaper, once the server is certainly dead: what it had taken is ready again.
 inline void reclaim_server(const Segment& segment, std::uint32_t server) {
-  const SegmentSizes& sizes = segment.sizes();
-  for (std::uint32_t w = server; w < sizes.num_workers; w += sizes.num_servers) {
-    for (std::uint32_t s = 0; s < sizes.slots_per_worker; ++s) {
-      std::atomic<std::uint64_t>& cell = segment.worker(w).words[s];
-      for (;;) {
-        std::uint64_t seen = cell.load(std::memory_order_acquire);
-        const SlotWord word{seen};
-        SlotWord to = word;
-        if (word.state() == SlotState::kTaken) {
-          to = word.with(SlotState::kReady);
-        } else if (word.state() == SlotState::kOrphaned) {
-          to = word.next(SlotState::kFree);
-        } else {
-          break;
-        }
-        // Against a worker's cancel.
-        if (cell.compare_exchange_strong(seen, to.bits, std::memory_order_acq_rel)) break;
+  segment.for_each_slot(server, [](std::uint32_t, std::uint32_t, std::atomic<std::uint64_t>& cell) {
+    for (;;) {
+      std::uint64_t seen = cell.load(std::memory_order_acquire);
+      const SlotWord word{seen};
+      SlotWord to = word;
+      if (word.state() == SlotState::kTaken) {
+        to = word.with(SlotState::kReady);
+      } else if (word.state() == SlotState::kOrphaned) {
+        to = word.next(SlotState::kFree);
+      } else {
+        return true;
       }
+      // Against a worker's cancel.
+      if (cell.compare_exchange_strong(seen, to.bits, std::memory_order_acq_rel)) return true;
     }
-  }
+  });
 }
 
 /// Nanoseconds for which the oldest request of a server has been waiting with no batch finished
 /// since; 0 where nothing waits.
 inline std::uint64_t stalled_ns(const Segment& segment, std::uint32_t server) {
-  const SegmentSizes& sizes = segment.sizes();
   std::uint64_t oldest = UINT64_MAX;
-  for (std::uint32_t w = server; w < sizes.num_workers; w += sizes.num_servers) {
-    for (std::uint32_t s = 0; s < sizes.slots_per_worker; ++s) {
-      const SlotState state =
-          SlotWord{segment.worker(w).words[s].load(std::memory_order_acquire)}.state();
-      if (state == SlotState::kReady || state == SlotState::kTaken) {
-        oldest = std::min(oldest, segment.slot_header(w, s).request_ns);
-      }
+  segment.for_each_slot(server, [&](std::uint32_t w, std::uint32_t s, std::atomic<std::uint64_t>& cell) {
+    const SlotState state = SlotWord{cell.load(std::memory_order_acquire)}.state();
+    if (state == SlotState::kReady || state == SlotState::kTaken) {
+      oldest = std::min(oldest, segment.slot_header(w, s).request_ns);
     }
-  }
+    return true;
+  });
   if (oldest == UINT64_MAX) return 0;
   // Relaxed: a report, nothing hangs on it.
   const std::uint64_t last = segment.server(server).last_batch_ns.load(std::memory_order_relaxed);
