@@ -22,6 +22,8 @@ namespace shmzero {
 
 /// Rounds in progress until the first of them is finished, so that it comes soon.
 inline constexpr std::uint32_t kFirstLanes = 8;
+/// Units of a run that is over soon anyway: all of them at once.
+inline constexpr std::uint32_t kShortRun = 64;
 
 class Worker {
  public:
@@ -95,7 +97,7 @@ class Worker {
       if (!port_.begin(slot)) continue;
       stepped = true;
       const std::uint64_t finished = queue_.counters.units;
-      group.set_num_lanes(lanes_wanted());
+      group.set_num_lanes(lanes_wanted(slot));
       const std::uint32_t num_rows =
           group.step({rows.policies, rows.values, rows.header->version},
                      {reinterpret_cast<std::uint16_t*>(rows.states), rows.masks, capacity_});
@@ -106,11 +108,14 @@ class Worker {
     return stepped;
   }
 
-  /// Lanes a slot may start units in: an even share of what there is, few before the first is done.
-  std::uint32_t lanes_wanted() const {
+  /// Lanes a slot may start units in: an even share of what there is, few before the first is done
+  /// where there is more to come than a few.
+  std::uint32_t lanes_wanted(std::uint32_t slot) const {
     const auto num_slots = static_cast<std::uint64_t>(groups_.size());
-    std::uint64_t lanes = std::min<std::uint64_t>((in_progress_ + num_slots - 1) / num_slots, lanes_per_slot_);
-    if (queue_.counters.units == 0) lanes = std::min<std::uint64_t>(lanes, std::max<std::uint64_t>(1, kFirstLanes / num_slots));
+    std::uint64_t lanes = std::min<std::uint64_t>((in_progress_ + num_slots - 1 - slot) / num_slots, lanes_per_slot_);
+    if (queue_.counters.units == 0 && in_progress_ > kShortRun) {
+      lanes = std::min<std::uint64_t>(lanes, std::max<std::uint64_t>(1, kFirstLanes / num_slots));
+    }
     return static_cast<std::uint32_t>(std::max<std::uint64_t>(1, lanes));
   }
 
