@@ -289,6 +289,8 @@ class SelfPlayConfig:
     """Rows of a batch at most (default: 512 on a CPU, 8192 on CUDA)."""
     timeout_ms: float = 2.0
     """A batch waits no longer than this for further rows."""
+    spin_us: float | None = None
+    """Busy waiting before a process sleeps, microseconds (default: 50 where a core is spare, else 0)."""
     evaluator: Literal["net", "hash", "uniform"] = "net"
     """The network, or a stand-in that needs no torch."""
     net: Literal["plan", "small", "quick"] = "plan"
@@ -317,6 +319,8 @@ class SelfPlayConfig:
                 check_number(name, value, 1, high)
         check_number("slots", self.slots, 2, 8)
         check_number("timeout_ms", self.timeout_ms, 0, 10_000)
+        if self.spin_us is not None:
+            check_number("spin_us", self.spin_us, 0, 100_000)
         check_number("stall_s", self.stall_s, 1, 86_400)
         check_choice("preset", self.preset, PRESETS)
         check_choice("precision", self.precision, ("auto", "fp32", "bf16", "fp16"))

@@ -86,7 +86,7 @@ def plan_fleet(config: SelfPlayConfig, num_units: int) -> FleetPlan:
         rows_per_slot=rows_per_slot,
         max_batch=max_batch,
         threads=threads,
-        spin_us=50.0 if spare > 0 else 0.0,
+        spin_us=(50.0 if spare > 0 else 0.0) if config.spin_us is None else config.spin_us,
     )
 
 

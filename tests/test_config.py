@@ -87,6 +87,7 @@ BAD_FLAGS = [
     ("--precision", "int4", "int4"),
     ("--max-batch", "0", "max_batch is 0"),
     ("--timeout-ms", "-1", "timeout_ms is -1"),
+    ("--spin-us", "-1", "spin_us is -1"),
     ("--evaluator", "oracle", "oracle"),
     ("--net", "giant", "giant"),
     ("--seed", "-1", "seed is -1"),

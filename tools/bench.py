@@ -207,7 +207,8 @@ def parser() -> argparse.ArgumentParser:
     for name, body in BENCHMARKS.items():
         sub = commands.add_parser(name, help=(body.__doc__ or "").splitlines()[0])
         sub.add_argument("--json", type=Path, metavar="FILE", help="keep the results with what they were measured on")
-        sub.add_argument("--csv", type=Path, metavar="FILE", help="the results as a table")
+        csv_flags = ["--csv", "--output"] if name == "selfplay" else ["--csv"]
+        sub.add_argument(*csv_flags, dest="csv", type=Path, metavar="FILE", help="the results as a table")
         sub.add_argument("--quick", action="store_true", help="shorter, noisier")
         sub.add_argument("--repeats", type=int, default=3, help="interleaved repeats (default 3)")
         if name in bench_selfplay.BENCHMARKS:

@@ -1,13 +1,15 @@
-"""Benchmarks of whole engines: selfplay, scaling, ablate, tune. Run by bench.py."""
+"""Benchmarks of whole engines: selfplay, short, scaling, ablate, tune. Run by bench.py."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
+import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -18,9 +20,10 @@ from shmzero.config import NETS, PRESETS, SelfPlayConfig, cores, to_toml
 from shmzero.evaluators import HashEvaluator
 from shmzero.launch import Fleet, plan_fleet
 from shmzero.selfplay import run
+from tools import bench_before
 from tools.engine import Engine, Rates
 from tools.measure import Result, Spread, interleaved, ratio
-from tools.serving import Pool, layouts
+from tools.serving import Pool, layouts, serving_costs
 
 PLAN_ROUNDS_PER_MIN = 36.7
 """Of the design that this one replaces: 32 workers, RTX 4060, 90 simulations a decision, 4 players, 5 cards."""
@@ -104,6 +107,27 @@ def bench_selfplay(given: argparse.Namespace) -> list[Result]:
             Result(f"{preset}: record", summary["record_bytes_per_round"], "bytes/round", "<= 1,500"),
         ]
         results += steady(config, given, preset, seconds)
+        if given.before and config.evaluator == "net":
+            rate = next(r.value for r in results if r.name == f"{preset}: steady distinct evaluations")
+            results += before(config, given, preset, seconds / 2, float(rate))
+    return results
+
+
+def before(
+    config: SelfPlayConfig, given: argparse.Namespace, preset: str, seconds: float, rate: float
+) -> list[Result]:
+    """What the engine replaces, on this machine: one round a process, eager float32, rows by message."""
+    workers = 2 * cores()
+    medians = interleaved(
+        {way: partial(bench_before.rows_per_s, way, config.search(), workers, seconds) for way in bench_before.WAYS},
+        given.repeats,
+    )
+    results = []
+    for way, text in bench_before.WAYS.items():
+        results += [
+            medians[way].result(f"{preset}: before, {text}", "evaluations/s"),
+            Result(f"{preset}: engine against {way}", rate / medians[way].median, "times"),
+        ]
     return results
 
 
@@ -188,13 +212,14 @@ def bench_short(given: argparse.Namespace) -> list[Result]:
 
 
 def in_turns(
-    given: argparse.Namespace, engines: dict[str, SelfPlayConfig]
+    given: argparse.Namespace, engines: dict[str, SelfPlayConfig],
+    without: Mapping[str, Sequence[str]] | None = None,
 ) -> Iterator[tuple[str, Spread, list[float]]]:
-    """Steady evaluations/s of several engines that take turns on the machine."""
-    seconds = 3.0 if given.quick else 8.0
+    """Steady evaluations/s of several engines that take turns; `without` variables of the environment, by engine."""
+    seconds = given.seconds or (3.0 if given.quick else 8.0)
     with ExitStack() as stack:
         started = {
-            name: stack.enter_context(Engine(config, PERF_NAMES if name == WITHOUT_PERF else ())).warm_up(seconds)
+            name: stack.enter_context(Engine(config, (without or {}).get(name, ()))).warm_up(seconds)
             for name, config in engines.items()
         }
         figures: dict[str, list[float]] = {name: [] for name in started}
@@ -227,52 +252,96 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "four leaves in flight": {"leaves_in_flight": 4},
     "batches up to 128 rows": {"max_batch": 128},
     "no wait for further rows": {"timeout_ms": 0.0},
+    "two slots a worker": {"slots": 2},
+    "one inference process, all cores its threads": {"device": "cpu*1"},
 }
 """Each of the engine's measures switched off alone."""
-WITHOUT_PERF = "without env/perf.sh"
-PERF_NAMES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "PYTORCH_ALLOC_CONF", "LD_PRELOAD")
-"""What env/perf.sh sets."""
+PERF_NAMES = {
+    "without env/perf.sh's thread counts": ("OMP_NUM_THREADS", "MKL_NUM_THREADS"),
+    "without env/perf.sh's CUDA allocator": ("PYTORCH_ALLOC_CONF",),
+    "without env/perf.sh's jemalloc": ("LD_PRELOAD",),
+}
+"""What env/perf.sh sets, as far as it is set."""
 
 
 def bench_ablate(given: argparse.Namespace) -> list[Result]:
     """What each measure brings: the engine with it switched off, against the whole engine, in turns."""
-    engines = {"engine": settings_of(given)}
-    engines |= {name: settings_of(given, **changes) for name, changes in ABLATIONS.items()}
-    engines[WITHOUT_PERF] = engines["engine"]
-    measured = list(in_turns(given, engines))
-    whole = measured[0]
-    results = [whole[1].result("engine", "evaluations/s")]
-    for name, _, figures in measured[1:]:
-        results.append(ratio(name, list(zip(figures, whole[2], strict=True))))
+    whole = settings_of(given)
+    plan = plan_fleet(whole, 10**6)
+    changes = dict(ABLATIONS)
+    if plan.spin_us > 0:
+        changes["no busy waiting"] = {"spin_us": 0.0}
+    else:
+        changes["50 us of busy waiting"] = {"spin_us": 50.0}
+    if "cpu" not in whole.devices():
+        del changes["one inference process, all cores its threads"]
+    without = {label: names for label, names in PERF_NAMES.items() if any(name in os.environ for name in names)}
+    engines = {"engine": whole} | {name: settings_of(given, **change) for name, change in changes.items()}
+    measured = list(in_turns(given, engines | dict.fromkeys(without, whole), without))
+    rates = measured[0][2]
+    results = [measured[0][1].result("engine", "evaluations/s")]
+    results += [ratio(name, list(zip(figures, rates, strict=True))) for name, _, figures in measured[1:]]
+    if whole.evaluator == "net":
+        with Pool(layouts(whole.devices(), cores())[-1], device_spec(whole, plan.max_batch)) as pool:
+            results += serving_costs(pool, given.repeats, 0.5 if given.quick else 2.0)
     return results
 
 
 def bench_tune(given: argparse.Namespace) -> list[Result]:
-    """Finds workers, batch and time-out by trying one after the other; writes them for --config."""
+    """Finds the settings of a machine by trying one after the other; writes them for selfplay --config."""
     config = settings_of(given)
     plan = plan_fleet(config, 10**6)
-    chosen: dict[str, Any] = {"max_batch": plan.max_batch, "workers": plan.workers, "timeout_ms": config.timeout_ms,
-                              "slots": config.slots}
     cuda = any(name != "cpu" for name in plan.devices)
-    grid: dict[str, list[Any]] = {
-        "max_batch": [2048, 4096, 8192, 16384] if cuda else [256, 512, 1024, 2048],
-        "workers": sorted({len(plan.devices), plan.workers, 2 * plan.workers}),
-        "slots": [2, 3],
-        "timeout_ms": [0.5, 2.0, 8.0],
+    choices: dict[str, list[Any]] = {
+        "max_batch": [2048, 4096, 8192, 16384] if cuda else [256, 512, 1024],
+        "workers": sorted({max(1, plan.workers // 2), plan.workers, 2 * plan.workers}),
+        "slots": [2, 4, 8],
+        "timeout_ms": [0.5, 2.0],
+        "lanes": [],
     }
+    chosen: dict[str, Any] = {"max_batch": plan.max_batch, "workers": plan.workers, "slots": config.slots,
+                              "timeout_ms": config.timeout_ms, "lanes": None}
     results: list[Result] = []
-    for name, values in grid.items():
+    for name, values in choices.items():
+        if name == "lanes":  # about what so many rows, workers and slots come to
+            lanes = plan_fleet(settings_of(given, **chosen), 10**6).lanes
+            values += [max(chosen["slots"], lanes // 2), lanes, 2 * lanes]
         engines = {str(value): settings_of(given, **(chosen | {name: value})) for value in values}
         medians = {}
         for value, (label, spread, _) in zip(values, in_turns(given, engines), strict=True):
             results.append(spread.result(f"{name} {label}", "evaluations/s"))
             medians[value] = spread.median
         chosen[name] = max(medians, key=medians.__getitem__)
-    for name, value in chosen.items():
-        results.append(Result(f"chosen: {name}", str(value)))
-    given.output.write_text(to_toml({"preset": config.preset, "device": config.device, **chosen}))
-    results.append(Result("written to", str(given.output)))
-    return results
+    results += [Result(f"chosen: {name}", str(value)) for name, value in chosen.items()]
+    if given.grid:
+        results += against_grid(given, chosen, choices)
+    settings = {"preset": config.preset, **({"device": given.device} if given.device != "auto" else {}), **chosen}
+    given.output.write_text(to_toml(settings))
+    return [*results, Result("written to", str(given.output))]
+
+
+def against_grid(given: argparse.Namespace, chosen: dict[str, Any], choices: dict[str, list[Any]]) -> list[Result]:
+    """The chosen settings against the best of all combinations (lanes as they follow from them).
+
+    Each is tried once, the best three again, in turns with the chosen ones.
+    """
+    names = ("max_batch", "workers", "slots", "timeout_ms")
+    tried: list[tuple[float, dict[str, Any]]] = []
+    for values in itertools.product(*(choices[name] for name in names)):
+        change = dict(zip(names, values, strict=True))
+        with Engine(settings_of(given, **change)) as engine:
+            tried.append((engine.warm_up(1.0).measure(3.0).rows_per_s, change))
+    tried.sort(key=lambda entry: -entry[0])
+    engines = {"chosen": settings_of(given, **chosen)}
+    for _, change in tried[:3]:
+        engines[", ".join(f"{name} {value}" for name, value in change.items())] = settings_of(given, **change)
+    measured = list(in_turns(given, engines))
+    best = max(measured[1:], key=lambda entry: entry[1].median)
+    return [
+        Result("combinations tried", float(len(tried))),
+        best[1].result(f"best of them: {best[0]}", "evaluations/s"),
+        ratio("chosen against the best of the grid", list(zip(measured[0][2], best[2], strict=True)), ">= 0.95"),
+    ]
 
 
 def add_options(name: str, sub: argparse.ArgumentParser) -> None:
@@ -282,10 +351,14 @@ def add_options(name: str, sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--checkpoint", type=Path, help="weights to serve instead of fresh ones")
     sub.add_argument("--evaluator", choices=["net", "hash", "uniform"], default="net")
     sub.add_argument("--max-batch", type=int)
+    if name in ("scaling", "ablate", "tune"):
+        sub.add_argument("--seconds", type=float, help="of each engine's turn (default 8; 3 with --quick)")
     if name == "selfplay":
         sub.add_argument("--presets", nargs="+", choices=sorted(PRESETS), default=["medium"])
         sub.add_argument("--rounds", "--games", type=int, default=200, dest="rounds",
                          help="of the run that is timed from the command on (the plan called rounds games)")
+        sub.add_argument("--no-before", action="store_false", dest="before",
+                         help="leave out what the engine replaces: queues, and a network in each process")
     else:
         sub.add_argument("--preset", choices=sorted(PRESETS), default="medium")
     if name == "short":
@@ -296,6 +369,7 @@ def add_options(name: str, sub: argparse.ArgumentParser) -> None:
         sub.add_argument("--workers", type=int)
     if name == "tune":
         sub.add_argument("--output", type=Path, default=Path("tuned.toml"), help="settings for selfplay --config")
+        sub.add_argument("--grid", action="store_true", help="also against every combination; half an hour")
 
 
 BENCHMARKS: dict[str, Callable[[argparse.Namespace], list[Result]]] = {

@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from shmzero import _core
 from shmzero.errors import ConfigError, WorkerDied
 from shmzero.evaluators import BatchDevice, make_device
-from tools.measure import real_rows
+from tools.measure import Result, ratio, real_rows
 
 COMPILE_S = 900.0
 """Longest wait for the compile helper; what is not compiled by then is served eagerly."""
@@ -57,6 +57,42 @@ def rows_per_s(device: BatchDevice, rows: int, seconds: float) -> float:
             in_flight.append(stage)
             stage = (stage + 1) % device.num_stages
     return done / (time.perf_counter() - start)
+
+
+def padded_rows_per_s(device: BatchDevice, rows: int, seconds: float) -> float:
+    """As `rows_per_s`, each batch filled up to `max_batch`: what one callable of a fixed size would cost."""
+    return rows_per_s(device, device.max_batch, seconds) * rows / device.max_batch
+
+
+def unfolded_rows_per_s(device: BatchDevice, rows: int, seconds: float) -> float:
+    """As `rows_per_s`, weights folded and cast again for each batch (on a CPU)."""
+    from shmzero.net import BlobNet
+    from shmzero.net_device import CpuNetDevice
+
+    assert isinstance(device, CpuNetDevice)
+    net = BlobNet(device.inference_net.config)
+    done = 0
+    start = time.perf_counter()
+    while time.perf_counter() - start < seconds:
+        device.weights = device.inference_net.weights(net, device.device)
+        device.launch(0, rows)
+        done += rows
+    return done / (time.perf_counter() - start)
+
+
+WAYS = {"plain": rows_per_s, "padded": padded_rows_per_s, "unfolded": unfolded_rows_per_s}
+
+
+def serving_costs(pool: Pool, repeats: int, seconds: float) -> list[Result]:
+    """What batches of any size, and weights made ready once, bring to serving alone."""
+    cases = {"serving 64 rows padded to a fixed batch": (64, "padded")}
+    if set(pool.layout.devices) == {"cpu"}:
+        cases["serving 512 rows, weights folded and cast for each batch"] = (512, "unfolded")
+    figures: dict[str, list[tuple[float, float]]] = {name: [] for name in cases}
+    for _ in range(repeats):
+        for name, (rows, how) in cases.items():
+            figures[name].append((pool.measure(rows, seconds, how), pool.measure(rows, seconds)))
+    return [ratio(name, pairs) for name, pairs in figures.items()]
 
 
 @dataclass(frozen=True)
@@ -100,11 +136,11 @@ class Pool:
             self.close()
             raise
 
-    def measure(self, rows: int, seconds: float) -> float:
-        """Rows/s of all processes together, in batches of `rows`."""
+    def measure(self, rows: int, seconds: float, how: str = "plain") -> float:
+        """Rows/s of all processes together, in batches of `rows`, in one of WAYS."""
         for child in self._children:
             assert child.stdin is not None
-            child.stdin.write(f"{rows} {seconds}\n")
+            child.stdin.write(f"{rows} {seconds} {how}\n")
             child.stdin.flush()
         return float(sum(self._read(child)["rows_per_s"] for child in self._children))
 
@@ -141,8 +177,9 @@ def main(spec: dict[str, Any]) -> None:
     rows_per_s(device, device.max_batch, 0.2)
     print(json.dumps({"max_batch": device.max_batch}), flush=True)
     for line in sys.stdin:
-        rows, seconds = line.split()
-        print(json.dumps({"rows_per_s": rows_per_s(device, int(rows), float(seconds))}), flush=True)
+        rows, seconds, how = line.split()
+        rate = WAYS[how](device, int(rows), float(seconds))
+        print(json.dumps({"rows_per_s": rate}), flush=True)
 
 
 if __name__ == "__main__":
