@@ -6,6 +6,7 @@ the next one is due. What a match is: arena.py.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import socket
@@ -17,14 +18,18 @@ from typing import Any
 from shmzero.errors import ConfigError
 from shmzero.inference import Control, child_main
 from shmzero.launch import Child, start_child
-from shmzero.records import newest_checkpoint
+from shmzero.records import CHECKPOINT_FOLDER, newest_checkpoint
 from shmzero.train_config import TrainConfig
 
 FINAL_DEALS = 1000
 MATCH_SEED = 20_011
 """Deals of matches: always the same ones, so that a curve moves for the agent's reasons."""
 NICENESS = 5
-SEATS = {"one": "one seat against all others", "rest": "all seats but one"}
+GATE = "gate"
+"""Mode of a match that decides whether self-play gets a checkpoint."""
+OLDER_RATED = 3
+"""Older checkpoints that are rated beside the newest."""
+SEATS = {"one": "one seat against all others", "rest": "all seats but one", GATE: "the gate"}
 
 
 def match_words(match: dict[str, Any]) -> str:
@@ -43,6 +48,9 @@ class Judge:
         self.folder = folder
         self.words = ""
         """The last result, in short."""
+        self.best: int | None = None
+        """Step of the checkpoint that self-play has, where there is a gate."""
+        self._gated: int | None = None
         self._due_s = config.evaluate_s
         self._child: Child | None = None
         self._received = b""
@@ -53,10 +61,27 @@ class Judge:
         if self._child is not None and self._child.process.poll() is not None:
             lines += self._read()
             self._bury()
+        if self._child is None and self.config.gate:
+            self._start_gate()
         if self._child is None and self.config.evaluate_s and elapsed_s >= self._due_s:
             self._due_s = elapsed_s + self.config.evaluate_s
-            self._start(self.config.deals, NICENESS)
+            self._start(self.config.deals, NICENESS, rate=self.config.rate)
         return lines
+
+    def _start_gate(self) -> None:
+        """Play the newest checkpoint against the one that self-play has; the first needs no match."""
+        newest = newest_checkpoint(self.folder)
+        if newest is None or int(newest.stem) in (self._gated, self.best):
+            return
+        self._gated = int(newest.stem)
+        if self.best is None:
+            self.best = self._gated
+            return
+        self._start(self.config.deals, NICENESS, modes=(GATE,), against=[f"{self.checkpoint(self.best)}:policy"])
+
+    def checkpoint(self, steps: int) -> Path:
+        """The file of a checkpoint of this run."""
+        return self.folder / CHECKPOINT_FOLDER / f"{steps:08d}.safetensors"
 
     def finish(self, say: Callable[[str], None]) -> list[dict[str, Any]]:
         """Play the last checkpoint's matches, both ways, and wait for them; lines for the metrics."""
@@ -81,9 +106,12 @@ class Judge:
             self._child.process.wait()
             self._bury()
 
-    def _start(self, deals: int, niceness: int, modes: tuple[str, ...] = ("one",)) -> None:
+    def _start(
+        self, deals: int, niceness: int, modes: tuple[str, ...] = ("one",), rate: bool = False,
+        against: list[str] | None = None,
+    ) -> None:
         checkpoint = newest_checkpoint(self.folder)
-        opponents = [name for name in self.config.opponents.split(",") if name]
+        opponents = against or [name for name in self.config.opponents.split(",") if name]
         if checkpoint is None or not opponents:
             return
         ours, theirs = socket.socketpair()
@@ -97,6 +125,7 @@ class Judge:
             "cards": self.config.cards,
             "trump": self.config.trump,
             "niceness": niceness,
+            "rate": rate,
         }
         with theirs:
             self._child = start_child("shmzero.judge", spec, [theirs.fileno()], threads=1)
@@ -116,7 +145,13 @@ class Judge:
         for line in found:
             if line.get("event") == "error":
                 raise ConfigError(line["message"])
+            if "match" not in line:
+                continue
             match = line["match"]
+            if match["mode"] == GATE:
+                if match["low"] > 0:
+                    self.best = match["steps"]
+                continue
             self.words = f"{match['mean']:+.2f}±{(match['high'] - match['low']) / 2:.2f} vs {match['opponent']}"
         return found
 
@@ -142,17 +177,39 @@ def run(spec: dict[str, Any]) -> int:
             for mode in spec["modes"]:
                 result = play_match(
                     hero, villain, deals=spec["deals"], players=spec["players"], cards=spec["cards"],
-                    trump=spec["trump"], seed=MATCH_SEED, mode=mode, threads=1,
+                    trump=spec["trump"], seed=MATCH_SEED, mode="one" if mode == GATE else mode, threads=1,
                 )
                 control.send(match={
                     "opponent": name, "mode": mode, "deals": result.deals, "mean": result.mean,
                     "low": result.low, "high": result.high, "exact_bid": result.exact_bid,
                     "steps": int(Path(checkpoint).stem), "seconds": result.seconds,
                 })
+        if spec["rate"]:
+            control.send(rating=rate_checkpoints(Path(checkpoint), spec))
     except ConfigError as error:
         control.send(event="error", message=str(error))
         return 2
     return 0
+
+
+def rate_checkpoints(newest: Path, spec: dict[str, Any]) -> dict[str, Any]:
+    """Rate the newest checkpoint, older ones spread over the run, and the opponents; writes ratings.json."""
+    from shmzero.arena import Agent, make_agent, rate
+    from shmzero.rating import ANCHOR
+
+    older = sorted(path for path in newest.parent.glob("[0-9]*.safetensors") if path < newest)
+    spread = {older[len(older) * i // OLDER_RATED] for i in range(OLDER_RATED)} if older else set()
+
+    def named(path: Path) -> Agent:
+        return dataclasses.replace(make_agent(f"{path}:policy"), name=f"step {int(path.stem)}")
+
+    pool: list[str | Agent] = [named(path) for path in (newest, *sorted(spread))]
+    pool += sorted({ANCHOR, *spec["opponents"]})
+    table = rate(pool, deals=spec["deals"], players=spec["players"], cards=spec["cards"], trump=spec["trump"],
+                 seed=MATCH_SEED, threads=1)  # fmt: skip
+    table.save(newest.parent.parent)
+    agents = {name: {"rating": r.rating, "low": r.low, "high": r.high} for name, r in table.agents.items()}
+    return {"steps": int(newest.stem), "deals": spec["deals"], **agents[f"step {int(newest.stem)}"], "agents": agents}
 
 
 if __name__ == "__main__":

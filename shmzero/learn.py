@@ -28,10 +28,12 @@ from shmzero.train_config import TrainConfig
 
 FORMAT = "shmzero-learner-1"
 METRICS = (
-    "loss", "policy_loss", "value_loss", "critic_loss", "entropy", "gradient_norm", "utility_variance", "advantage"
+    "loss", "policy_loss", "value_loss", "critic_loss", "entropy", "gradient_norm", "utility_variance", "advantage",
+    "value_slope", "value_bias",
 )
 """What `Learner.step` returns, in order. `advantage` is its root mean square over the legal actions; a loss
-of value or critic is well below `utility_variance` where it explains anything."""
+of value or critic is well below `utility_variance` where it explains anything. `value_slope`: of outcomes over
+values, 1 where the value is calibrated, less where it is too sure; `value_bias`: mean value less mean outcome."""
 MOST_SKIPPED = 20
 
 
@@ -229,9 +231,12 @@ class Learner:
         decay = min(config.ema, (1 + self.steps) / (10 + self.steps))
         with torch.no_grad():
             torch._foreach_lerp_(list(self.ema.parameters()), list(self.net.parameters()), 1 - decay)
-        variance = batch["utilities"].var(correction=0)
+            variance = batch["utilities"].var(correction=0)
+            said, came = values.float()[:, 0], batch["seat_utilities"][:value_rows]
+            bias = said.mean() - came.mean()
+            slope = ((said - said.mean()) * (came - came.mean())).mean() / said.var(correction=0).clamp(min=1e-9)
         return torch.stack(
-            [loss, policy_loss, value_loss, critic_loss, entropy, norm, variance, spread]
+            [loss, policy_loss, value_loss, critic_loss, entropy, norm, variance, spread, slope, bias]
         ).detach()
 
     def _skip(self) -> None:

@@ -1,14 +1,17 @@
 """python -m shmzero.plot RUN: a training run's metrics as a picture.
 
 Strength against fixed opponents over wall time, with 95 % intervals; losses of value and critic beside
-that of a constant guess; entropy of the policy.
-Needs matplotlib: pip install matplotlib.
+that of a constant guess; entropy of the policy; the rating, where there is one. Needs matplotlib. The same
+metrics for TensorBoard, which needs tensorboard.
 """
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +35,45 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return lines
 
 
+class Board:
+    """A run's metrics for TensorBoard. Needs tensorboard: pip install tensorboard."""
+
+    @staticmethod
+    def check() -> None:
+        """Raises ConfigError where tensorboard is missing."""
+        if importlib.util.find_spec("tensorboard") is None:
+            raise ConfigError("tensorboard is set and not installed; install it with: pip install tensorboard")
+
+    def __init__(self, folder: Path) -> None:
+        self.check()
+        self._writer = importlib.import_module("torch.utils.tensorboard").SummaryWriter(str(folder))
+
+    def add(self, line: dict[str, Any], steps: int) -> None:
+        """Write every number of a line of the metrics, by its path of names, at the learner's step."""
+        for name, value in numbers(line):
+            self._writer.add_scalar(name, value, steps)
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+def numbers(line: dict[str, Any], path: str = "") -> Iterator[tuple[str, float]]:
+    """(path/of/names, value) of every number in a line; a match goes by its opponent and mode."""
+    if path == "match":
+        path += f"/{Path(line['opponent']).name}/{line['mode']}"
+    for name, value in line.items():
+        if isinstance(value, dict):
+            yield from numbers(value, f"{path}/{name}" if path else name)
+        elif isinstance(value, (int, float)):
+            yield (f"{path}/{name}" if path else name), float(value)
+
+
 def plot(folder: Path, out: Path) -> None:
     """Write the picture of the run in `folder` to `out`. Raises ConfigError."""
     lines = read_metrics(folder / METRICS_NAME)
-    matches = [line for line in lines if "match" in line]
+    matches = [line for line in lines if "match" in line and line["match"]["mode"] in ("one", "rest")]
+    rated = [line for line in lines if "rating" in line]
     reports = [line for line in lines if "loss" in line.get("learner", {})]
     if not matches and not reports:
         raise ConfigError(f"{folder / METRICS_NAME} holds no matches and no losses yet; train a little longer")
@@ -43,8 +81,9 @@ def plot(folder: Path, out: Path) -> None:
         from matplotlib.figure import Figure
     except ImportError:
         raise ConfigError("plot needs matplotlib; install it with: pip install matplotlib") from None
-    figure = Figure(figsize=(9, 10), layout="constrained")
-    strength, losses, entropy = figure.subplots(3, 1, sharex=True, height_ratios=(3, 2, 2))
+    figure = Figure(figsize=(9, 12 if rated else 10), layout="constrained")
+    heights = (3, 2, 2, 2) if rated else (3, 2, 2)
+    strength, losses, entropy, *more = figure.subplots(len(heights), 1, sharex=True, height_ratios=heights)
     for opponent, mode in sorted({(m["match"]["opponent"], m["match"]["mode"]) for m in matches}):
         own = [m for m in matches if (m["match"]["opponent"], m["match"]["mode"]) == (opponent, mode)]
         mean = [m["match"]["mean"] for m in own]
@@ -67,7 +106,14 @@ def plot(folder: Path, out: Path) -> None:
     entropy.plot(minutes, [report["learner"]["entropy"] for report in reports])
     entropy.set_ylabel("entropy of the policy, nats")
     entropy.set_ylim(bottom=0)
-    entropy.set_xlabel("minutes")
+    if rated:
+        ratings = [line["rating"] for line in rated]
+        below = [r["rating"] - r["low"] for r in ratings]
+        above = [r["high"] - r["rating"] for r in ratings]
+        more[0].errorbar([line["elapsed_s"] / 60 for line in rated], [r["rating"] for r in ratings],
+                         yerr=[below, above], marker="o", capsize=3)  # fmt: skip
+        more[0].set_ylabel("rating, threshold = 0")
+    (more[0] if rated else entropy).set_xlabel("minutes")
     try:
         figure.savefig(out)
     except (OSError, ValueError) as error:

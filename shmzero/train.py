@@ -29,7 +29,7 @@ from shmzero.errors import ConfigError, RecordError, WorkerDied
 from shmzero.judge import FINAL_DEALS, Judge, match_words
 from shmzero.launch import Child, Fleet, start_child
 from shmzero.learner import newest_version, remove_old_weights, weights_path
-from shmzero.plot import METRICS_NAME, read_metrics
+from shmzero.plot import METRICS_NAME, Board, read_metrics
 from shmzero.records import RecordWriter, newest_checkpoint
 from shmzero.selfplay import Interrupt, Meter, Progress, Terminal
 from shmzero.train_config import TRAIN_PRESETS, TrainConfig, read_train_toml
@@ -251,6 +251,9 @@ class Run:
         self._started = STARTED
         self._learner = LearnerLink(config, folder)
         self._judge = Judge(config, folder)
+        passed = [line["gate"]["steps"] for line in self._read_metrics() if "gate" in line]
+        self._judge.best = passed[-1] if passed else None
+        self._board = Board(folder / "tensorboard") if config.tensorboard else None
         self._report: dict[str, Any] = {}
         self._learner_is_behind = False
         self._paused_s = 0.0
@@ -259,9 +262,11 @@ class Run:
 
     def _read_elapsed(self) -> float:
         """Seconds of training that lie before this session."""
-        if not (self.folder / METRICS_NAME).exists():
-            return 0.0
-        return max((line["elapsed_s"] for line in read_metrics(self.folder / METRICS_NAME)), default=0.0)
+        return max((line["elapsed_s"] for line in self._read_metrics()), default=0.0)
+
+    def _read_metrics(self) -> list[dict[str, Any]]:
+        path = self.folder / METRICS_NAME
+        return read_metrics(path) if path.exists() else []
 
     def _judged(self) -> bool:
         """Whether the last checkpoint's matches are in the metrics."""
@@ -304,6 +309,8 @@ class Run:
         finally:
             self._learner.kill()
             self._judge.kill()
+            if self._board:
+                self._board.close()
             try:
                 self._commit()
             finally:
@@ -330,7 +337,7 @@ class Run:
         self._learner.start(self.done, self.elapsed_s, version, refill=self._rounds > 0)
         while self.done < 1.0 and not self._stopped():
             stage = config.stage(self.done)
-            play = config.self_play(stage, weights_path(self.folder, version) if version else None)
+            play = config.self_play(stage, self._weights(version))
             left = ENDLESS if config.rounds is None else config.rounds - self._rounds
             with Fleet(play, self._ledger.missing(), left, version) as fleet:
                 meter = Meter(fleet, left)
@@ -349,6 +356,12 @@ class Run:
         self._end_learner()
         self._trained_s = self.elapsed_s
         self._log({"rounds": self._rounds, "version": version, "learner": self._report})
+
+    def _weights(self, version: int) -> Path | None:
+        """What self-play starts with: the newest weights, or with a gate those that passed it last."""
+        if self.config.gate:
+            return None if self._judge.best is None else self._judge.checkpoint(self._judge.best)
+        return weights_path(self.folder, version) if version else None
 
     # --- what happens all the time -------------------------------------------------------------------
 
@@ -383,8 +396,12 @@ class Run:
             self._paused_s += now - self._attended_at
         self._attended_at = now
         fleet.paused = self._learner_is_behind or self._learner.behind_bytes > MOST_BEHIND_BYTES
+        before = self._judge.best
         for match in self._judge.poll(self.elapsed_s):
             self._log(match)
+        if self._judge.best != before and self._judge.best is not None:
+            fleet.publish(self._judge.checkpoint(self._judge.best))
+            self._log({"gate": {"steps": self._judge.best, "version": fleet.version}})
         if now - self._shown_at >= 0.1:
             progress = TrainProgress(
                 self.done, self.elapsed_s, meter.progress(0, self._rounds - self._rounds_before),
@@ -413,7 +430,8 @@ class Run:
             event = self._learner.events.popleft()
             kind = event.pop("event")
             if kind == "weights" and fleet is not None:
-                fleet.publish(event["path"], event["version"])
+                if not self.config.gate:
+                    fleet.publish(event["path"], event["version"])
                 if fleet.ready:
                     remove_old_weights(self.folder, WEIGHTS_KEPT)
             elif kind == "pause":
@@ -441,6 +459,8 @@ class Run:
                 file.write(json.dumps(line) + "\n")
         except OSError as error:
             raise RecordError(f"{self.folder / METRICS_NAME} cannot be written: {error.strerror}") from None
+        if self._board:
+            self._board.add(line, int(self._report.get("steps", 0)))
 
 
 def train(
@@ -458,6 +478,8 @@ def train(
     for name in config.opponents.split(","):
         if name and not Path(name).is_file():
             make_agent(name)
+    if config.tensorboard:
+        Board.check()
     return Run(config, folder, say, show, stopped)()
 
 

@@ -70,6 +70,12 @@ class TrainConfig:
     """Built-in opponents of the matches, with commas; empty for none."""
     deals: int = 250
     """Deals of a match during the run, each played from every seat; 1000 at the end."""
+    rate: bool = False
+    """With the matches, rate the newest checkpoint, older ones and the opponents together: ratings.json."""
+    gate: bool = False
+    """Self-play gets only checkpoints that beat the one it has: the match's whole interval above 0."""
+    tensorboard: bool = False
+    """Write the metrics for TensorBoard as well, into RUN/tensorboard."""
     device: str = "auto"
     """Of self-play: auto, cpu, cpu*2, cuda, cuda:0,cuda:1."""
     learner: str = "auto"
@@ -151,6 +157,7 @@ class TrainConfig:
     def identity(self) -> dict[str, Any]:
         """The settings that make a run what it is; a run folder keeps to them."""
         free = ("minutes", "rounds", "publish_s", "checkpoint_s", "closing_s", "evaluate_s", "opponents", "deals",
+                "rate", "tensorboard",
                 "device", "learner", "learner_threads", "workers", "lanes", "max_batch", "compile", "precision",
                 "autocast")
         settings = {name: value for name, value in asdict(self).items() if name not in free}
@@ -163,18 +170,18 @@ TRAIN_PRESETS: dict[str, TrainConfig] = {
     "smoke": TrainConfig(),
     "laptop": TrainConfig(
         minutes=60, net="small", critic_net="small", buffer=500_000, compile=True, checkpoint_s=120,
-        evaluate_s=300, opponents="threshold,mc90",
+        evaluate_s=300, opponents="threshold,mc90", rate=True,
     ),
     "workstation": TrainConfig(
         minutes=600, players="3-8", cards="1-8", net="small", critic_net="small", buffer=2_000_000, batch=4096,
         lanes=8192, max_batch=None, compile=True, publish_s=5, checkpoint_s=600, evaluate_s=1800,
-        opponents="threshold,mc90,mc900",
+        opponents="threshold,mc90,mc900", rate=True,
     ),
     "plan": TrainConfig(
         minutes=None, rounds=4_920_000, players=PLAN_PLAYERS, cards="1-8", targets="visits",
         search="1x15,2x25,3x35,4x45,5x50", random_moves=0.25, net="plan", buffer=500_000, batch=512, replay_ratio=4,
         learning_rate=1e-3, value_share=1.0, ema=0.999, lanes=None, max_batch=None, compile=True, publish_s=10,
-        checkpoint_s=600, evaluate_s=1800, opponents="threshold,mc90",
+        checkpoint_s=600, evaluate_s=1800, opponents="threshold,mc90", rate=True,
     ),
 }
 """Settings by name. `plan`: 500 iterations of 10,000 rounds, after a ramp of 20 from 2,000 on."""

@@ -46,7 +46,7 @@ def test_selfplay_hash_records_do_not_depend_on_workers_or_batches(tmp_path: Pat
         found = {
             play(tmp_path / f"{leaves}-{i}", "--leaves-in-flight", leaves, *arguments)
             for i, arguments in enumerate(
-                [("--workers", 1), ("--workers", 7), ("--max-batch", 1), ("--max-batch", 64), ("--max-batch", 4096)]
+                [("--workers", 1), ("--workers", 1, "--device", "cpu*3"), ("--workers", 7), ("--max-batch", 1), ("--max-batch", 64), ("--max-batch", 4096)]
             )
         }
         assert len(found) == 1

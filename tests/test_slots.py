@@ -65,6 +65,30 @@ def test_slot_request_comes_back_in_place(pair: Pair) -> None:
     assert pair.answers(0, 0, 2) == [3, 4] and pair.workers[0].version(0) == 9
 
 
+def test_slots_of_a_worker_are_served_by_turns_and_only_a_dead_servers_are_ready_again() -> None:
+    """Two servers, three workers with three slots: slot i of all is server i mod 2's."""
+    memory = create_private(2, 3, 3, 4)
+    segment = memory.segment
+    servers = [_core.ServerPort(segment, s, 1) for s in (0, 1)]
+    states, masks = np.zeros((16, 256), np.float16), np.zeros(16, np.uint64)
+    workers = [_core.WorkerPort(segment, w) for w in range(3)]
+    for number in range(9):
+        worker, slot = divmod(number, 3)
+        assert workers[worker].begin(slot)
+        _core.slot_views(segment, worker, slot)[0][0] = number
+        workers[worker].publish(slot, 1)
+    for server in (0, 1):
+        _, rows = servers[server].gather(states, masks, 16, timeout_ms=0.0, wait_ms=0.0)
+        assert states[:rows, 0].tolist() == list(range(server, 9, 2))
+    segment.reclaim_server(1)
+    _, rows = servers[0].gather(states, masks, 16, timeout_ms=0.0, wait_ms=0.0)
+    assert rows == 0  # what server 0 has taken is its own, and the others' slots are not for it
+    _, rows = _core.ServerPort(segment, 1, 2).gather(states, masks, 16, timeout_ms=0.0, wait_ms=0.0)
+    assert states[:rows, 0].tolist() == [1, 3, 5, 7]
+    del servers, workers
+    memory.close()
+
+
 def test_slot_batches_answered_out_of_order_reach_their_own_rows(pair: Pair) -> None:
     pair.send(0, 0, 1)
     first = pair.gather()

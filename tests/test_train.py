@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import json
 import os
 import random
@@ -40,6 +41,7 @@ from tests.cases import as_round
 from tests.fakes import HashEvaluator
 from tests.test_selfplay import alive, children_of
 
+HAS_TENSORBOARD = importlib.util.find_spec("tensorboard") is not None
 POLICY_ALONE = SearchConfig(simulations=0, noise_fraction=0.1)
 
 
@@ -374,6 +376,33 @@ def test_train_stages_change_the_search_and_visits_are_learned_from(tmp_path: Pa
     assert last_report(tmp_path)["learner"]["policy_loss"] > 0
 
 
+def test_train_gate_lets_through_what_beats_the_last_and_ratings_are_kept(tmp_path: Path) -> None:
+    done = command(tmp_path, "--gate", "--rate", "--rounds", 12000, "--minutes", 30, *QUICK)
+    assert done.returncode == 0, done.stderr
+    lines = metrics(tmp_path)
+    passed = [line["gate"]["steps"] for line in lines if "gate" in line]
+    better = [line["match"]["steps"] for line in lines if line.get("match", {}).get("mode") == "gate" and line["match"]["low"] > 0]
+    assert len(passed) > 1 and passed[1:] == better and passed == sorted(passed)
+    versions = {one["version"] for data in Records(tmp_path) for one in _core.decode_record(data)["searched"]}
+    assert versions <= set(range(len(passed) + 1)) and len(versions) > 1
+    rated = [line["rating"] for line in lines if "rating" in line]
+    kept = json.loads((tmp_path / "ratings.json").read_text())["agents"]
+    assert rated and set(rated[-1]["agents"]) == set(kept) >= {"threshold", f"step {rated[-1]['steps']}"}
+    assert all(one["low"] < one["rating"] < one["high"] for one in rated)
+
+
+def test_train_for_tensorboard_writes_what_the_metrics_hold(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard", reason="an optional extra: pip install tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    done = command(tmp_path, "--tensorboard", "--rounds", 2000, "--minutes", 30, *QUICK)
+    assert done.returncode == 0, done.stderr
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    losses = [line["learner"]["loss"] for line in metrics(tmp_path) if "loss" in line.get("learner", {})]
+    np.testing.assert_allclose([event.value for event in events.Scalars("learner/loss")], losses, rtol=1e-6)
+    assert "match/threshold/one/mean" in events.Tags()["scalars"]
+
+
 def test_plot_writes_a_picture(trained: tuple[Path, dict], tmp_path: Path) -> None:
     pytest.importorskip("matplotlib", reason="an optional extra: pip install matplotlib")
     done = command(trained[0], "--out", tmp_path / "curves.png", module="shmzero.plot")
@@ -391,6 +420,7 @@ def test_plot_without_a_run_is_one_line(tmp_path: Path) -> None:
     [
         (["--preset", "huge"], "preset"), (["--batch", "0"], "batch"), (["--config", "missing.toml"], "missing.toml"),
         (["--opponents", "nobody"], "nobody"), (["--targets", "visits"], "search"),
+        pytest.param(["--tensorboard"], "pip install tensorboard", marks=pytest.mark.skipif(HAS_TENSORBOARD, reason="it is installed")),
     ],
 )
 def test_train_bad_settings_are_one_line(tmp_path: Path, arguments: list[str], named: str) -> None:
