@@ -1,8 +1,9 @@
 """Benchmark of a service's clients against what they replace. Run by bench.py, as `clients`.
 
 Latency of one client (median and 99th percentile of a call) and rows a second of several, for the ring,
-a multiprocessing.Queue, Manager queues (30 rows as one message, and as 30 as the plan had it), pipes and the
-model in each process. All in one run, with the same model, interleaved. The server is always a process of its own.
+a multiprocessing.Queue, Manager queues (30 rows as one message, and as 30 as the plan had it), pipes, what
+is installed of other_transports.py, and the model in each process. All in one run, with the same model. The
+server is always a process of its own.
 """
 
 from __future__ import annotations
@@ -16,18 +17,21 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from shmzero import Client
+from tools import other_transports
 from tools.baselines import DirectEvaluator, PipeService, QueueService
-from tools.measure import Result
+from tools.measure import Result, Spread
 
 ROOT = Path(__file__).resolve().parent.parent
 STATE_DIM, ACTION_DIM, VALUE_DIM = 256, 52, 1
+NO_TRANSPORT = "direct"
+"""The model where it is asked: measured, but no way to share a device."""
 
 
 def trivial(states: Any, masks: Any) -> tuple[Any, Any]:
@@ -116,16 +120,23 @@ class _OneQueueService:
         self._service.close()
 
 
-def transports(model: str, num_clients: int) -> dict[str, Callable[[], Any]]:
+def transports(model: str, num_clients: int, row_counts: Iterable[int]) -> dict[str, Callable[[], Any]]:
     """What can be measured, by name."""
-    return {
+    make = MODELS[model]
+    ours: dict[str, Callable[[], Any]] = {
         "ring": lambda: _RingService(model),
         "queue": lambda: _OneQueueService(model, "queue", num_clients, per_row=False),
         "manager": lambda: _OneQueueService(model, "manager", num_clients, per_row=False),
         "manager, a message a row": lambda: _OneQueueService(model, "manager", num_clients, per_row=True),
-        "pipe": lambda: PipeService(MODELS[model], num_clients),
-        "direct": lambda: _DirectService(model),
+        "pipe": lambda: PipeService(make, num_clients),
     }
+    others: dict[str, Callable[[], Any]] = {
+        "faster-fifo": lambda: other_transports.FifoService(make, num_clients),
+        "pyzmq": lambda: other_transports.ZmqService(make, num_clients),
+        "torchrl": lambda: other_transports.TorchrlService(make, num_clients, row_counts),
+    }
+    direct: dict[str, Callable[[], Any]] = {NO_TRANSPORT: lambda: _DirectService(model)}
+    return ours | {name: others[name] for name in other_transports.installed()} | direct
 
 
 def _rows(count: int) -> tuple[Any, Any]:
@@ -133,9 +144,9 @@ def _rows(count: int) -> tuple[Any, Any]:
     return rng.random((count, STATE_DIM), np.float32), rng.random((count, ACTION_DIM)) < 0.5
 
 
-def _check(client: Any, model: Any) -> None:
+def _check(client: Any, model: Any, rows: int) -> None:
     """What is fast must also be right."""
-    states, masks = _rows(30)
+    states, masks = _rows(rows)
     expected = model(states, masks)
     found = client.evaluate_many(states, masks)
     for a, b in zip(found, expected, strict=True):
@@ -166,17 +177,16 @@ def _times_us(client: Any, rows: int, seconds: float) -> list[float]:
 
 
 def bench_latency(
-    names: Iterable[str], row_counts: Iterable[int], seconds: float, repeats: int, model: str = "trivial"
-) -> dict[tuple[str, int], tuple[float, float]]:
-    """(median, 99th percentile) microseconds of a call by (transport, rows); medians over `repeats`."""
-    row_counts = list(row_counts)
-    made = transports(model, 1)
-    services = {name: made[name]() for name in names}
+    row_counts: Sequence[int], seconds: float, repeats: int, model: str = "trivial"
+) -> dict[tuple[str, int], tuple[Spread, Spread]]:
+    """(medians, 99th percentiles) of the microseconds of a call by (transport, rows), over `repeats`."""
+    services = {name: make() for name, make in transports(model, 1, row_counts).items()}
     figures: dict[tuple[str, int], list[tuple[float, float]]] = {}
     try:
         clients = {name: service.client(0) for name, service in services.items()}
         for client in clients.values():
-            _check(client, MODELS[model]())
+            for rows in row_counts:
+                _check(client, MODELS[model](), rows)
         for _ in range(repeats):
             for rows in row_counts:
                 for name, client in clients.items():
@@ -186,68 +196,89 @@ def bench_latency(
     finally:
         for service in services.values():
             service.close()
-    return {
-        key: (statistics.median(f[0] for f in cuts), statistics.median(f[1] for f in cuts))
-        for key, cuts in figures.items()
-    }
+    return {key: (Spread.of([f[0] for f in cuts]), Spread.of([f[1] for f in cuts])) for key, cuts in figures.items()}
 
 
-def _count_rows(client: Any, rows: int, seconds: float, barrier: Any, counts: Any) -> None:
+def _count_rows(client: Any, rows: int, seconds: float, repeats: int, barrier: Any, counts: Any) -> None:
     states, masks = _rows(rows)
     client.evaluate_many(states, masks)
-    barrier.wait()
-    end = time.perf_counter() + seconds
-    done = 0
-    while time.perf_counter() < end:
-        client.evaluate_many(states, masks)
-        done += rows
-    counts.put(done)
+    for _ in range(repeats):
+        barrier.wait()
+        end = time.perf_counter() + seconds
+        done = 0
+        while time.perf_counter() < end:
+            client.evaluate_many(states, masks)
+            done += rows
+        counts.put(done)
 
 
 def bench_throughput(
-    names: Iterable[str], num_clients: int, rows: int, seconds: float, repeats: int, model: str = "trivial"
-) -> dict[str, float]:
-    """Rows a second of `num_clients` processes that ask for `rows` a time, by transport; medians."""
+    num_clients: int, rows: int, seconds: float, repeats: int, model: str = "trivial"
+) -> dict[str, Spread]:
+    """Rows a second of `num_clients` processes that ask for `rows` a time, by transport."""
     context = multiprocessing.get_context("spawn")
-    figures: dict[str, list[float]] = {}
-    made = transports(model, num_clients)
-    for _ in range(repeats):
-        for name in names:
-            service = made[name]()
-            try:
-                barrier, counts = context.Barrier(num_clients), context.Queue()
-                programs = [
-                    context.Process(target=_count_rows, args=(service.client(i), rows, seconds, barrier, counts))
-                    for i in range(num_clients)
-                ]
-                for program in programs:
-                    program.start()
-                total = sum(counts.get(timeout=120) for _ in programs)
-                for program in programs:
-                    program.join()
-                figures.setdefault(name, []).append(total / seconds)
-            finally:
-                service.close()
-    return {name: statistics.median(values) for name, values in figures.items()}
+    figures: dict[str, Spread] = {}
+    for name, make in transports(model, num_clients, [rows]).items():
+        service = make()
+        try:
+            barrier, counts = context.Barrier(num_clients), context.Queue()
+            programs = [
+                context.Process(
+                    target=_count_rows, daemon=True,
+                    args=(service.client(i), rows, seconds, repeats, barrier, counts),
+                )
+                for i in range(num_clients)
+            ]
+            for program in programs:
+                program.start()
+            rates = [sum(counts.get(timeout=300) for _ in programs) / seconds for _ in range(repeats)]
+            for program in programs:
+                program.join()
+            figures[name] = Spread.of(rates)
+        finally:
+            service.close()
+    return figures
+
+
+def against_best(what: str, ring: Spread, others: Mapping[str, Spread], faster_is_more: bool) -> Result:
+    """How many times as fast as the best other transport the ring is; the interval from extreme to extreme."""
+    others = {name: spread for name, spread in others.items() if name not in ("ring", NO_TRANSPORT)}
+    if faster_is_more:
+        name = max(others, key=lambda n: others[n].median)
+        fast, slow = ring, others[name]
+    else:
+        name = min(others, key=lambda n: others[n].median)
+        fast, slow = others[name], ring
+    ratio = fast.median / slow.median
+    return Result(f"ring against the best other ({name}), {what}", ratio, "times", ">= 1",
+                  fast.low / slow.high, fast.high / slow.low)  # fmt: skip
 
 
 def bench_clients(given: argparse.Namespace) -> list[Result]:
-    """A service's clients against queue servers, pipes and a model in each process; same model, in turns."""
+    """A service's clients against queues, pipes, other transports and a model in each process; same model."""
     quick, repeats = given.quick, given.repeats
-    seconds = 0.5 if quick else 2.0
-    names = list(transports("trivial", 1))
-    latency = bench_latency(names, (1, 30) if quick else (1, 30, 128, 256), seconds, repeats)
+    seconds = 0.3 if quick else 1.0
+    row_counts = (1, 30, 256) if quick else (1, 30, 128, 256)
+    latency = bench_latency(row_counts, seconds, repeats)
     results = []
     for (name, rows), (median, tail) in latency.items():
         goal = "<= 25" if (name, rows) == ("ring", 1) else ""
-        results.append(Result(f"{name}: {rows} rows, median", median, "us", goal))
-        results.append(Result(f"{name}: {rows} rows, 99 %", tail, "us"))
+        results.append(median.result(f"{name}: {rows} rows, median", "us", goal))
+        results.append(tail.result(f"{name}: {rows} rows, 99 %", "us"))
+    names = list(dict.fromkeys(name for name, _ in latency))
     for rows, goal_times in ((1, 40), (30, 100)):
-        ring = latency["ring", rows][0]
+        ring = latency["ring", rows][0].median
         for name in names[1:]:
             least = f">= {goal_times}" if name == ("manager" if rows == 1 else "manager, a message a row") else ""
-            results.append(Result(f"ring against {name}, {rows} rows", latency[name, rows][0] / ring, "times", least))
-    for num_clients in (3,) if quick else (1, 3, 8, 32):
-        for name, rate in bench_throughput(names, num_clients, 30, seconds, 1 if quick else repeats).items():
-            results.append(Result(f"{name}: {num_clients} clients, 30 rows a time", rate, "rows/s"))
-    return results
+            times = latency[name, rows][0].median / ring
+            results.append(Result(f"ring against {name}, {rows} rows", times, "times", least))
+    for rows in row_counts:
+        medians = {name: latency[name, rows][0] for name in names}
+        results.append(against_best(f"{rows} rows a call", medians["ring"], medians, faster_is_more=False))
+    for num_clients, rows in ((3, 30),) if quick else ((1, 30), (8, 1), (8, 30), (8, 256), (32, 30), (64, 30)):
+        rates = bench_throughput(num_clients, rows, seconds, repeats)
+        for name, rate in rates.items():
+            results.append(rate.result(f"{name}: {num_clients} clients, {rows} rows a time", "rows/s"))
+        results.append(against_best(f"{num_clients} clients, {rows} rows a time", rates["ring"], rates, True))
+    missing = [name for name in other_transports.PACKAGES if name not in names]
+    return [*results, Result("not installed", ", ".join(missing) or "none")]

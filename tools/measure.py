@@ -7,7 +7,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,6 +53,10 @@ class Spread:
     low: float
     high: float
 
+    @staticmethod
+    def of(figures: Sequence[float]) -> Spread:
+        return Spread(statistics.median(figures), min(figures), max(figures))
+
     def result(self, name: str, unit: str = "", goal: str = "") -> Result:
         return Result(name, self.median, unit, goal, self.low, self.high)
 
@@ -63,7 +67,7 @@ def interleaved(bodies: Mapping[str, Callable[[], float]], repeats: int) -> dict
     for _ in range(repeats):
         for name, body in bodies.items():
             figures[name].append(body())
-    return {name: Spread(statistics.median(got), min(got), max(got)) for name, got in figures.items()}
+    return {name: Spread.of(got) for name, got in figures.items()}
 
 
 def ratio(name: str, pairs: list[tuple[float, float]], goal: str = "") -> Result:
