@@ -286,7 +286,7 @@ class SelfPlayConfig:
     compile: bool = True
     """Serve a compiled network as soon as it is ready."""
     max_batch: int | None = None
-    """Rows of a batch at most (default: 512 on a CPU, 8192 on CUDA)."""
+    """Rows of a batch at most (default: 1024 on a CPU, 8192 on CUDA)."""
     timeout_ms: float = 2.0
     """A batch waits no longer than this for further rows."""
     spin_us: float | None = None

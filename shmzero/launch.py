@@ -55,7 +55,7 @@ def plan_fleet(config: SelfPlayConfig, num_units: int) -> FleetPlan:
     """
     devices = config.devices()
     on_cuda = any(name != "cpu" for name in devices)
-    max_batch = config.max_batch or (8192 if on_cuda else 512)
+    max_batch = config.max_batch or (8192 if on_cuda else 1024)
     # Many small slots fill a batch better than few large ones; beyond two workers a server (on CUDA: a
     # core each) more of them bring nothing.
     workers = config.workers or (max(len(devices), min(cores() - 1, 8)) if on_cuda else 2 * len(devices))

@@ -293,7 +293,7 @@ def bench_tune(given: argparse.Namespace) -> list[Result]:
     plan = plan_fleet(config, 10**6)
     cuda = any(name != "cpu" for name in plan.devices)
     choices: dict[str, list[Any]] = {
-        "max_batch": [2048, 4096, 8192, 16384] if cuda else [256, 512, 1024],
+        "max_batch": [2048, 4096, 8192, 16384] if cuda else [512, 1024, 2048],
         "workers": sorted({max(1, plan.workers // 2), plan.workers, 2 * plan.workers}),
         "slots": [2, 4, 8],
         "timeout_ms": [0.5, 2.0],
