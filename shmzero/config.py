@@ -90,6 +90,8 @@ class SearchConfig:
     final_temperature: float = 0.0
     rivalry: float = 0.0
     """Weight of the others' mean score in the utility."""
+    solved_cards: int = 0
+    """Leaves with so few cards in all hands get the exact max^n value of their world: a clairvoyant's. 0: none."""
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -109,6 +111,7 @@ class SearchConfig:
         check_number("temperature_decisions", self.temperature_decisions, 0, 1000)
         check_number("final_temperature", self.final_temperature, 0, 100)
         check_number("rivalry", self.rivalry, 0, 10)
+        check_number("solved_cards", self.solved_cards, 0, 20)
 
     def to_core(self) -> _core.SearchConfig:
         """The same settings as the core takes them."""
@@ -271,6 +274,8 @@ class SelfPlayConfig:
     """Decisions of a round that are played with the temperature; later ones play the most visited."""
     rivalry: float = 0.0
     """Weight of the others' mean score in the utility."""
+    solved_cards: int = 0
+    """Leaves with so few cards in all hands get the exact max^n value of their world: a clairvoyant's. 0: none."""
     workers: int | None = None
     """Worker processes (default: two for each inference process; on CUDA the cores less one, at most 8)."""
     lanes: int | None = None
@@ -351,6 +356,7 @@ class SelfPlayConfig:
             temperature=self.temperature,
             temperature_decisions=self.temperature_decisions,
             rivalry=self.rivalry,
+            solved_cards=self.solved_cards,
         )
 
     def play_settings(self) -> _core.PlaySettings:
@@ -384,7 +390,7 @@ class SelfPlayConfig:
     def identity(self) -> dict[str, Any]:
         """The settings that make a round what it is; a run folder keeps to them."""
         names = ("players", "cards", "trump", "dealer", "opponents", "root", "target",
-                 "noise_fraction", "noise_alpha", "temperature", "temperature_decisions", "rivalry",
+                 "noise_fraction", "noise_alpha", "temperature", "temperature_decisions", "rivalry", "solved_cards",
                  "evaluator", "seed")
         settings: dict[str, Any] = {name: getattr(self, name) for name in names}
         search = self.search()

@@ -5,7 +5,10 @@
 
 from __future__ import annotations
 
+import os
 import random
+import subprocess
+import sys
 from dataclasses import dataclass
 from itertools import permutations
 
@@ -15,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import shmzero
+from shmzero import _core
 from tests import oracle
 from tests.cases import as_round, random_position, round_of
 
@@ -384,3 +388,18 @@ def test_features_seat_defaults_to_the_one_to_act() -> None:
     assert not np.array_equal(r.features(), r.features(0))
 
 
+
+
+def test_fixed_suits_are_features_of_another_version() -> None:
+    """SHMZERO_SUITS=fixed: trump first, the others as they are; no other checkpoint fits."""
+    code = (
+        "from shmzero import _core, Round\n"
+        "orders = {tuple(Round.deal(trump=2, seed=seed).suit_order()) for seed in range(20)}\n"
+        "print(orders, _core.FEATURE_VERSION)"
+    )
+    found = [
+        subprocess.run([sys.executable, "-c", code], env=os.environ | more, capture_output=True, text=True, check=True).stdout
+        for more in ({"SHMZERO_SUITS": "fixed"}, {})
+    ]
+    assert found[0] == f"{{(2, 0, 1, 3)}} {_core.FEATURE_VERSION + 1000}\n"
+    assert found[1].count("(") > 3 and found[1].endswith(f" {_core.FEATURE_VERSION}\n")

@@ -536,3 +536,23 @@ def test_fitted_network_values_two_root_hands_of_one_public_position_differently
             values[hand, bid] = float(answer[0, 0])
     assert values[strong, 5] > values[weak, 5] + 0.1
     assert values[weak, 0] > values[strong, 0] + 0.1
+
+
+def test_search_solved_leaves_have_the_exact_solvers_values() -> None:
+    """With the hands known and every leaf solved, one look at each action is all there is to know."""
+    found = 0
+    for seed in range(40):
+        position = as_round(random_position(random.Random(seed), 3, 4, num_actions=4))
+        if len(position.legal_actions()) == 1:
+            continue
+        config = SearchConfig(known_hands=True, simulations=40, opponents="maximise", solved_cards=12, leaves_in_flight=1)
+        result = shmzero.search(position, HashEvaluator(), config)
+        for action in position.legal_actions():
+            after = position.copy()
+            after.apply(action)
+            scores = _core.solve(after)[1]
+            assert result.q[action] == pytest.approx(scores[position.seat] / (10 + position.cards), abs=1e-6)
+            found += 1
+    assert found > 50
+    with pytest.raises(shmzero.ConfigError, match="solved_cards is 21"):
+        SearchConfig(solved_cards=21)

@@ -180,7 +180,7 @@ struct PyGame {
 void bind_game(py::module_& m) {
   m.attr("NUM_FEATURES") = kNumFeatures;
   m.attr("NUM_ACTIONS") = kNumActions;
-  m.attr("FEATURE_VERSION") = kFeatureVersion;
+  m.attr("FEATURE_VERSION") = kFeatureVersion + (fixed_suits() ? 1000 : 0);
   m.attr("MIN_PLAYERS") = kMinPlayers;
   m.attr("MAX_PLAYERS") = kMaxPlayers;
   m.attr("NUM_CARDS") = kNumCards;

@@ -188,6 +188,19 @@ class PlayRun {
     policies_ = policies;
     values_ = values;
   }
+  /// (units, seats to act, players), [R] each, of the rows of the last step.
+  py::tuple askers() const {
+    const std::vector<const Lane*> lanes = group_.askers();
+    const auto rows = static_cast<py::ssize_t>(lanes.size());
+    py::array_t<std::uint64_t> units(rows);
+    py::array_t<std::uint8_t> seats(rows), players(rows);
+    for (std::size_t i = 0; i < lanes.size(); ++i) {
+      units.mutable_data()[i] = lanes[i]->unit();
+      seats.mutable_data()[i] = lanes[i]->round().seat;
+      players.mutable_data()[i] = lanes[i]->round().num_players;
+    }
+    return py::make_tuple(units, seats, players);
+  }
   py::list finished() {
     py::list units;
     for (const FinishedUnit& unit : queue_.finished) {
@@ -311,6 +324,7 @@ py::dict decoded(const py::bytes& bytes) {
   d["scores"] = scores;
   d["round_of_game"] = settings.game.num_rounds == 0 ? py::object(py::none())
                                                      : py::object(py::int_(settings.game.rounds_played));
+  d["rounds_of_game"] = settings.game.num_rounds;
   d["totals_before"] = totals;
   return d;
 }
@@ -369,6 +383,7 @@ void bind_search(py::module_& m) {
       .def_readwrite("temperature_decisions", &SearchConfig::temperature_decisions)
       .def_readwrite("final_temperature", &SearchConfig::final_temperature)
       .def_readwrite("rivalry", &SearchConfig::rivalry)
+      .def_readwrite("solved_cards", &SearchConfig::solved_cards)
       .def_property_readonly("wave_leaves", &SearchConfig::wave_leaves)
       .def("rows_per_step", &SearchConfig::rows_per_step, py::arg("players"));
 
@@ -396,6 +411,7 @@ void bind_search(py::module_& m) {
            py::arg("settings"), py::arg("units"), py::arg("lanes"))
       .def("step", &PlayRun::step)
       .def("answer", &PlayRun::answer, py::arg("policies"), py::arg("values"))
+      .def("askers", &PlayRun::askers)
       .def("finished", &PlayRun::finished)
       .def("counters", &PlayRun::counters);
 

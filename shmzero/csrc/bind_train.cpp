@@ -2,11 +2,14 @@
 #include <pybind11/numpy.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "bind.h"
 #include "full_deal.h"
+#include "lane.h"
 
 namespace py = pybind11;
 
@@ -46,21 +49,65 @@ FullDealView view_of(const py::dict& arrays) {
       column<std::uint16_t>(arrays, "policies", "float16", rows, kNumActions),
       column<std::uint16_t>(arrays, "seat_features", "float16", rows, kNumFeatures),
       column<float>(arrays, "seat_utilities", "float32", rows, 1),
+      column<std::uint8_t>(arrays, "tricks", "uint8", rows, 1),
       column<std::uint32_t>(arrays, "versions", "uint32", rows, 1),
       static_cast<std::size_t>(rows),
   };
 }
 
+using Outcomes = py::array_t<float, py::array::c_style | py::array::forcecast>;
+
 std::size_t replay_records(const std::vector<py::bytes>& records, const py::dict& arrays,
-                           std::size_t at, std::uint64_t seat_seed) {
+                           std::size_t at, std::uint64_t seat_seed,
+                           const std::optional<Outcomes>& outcomes,
+                           const std::optional<std::vector<int>>& seats) {
   const FullDealView view = view_of(arrays);
   const std::vector<std::string> owned(records.begin(), records.end());
+  if (outcomes && (outcomes->ndim() != 2 || outcomes->shape(0) != static_cast<py::ssize_t>(owned.size()) ||
+                   outcomes->shape(1) != kMaxPlayers)) {
+    throw py::value_error("replay_full_deal: outcomes has another shape; wanted [records, " +
+                          std::to_string(kMaxPlayers) + "]");
+  }
+  if (seats && seats->size() != owned.size()) {
+    throw py::value_error("replay_full_deal: " + std::to_string(seats->size()) + " seats for " +
+                          std::to_string(owned.size()) + " records");
+  }
+  const float* outcome = outcomes ? outcomes->data() : nullptr;
   const py::gil_scoped_release release;
   std::size_t written = 0;
-  for (const std::string& bytes : owned) {
-    written += replay_full_deal(decode_record(bytes), seat_seed, view, at + written);
+  for (std::size_t i = 0; i < owned.size(); ++i) {
+    ReplayChoice choice;
+    if (outcome != nullptr) choice.outcomes = outcome + i * kMaxPlayers;
+    if (seats) choice.only_seat = (*seats)[i];
+    written += replay_full_deal(decode_record(owned[i]), seat_seed, view, at + written, choice);
   }
   return written;
+}
+
+/// [N, 8] share of the win by seat, of the games that records of rounds belong to: the last round of a
+/// game decides, which must be among those that follow it. Throws ValueError for rounds outside games.
+py::array_t<float> game_win_shares(const std::vector<py::bytes>& records) {
+  py::array_t<float> shares({static_cast<py::ssize_t>(records.size()), static_cast<py::ssize_t>(kMaxPlayers)});
+  float* out = shares.mutable_data();
+  std::optional<std::uint64_t> game;  // of the record after this one
+  for (std::size_t i = records.size(); i-- > 0;) {
+    const RoundRecord record = decode_record(records[i]);
+    const GameContext& context = record.settings.game;
+    if (context.num_rounds == 0) throw py::value_error("round " + std::to_string(record.id) + " belongs to no game");
+    const std::uint64_t its_game = record.id / Lane::kMaxRoundsPerGame;
+    if (its_game != game) {
+      if (context.rounds_played + 1 != context.num_rounds) {
+        throw py::value_error("the last round of game " + std::to_string(its_game) + " is not among the records");
+      }
+      Round end = record.start();
+      for (const std::uint8_t action : record.actions) apply(end, action);
+      win_shares(end, out + i * kMaxPlayers);
+    } else {
+      std::copy_n(out + (i + 1) * kMaxPlayers, kMaxPlayers, out + i * kMaxPlayers);
+    }
+    game = its_game;
+  }
+  return shares;
 }
 
 }  // namespace
@@ -68,7 +115,8 @@ std::size_t replay_records(const std::vector<py::bytes>& records, const py::dict
 void bind_train(py::module_& m) {
   m.attr("NUM_HANDS") = kNumHands;
   m.def("replay_full_deal", &replay_records, py::arg("records"), py::arg("arrays"), py::arg("at") = 0,
-        py::arg("seat_seed") = 0);
+        py::arg("seat_seed") = 0, py::arg("outcomes") = py::none(), py::arg("seats") = py::none());
+  m.def("game_win_shares", &game_win_shares, py::arg("records"));
 }
 
 }  // namespace shmzero

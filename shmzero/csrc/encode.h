@@ -7,6 +7,8 @@
 #include <array>
 #include <bit>
 #include <cstdint>
+#include <cstdlib>
+#include <string_view>
 #include <utility>
 
 #include <emmintrin.h>
@@ -97,6 +99,16 @@ struct SuitOrder {
   std::uint8_t from_canonical[kNumSuits];
 };
 
+/// SHMZERO_SUITS=fixed leaves the suits below trump in one order for all hands, to measure what the
+/// canonical order brings. Features are then of another version, which no other checkpoint fits.
+inline bool fixed_suits() {
+  static const bool fixed = [] {
+    const char* set = std::getenv("SHMZERO_SUITS");
+    return set != nullptr && std::string_view(set) == "fixed";
+  }();
+  return fixed;
+}
+
 /// The canonical order: trump first, the others by everything `ego` knows about them.
 ///
 /// Two suits compare equal only if they are interchangeable for the ego, so information sets that
@@ -113,10 +125,11 @@ inline SuitOrder suit_order(const Round& round, int ego) {
   int num_keys = 0;
   for (int suit = 0; suit < kNumSuits; ++suit) {
     const std::uint64_t own_ranks = ranks_of(own, suit);
-    const std::uint64_t key = (static_cast<std::uint64_t>(count(own_ranks)) << 39) |
-                              (own_ranks << 26) |
-                              (static_cast<std::uint64_t>(ranks_of(round.played, suit)) << 13) |
-                              ranks_of(trick, suit);
+    const std::uint64_t key =
+        fixed_suits() ? static_cast<std::uint64_t>(kNumSuits - suit)
+                      : (static_cast<std::uint64_t>(count(own_ranks)) << 39) | (own_ranks << 26) |
+                            (static_cast<std::uint64_t>(ranks_of(round.played, suit)) << 13) |
+                            ranks_of(trick, suit);
     keys[num_keys] = (key << kSuitBits) | static_cast<std::uint64_t>(kNumSuits - 1 - suit);
     num_keys += suit != round.trump;
   }

@@ -4,6 +4,7 @@
 // beside the 256 features, never in them, so no serving network takes them. Read next: replay.h.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 
@@ -25,23 +26,46 @@ struct FullDealView {
   std::uint16_t* policies;       ///< [N, 52] float16 bits, the record's target, sum 1.
   std::uint16_t* seat_features;  ///< [N, 256] float16 bits, of a seat drawn at random.
   float* seat_utilities;         ///< [N] that this seat came to.
+  std::uint8_t* tricks;          ///< [N] that the mover won in the end.
   std::uint32_t* versions;       ///< [N] weights that decided.
   std::size_t capacity;          ///< N; rows wrap round.
 };
 
+/// What the seats of a round came to, and whose decisions are rows.
+struct ReplayChoice {
+  const float* outcomes = nullptr;  ///< [8] by seat, instead of the round's utilities.
+  int only_seat = -1;               ///< Rows of this seat alone, -1: of all.
+};
+
+/// Expected share of the win of each seat once `end`, the last round of a game, is over: equals share it.
+inline void win_shares(const Round& end, float* shares) {
+  int best = INT32_MIN, winners = 0;
+  const auto total = [&](int s) { return end.game.totals[s] + score(end, s); };
+  for (int s = 0; s < end.num_players; ++s) best = std::max(best, total(s));
+  for (int s = 0; s < end.num_players; ++s) winners += total(s) == best;
+  for (int s = 0; s < kMaxPlayers; ++s) {
+    shares[s] = s < end.num_players && total(s) == best ? 1.0f / static_cast<float>(winners) : 0.0f;
+  }
+}
+
 /// Writes one row a searched decision from row `at` on, wrapping; returns how many.
 inline std::size_t replay_full_deal(const RoundRecord& record, std::uint64_t seat_seed,
-                                    const FullDealView& out, std::size_t at) {
+                                    const FullDealView& out, std::size_t at, const ReplayChoice& choice = {}) {
+  const std::size_t first = at;
   Round end = record.start();
   CardSet dealt = 0;
   for (int s = 0; s < end.num_players; ++s) dealt |= end.hands[s];
   const CardSet undealt = ~dealt & ((CardSet{1} << kNumCards) - 1);
   for (const std::uint8_t action : record.actions) apply(end, action);
+  const auto outcome = [&](int seat) {
+    return choice.outcomes != nullptr ? choice.outcomes[seat] : utility(end, seat, record.rivalry);
+  };
 
   Round round = record.start();
   std::size_t ply = 0;
   for (const SearchedDecision& decision : record.searched) {
     for (; ply < decision.ply; ++ply) apply(round, record.actions[ply]);
+    if (choice.only_seat >= 0 && round.seat != choice.only_seat) continue;
     const std::size_t row = at++ % out.capacity;
     const int ego = round.seat;
     const SuitOrder order = encode(round, ego, out.features + row * kNumFeatures);
@@ -49,7 +73,8 @@ inline std::size_t replay_full_deal(const RoundRecord& record, std::uint64_t sea
     out.masks[row] = canonical_mask(round, actions, order);
     out.actions[row] =
         static_cast<std::uint8_t>(action_to_canonical(round, record.actions[ply], order));
-    out.utilities[row] = utility(end, ego, record.rivalry);
+    out.utilities[row] = outcome(ego);
+    out.tricks[row] = end.tricks_won[ego];
     out.versions[row] = decision.version;
 
     std::uint64_t* hands = out.hands + row * kNumHands;
@@ -69,11 +94,12 @@ inline std::size_t replay_full_deal(const RoundRecord& record, std::uint64_t sea
     });
 
     Rng rng(stream_key(seat_seed, record.id, ply, Purpose::kReplay));
-    const int seat = static_cast<int>(rng.below(round.num_players));
+    const int drawn = static_cast<int>(rng.below(round.num_players));
+    const int seat = choice.only_seat >= 0 ? choice.only_seat : drawn;
     encode(round, seat, out.seat_features + row * kNumFeatures);
-    out.seat_utilities[row] = utility(end, seat, record.rivalry);
+    out.seat_utilities[row] = outcome(seat);
   }
-  return record.searched.size();
+  return at - first;
 }
 
 }  // namespace shmzero

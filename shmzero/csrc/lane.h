@@ -78,6 +78,9 @@ struct UnitQueue {
 class Lane {
  public:
   bool idle() const { return !unit_.has_value(); }
+  /// Of a lane that is not idle.
+  std::uint64_t unit() const { return *unit_; }
+  const Round& round() const { return round_; }
 
   /// Plays on until rows are asked for (true) or no unit is left (false).
   template <class Emit>
@@ -255,6 +258,13 @@ class LaneGroup {
   void set_num_lanes(std::uint32_t num_lanes) {
     num_lanes_ = num_lanes;
     if (lanes_.size() < num_lanes) lanes_.resize(num_lanes);
+  }
+  /// The lanes that asked the rows of the last step, in order.
+  std::vector<const Lane*> askers() const {
+    std::vector<const Lane*> found;
+    found.reserve(owners_.size());
+    for (const Owner& owner : owners_) found.push_back(&lanes_[owner.lane]);
+    return found;
   }
   std::uint32_t rows_per_lane() const {
     return settings_.search.rows_per_step(static_cast<std::uint32_t>(settings_.most_players()));

@@ -15,6 +15,7 @@
 #include "row_cache.h"
 #include "rules.h"
 #include "search_config.h"
+#include "solver.h"
 #include "tree.h"
 
 namespace shmzero {
@@ -204,6 +205,17 @@ class Search {
         for (int s = 0; s < num_values_; ++s) value[s] = utility(sim.state, s, config_->rivalry);
       }
       nodes_[sim.node].evaluated = true;
+      sim.status = Status::kArrived;
+      return;
+    }
+    if (sim.state.phase == Phase::kPlaying &&
+        static_cast<std::uint32_t>(count(sim.state.held())) <= config_->solved_cards) {
+      const PackedScores scores = shared_solver().solve(sim.state).scores;
+      for (int i = 0; i < num_values_; ++i) {
+        values(sim.node)[i] = utility(scores, sim.state, num_values_ == 1 ? root_seat_ : i, config_->rivalry);
+      }
+      nodes_[sim.node].proven = true;  // in this world, as far as all play as max^n does
+      set_evaluated(sim.node);
       sim.status = Status::kArrived;
       return;
     }

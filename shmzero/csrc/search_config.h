@@ -29,6 +29,7 @@ struct SearchConfig {
   std::uint32_t temperature_decisions;
   float final_temperature;
   float rivalry;
+  std::uint32_t solved_cards;  ///< Leaves with so few cards in all hands get their exact max^n value; 0: none.
 
   /// Leaves per tree and wave: well below the simulations, or the first wave would be the search.
   std::uint32_t wave_leaves() const {

@@ -26,6 +26,17 @@ struct PackedScores {
   }
 };
 
+/// As utility() of rules.h, from scores.
+inline float utility(const PackedScores& scores, const Round& round, int seat, float rivalry) {
+  float value = static_cast<float>(scores.of(seat));
+  if (rivalry != 0.0f) {
+    int others = 0;
+    for (int s = 0; s < round.num_players; ++s) others += s == seat ? 0 : scores.of(s);
+    value -= rivalry * static_cast<float>(others) / static_cast<float>(round.num_players - 1);
+  }
+  return value / static_cast<float>(10 + round.cards);
+}
+
 /// What a position comes to, and the acting seat's choice.
 struct Solution {
   PackedScores scores;
@@ -121,5 +132,11 @@ class Solver {
 
   std::vector<Entry> cache_;
 };
+
+/// The solver of a thread, for those who solve now and then: a megabyte, made on first use.
+inline Solver& shared_solver() {
+  static thread_local Solver solver(16);
+  return solver;
+}
 
 }  // namespace shmzero
