@@ -24,6 +24,8 @@ from shmzero.train_config import TrainConfig
 FINAL_DEALS = 1000
 MATCH_SEED = 20_011
 """Deals of matches: always the same ones, so that a curve moves for the agent's reasons."""
+ROUNDS_OF_A_GAME = 10
+"""About so many: with whole games a match has so many fewer deals."""
 NICENESS = 5
 GATE = "gate"
 """Mode of a match that decides whether self-play gets a checkpoint."""
@@ -34,10 +36,12 @@ SEATS = {"one": "one seat against all others", "rest": "all seats but one", GATE
 
 def match_words(match: dict[str, Any]) -> str:
     """A match in one line."""
-    return (
+    words = (
         f"{match['mean']:+.2f} points a round ({match['low']:+.2f} to {match['high']:+.2f}) against "
-        f"{match['opponent']}, {match['deals']} deals, {SEATS[match['mode']]}"
+        f"{match['opponent']}, {match['deals']} {'games' if match['games'] else 'deals'}, {SEATS[match['mode']]}"
     )
+    share = f"; {match['win_share']:.0%} of the wins, {match['fair_share']:.0%} being even"
+    return words + share if match["games"] else words
 
 
 class Judge:
@@ -84,9 +88,9 @@ class Judge:
         return self.folder / CHECKPOINT_FOLDER / f"{steps:08d}.safetensors"
 
     def finish(self, say: Callable[[str], None]) -> list[dict[str, Any]]:
-        """Play the last checkpoint's matches, both ways, and wait for them; lines for the metrics."""
+        """Play the last checkpoint's matches, both ways, rate it, and wait for that; lines for the metrics."""
         self.kill()
-        self._start(FINAL_DEALS, 0, modes=("one", "rest"))
+        self._start(FINAL_DEALS, 0, modes=("one", "rest"), rate=self.config.rate)
         lines: list[dict[str, Any]] = []
         while self._child is not None and self._child.process.poll() is None:
             lines += self._read()
@@ -115,15 +119,21 @@ class Judge:
         if checkpoint is None or not opponents:
             return
         ours, theirs = socket.socketpair()
+
+        def units(deals: int) -> int:
+            return max(2, deals // ROUNDS_OF_A_GAME) if self.config.games else deals
+
         spec = {
             "control_fd": theirs.fileno(),
             "checkpoint": str(checkpoint),
             "opponents": opponents,
             "modes": list(modes),
-            "deals": deals,
+            "deals": units(deals),
+            "deals_rated": units(self.config.deals),
             "players": self.config.players,
             "cards": self.config.cards,
             "trump": self.config.trump,
+            "games": self.config.games,
             "niceness": niceness,
             "rate": rate,
         }
@@ -178,10 +188,12 @@ def run(spec: dict[str, Any]) -> int:
                 result = play_match(
                     hero, villain, deals=spec["deals"], players=spec["players"], cards=spec["cards"],
                     trump=spec["trump"], seed=MATCH_SEED, mode="one" if mode == GATE else mode, threads=1,
+                    games=spec["games"],
                 )
                 control.send(match={
-                    "opponent": name, "mode": mode, "deals": result.deals, "mean": result.mean,
+                    "opponent": name, "mode": mode, "games": spec["games"], "deals": result.deals, "mean": result.mean,
                     "low": result.low, "high": result.high, "exact_bid": result.exact_bid,
+                    "win_share": result.win_share, "fair_share": result.fair_share,
                     "steps": int(Path(checkpoint).stem), "seconds": result.seconds,
                 })
         if spec["rate"]:
@@ -205,11 +217,12 @@ def rate_checkpoints(newest: Path, spec: dict[str, Any]) -> dict[str, Any]:
 
     pool: list[str | Agent] = [named(path) for path in (newest, *sorted(spread))]
     pool += sorted({ANCHOR, *spec["opponents"]})
-    table = rate(pool, deals=spec["deals"], players=spec["players"], cards=spec["cards"], trump=spec["trump"],
-                 seed=MATCH_SEED, threads=1)  # fmt: skip
+    table = rate(pool, deals=spec["deals_rated"], players=spec["players"], cards=spec["cards"], trump=spec["trump"],
+                 games=spec["games"], seed=MATCH_SEED, threads=1)  # fmt: skip
     table.save(newest.parent.parent)
     agents = {name: {"rating": r.rating, "low": r.low, "high": r.high} for name, r in table.agents.items()}
-    return {"steps": int(newest.stem), "deals": spec["deals"], **agents[f"step {int(newest.stem)}"], "agents": agents}
+    own = agents[f"step {int(newest.stem)}"]
+    return {"steps": int(newest.stem), "deals": spec["deals_rated"], **own, "agents": agents}
 
 
 if __name__ == "__main__":

@@ -257,6 +257,7 @@ class Fleet:
             "spin_us": self.plan.spin_us,
             "net": asdict(NETS[config.net]),
             "checkpoint": self._checkpoint,
+            "searched": config.search().simulations > 0,
             "seed": config.seed,
             "version": self.version,
         }

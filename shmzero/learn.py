@@ -14,9 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import safetensors
 import safetensors.torch
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -35,6 +37,7 @@ METRICS = (
 of value or critic is well below `utility_variance` where it explains anything. `value_slope`: of outcomes over
 values, 1 where the value is calibrated, less where it is too sure; `value_bias`: mean value less mean outcome."""
 MOST_SKIPPED = 20
+MOST_TRICKS = _core.NUM_CARDS // _core.MIN_PLAYERS
 
 
 class ReplayBuffer:
@@ -54,6 +57,7 @@ class ReplayBuffer:
             "policies": ((capacity, _core.NUM_ACTIONS), torch.float16),
             "seat_features": ((capacity, _core.NUM_FEATURES), torch.float16),
             "seat_utilities": ((capacity,), torch.float32),
+            "tricks": ((capacity,), torch.uint8),
             "versions": ((capacity,), torch.int32),
         }
         self.tensors = {name: torch.zeros(shape, dtype=dtype) for name, (shape, dtype) in shapes.items()}
@@ -66,9 +70,18 @@ class ReplayBuffer:
     def __len__(self) -> int:
         return min(self.added, self.capacity)
 
-    def add(self, records: Sequence[bytes]) -> int:
-        """Replay records into the buffer, over the oldest rows; returns the number of rows."""
-        rows = _core.replay_full_deal(records, self._arrays, self.added % self.capacity, self._seat_seed)
+    def add(
+        self, records: Sequence[bytes], outcomes: NDArray[np.float32] | None = None,
+        seats: Sequence[int] | None = None,
+    ) -> int:
+        """Replay records into the buffer, over the oldest rows; returns the number of rows.
+
+        `outcomes` [records, 8]: what each seat came to, instead of the utility of the round. `seats`: the
+        one seat of each record whose decisions become rows (default: all).
+        """
+        rows = _core.replay_full_deal(
+            records, self._arrays, self.added % self.capacity, self._seat_seed, outcomes, seats
+        )
         self.added += rows
         return rows
 
@@ -157,7 +170,14 @@ class Learner:
         if config.targets == "critic":
             most_players = config.self_play(0, None).play_settings().most_players
             self.critic = Critic(NETS[config.critic_net], most_players, seed + 1).to(device)
-        own = ("hands", "actions") if self.critic else ("policies",)
+        self.tricks: nn.Linear | None = None
+        """Tricks that the mover will win, from the policy's stream: to train by, never served."""
+        if config.tricks_weight > 0:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed + 2)
+                self.tricks = nn.Linear(net.width, MOST_TRICKS + 1).to(device)
+        own = ["hands", "actions"] if self.critic else ["policies"]
+        own += ["tricks"] if self.tricks else []
         self.columns = ("features", "masks", "utilities", "seat_features", "seat_utilities", *own)
         """Arrays of the buffer that `step` reads."""
         self.steps = 0
@@ -166,7 +186,8 @@ class Learner:
         self._skipped_in_a_row = 0
         self.scaled = False
         self.generator = torch.Generator().manual_seed(seed)
-        parameters = list(self.net.parameters()) + (list(self.critic.parameters()) if self.critic else [])
+        trained = [self.net, self.critic, self.tricks]
+        parameters = [parameter for module in trained if module for parameter in module.parameters()]
         self._parameters = parameters
         self.optimiser = torch.optim.AdamW(
             parameters, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
@@ -197,7 +218,9 @@ class Learner:
         value_rows = max(1, round(config.value_share * len(masks)))
         with self._autocast:
             features = batch["features"].float()
-            logits = self.net.logits(features)
+            stream = self.net.stream(features)
+            logits = self.net.logits_of(features, stream)
+            said = self.tricks(stream) if self.tricks else None
             values = self.net.values(batch["seat_features"][:value_rows].float())
             q = self.critic_values(batch) if self.critic else None
         policies = masked_softmax(logits, masks)
@@ -217,6 +240,8 @@ class Learner:
             critic_loss = spread = torch.zeros((), device=self.device)
             policy_loss = -(batch["policies"].float() * log_policies).sum(dim=1).mean()
             loss = policy_loss + config.value_weight * value_loss
+        if said is not None:
+            loss = loss + config.tricks_weight * F.cross_entropy(said.float(), batch["tricks"].long())
         for group in self.optimiser.param_groups:
             group["lr"] = schedule.learning_rate
         self.optimiser.zero_grad(set_to_none=True)
@@ -232,9 +257,10 @@ class Learner:
         with torch.no_grad():
             torch._foreach_lerp_(list(self.ema.parameters()), list(self.net.parameters()), 1 - decay)
             variance = batch["utilities"].var(correction=0)
-            said, came = values.float()[:, 0], batch["seat_utilities"][:value_rows]
-            bias = said.mean() - came.mean()
-            slope = ((said - said.mean()) * (came - came.mean())).mean() / said.var(correction=0).clamp(min=1e-9)
+            value, came = values.float()[:, 0], batch["seat_utilities"][:value_rows]
+            bias = value.mean() - came.mean()
+            together = ((value - value.mean()) * (came - came.mean())).mean()
+            slope = together / value.var(correction=0).clamp(min=1e-9)
         return torch.stack(
             [loss, policy_loss, value_loss, critic_loss, entropy, norm, variance, spread, slope, bias]
         ).detach()
@@ -257,6 +283,8 @@ def save_state(learner: Learner, path: Path, facts: dict[str, Any]) -> None:
     tensors |= {f"ema.{name}": t for name, t in learner.ema.state_dict().items()}
     if learner.critic is not None:
         tensors |= {f"critic.{name}": t for name, t in learner.critic.state_dict().items()}
+    if learner.tricks is not None:
+        tensors |= {f"tricks.{name}": t for name, t in learner.tricks.state_dict().items()}
     for index, slot in learner.optimiser.state_dict()["state"].items():
         tensors |= {f"optimiser.{index}.{name}": t for name, t in slot.items()}
     tensors["generator"] = learner.generator.get_state()
@@ -294,6 +322,8 @@ def load_state(learner: Learner, path: Path) -> dict[str, Any]:
         learner.ema.load_state_dict(part("ema."))
         if learner.critic is not None:
             learner.critic.load_state_dict(part("critic."))
+        if learner.tricks is not None:
+            learner.tricks.load_state_dict(part("tricks."))
     except RuntimeError as error:
         why = " ".join(str(error).split())[:300]
         raise ConfigError(f"learner state {path} is of other networks: {why}") from None

@@ -54,6 +54,8 @@ class RecordPipe:
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
+        self.ended = False
+        """Whether the parent has sent the last one."""
         os.set_blocking(fd, False)
         self._left = b""
 
@@ -63,6 +65,7 @@ class RecordPipe:
         try:
             while part := os.read(self.fd, PIPE_BYTES):
                 parts.append(part)
+            self.ended = True
         except BlockingIOError:
             pass
         data = b"".join(parts)
@@ -93,6 +96,11 @@ def newest_records(folder: Path, rows: int) -> Iterator[list[bytes]]:
         records.close()
 
 
+def _ends_game(record: bytes) -> bool:
+    found = _core.decode_record(record)
+    return found["round_of_game"] is not None and found["round_of_game"] + 1 == found["rounds_of_game"]
+
+
 class LearnerProcess:
     """The loop around a Learner."""
 
@@ -116,6 +124,8 @@ class LearnerProcess:
         self._paused = False
         self._wait_s = 0.0
         self._first_step = 0
+        self._to_the_end = False
+        self._open: list[bytes] = []  # rounds of a game whose last one has not come yet
         for left in self._folder.rglob(".*.safetensors.*"):
             left.unlink(missing_ok=True)  # of a learner that was killed while it wrote
         state = self._folder / STATE_NAME
@@ -126,7 +136,9 @@ class LearnerProcess:
         if spec["refill"]:
             # What is committed meanwhile comes over the pipe as well: a few rows may be there twice.
             for records in newest_records(self._folder, self._config.buffer):
-                self._buffer.add(records)
+                self._add(records)
+        if not self._learner.steps:
+            self._rows_new = self._buffer.added
 
     def run(self) -> None:
         """Until the parent says stop or is gone; the last state is saved."""
@@ -137,17 +149,23 @@ class LearnerProcess:
         started = published_at = saved_at = metrics_at = time.monotonic()
         published = saved = learner.steps
         pending: list[Any] = []
+        stopping = False
         while True:
             self._take()
             for command in self._control.commands():
-                if command["cmd"] == "stop":
-                    self._elapsed_s = command["elapsed_s"]
-                    self._finish()
-                    return
                 self._progress, self._elapsed_s = command["progress"], command["elapsed_s"]
+                if command["cmd"] == "stop":
+                    stopping = True
+                    self._to_the_end = command["to_the_end"]
             if self._control.closed:
                 return  # the parent is gone; the folder holds the last saved state
-            self._balance()
+            if stopping and not (self._to_the_end and (self._may_step() or not self._pipe.ended)):
+                if pending:
+                    self._report(pending, time.monotonic() - started)
+                self._finish()
+                return
+            if not stopping:
+                self._balance()
             if not self._may_step():
                 before = time.monotonic()
                 select.select([self._pipe.fd], [], [], WAIT_S)
@@ -170,11 +188,23 @@ class LearnerProcess:
 
     def _take(self) -> None:
         if records := self._pipe.read():
-            self._rows_new += self._buffer.add(records)
+            self._rows_new += self._add(records)
+
+    def _add(self, records: list[bytes]) -> int:
+        """Into the buffer; where whole games decide, only as far as they are complete."""
+        if self._config.utility == "points":
+            return self._buffer.add(records)
+        self._open += records
+        end = len(self._open)
+        while end > 0 and not _ends_game(self._open[end - 1]):
+            end -= 1
+        whole, self._open = self._open[:end], self._open[end:]
+        return self._buffer.add(whole, _core.game_win_shares(whole)) if whole else 0
 
     def _may_step(self) -> bool:
-        # No more than self-play brings before it is held back.
-        if len(self._buffer) < min(FIRST_ROWS, LEAD_SHARES[0] * self._config.buffer):
+        # No more than self-play brings before it is held back; of a tiny run what there is.
+        few = len(self._buffer) < min(FIRST_ROWS, LEAD_SHARES[0] * self._config.buffer)
+        if few and not (self._pipe.ended and len(self._buffer)):
             return False
         trained = self._learner.steps * self._config.batch
         return trained < self._rows_new * self._config.replay_ratio
@@ -212,7 +242,7 @@ class LearnerProcess:
         self._version += 1
         path = weights_path(self._folder, self._version)
         path.parent.mkdir(exist_ok=True)
-        save_checkpoint(self._learner.ema, path)
+        save_checkpoint(self._learner.ema, path, self._config.utility)
         self._control.send(event="weights", path=str(path), version=self._version)
 
     def _save(self) -> None:
@@ -222,7 +252,7 @@ class LearnerProcess:
         checkpoints = self._folder / CHECKPOINT_FOLDER
         checkpoints.mkdir(exist_ok=True)
         path = checkpoints / f"{self._learner.steps:08d}.safetensors"
-        save_checkpoint(self._learner.ema, path)
+        save_checkpoint(self._learner.ema, path, self._config.utility)
         facts = {"rows": self._rows_new, "progress": self._progress, "elapsed_s": self._elapsed_s}
         self._learn.save_state(self._learner, self._folder / STATE_NAME, facts)
         self._control.send(event="checkpoint", path=str(path), steps=self._learner.steps)

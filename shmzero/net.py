@@ -77,11 +77,15 @@ class BlobNet(nn.Module):
     def forward(self, states: Tensor) -> tuple[Tensor, Tensor]:
         """(logits [B, 52], values [B, 1]) of states [B, 256] float32."""
         streams = [self._stream(states, trunk) for trunk in range(self.config.trunks)]
-        return self._logits(states, streams[0]), self.value(streams[-1])
+        return self.logits_of(states, streams[0]), self.value(streams[-1])
 
     def logits(self, states: Tensor) -> Tensor:
         """The policy's logits [B, 52] alone."""
-        return self._logits(states, self._stream(states, 0))
+        return self.logits_of(states, self.stream(states))
+
+    def stream(self, states: Tensor) -> Tensor:
+        """What the policy's blocks make of states, [B, width]."""
+        return self._stream(states, 0)
 
     def values(self, states: Tensor) -> Tensor:
         """The values [B, 1] alone."""
@@ -94,7 +98,8 @@ class BlobNet(nn.Module):
             x = block(x)
         return x
 
-    def _logits(self, states: Tensor, stream: Tensor) -> Tensor:
+    def logits_of(self, states: Tensor, stream: Tensor) -> Tensor:
+        """The policy's logits [B, 52] of states and their `stream`."""
         playing = states[:, _core.PLAYING_FEATURE, None] > 0.5
         return torch.where(playing, self.cards(stream), self.bids(stream))
 
@@ -111,12 +116,13 @@ def masked_softmax(logits: Tensor, masks: Tensor) -> Tensor:
     return policies * masks
 
 
-def save_checkpoint(net: BlobNet, path: Path | str) -> None:
-    """Write a checkpoint whole or not at all."""
+def save_checkpoint(net: BlobNet, path: Path | str, utility: str = "points") -> None:
+    """Write a checkpoint whole or not at all. `utility`: what its values are of, see TrainConfig."""
     metadata = {
         "format": FORMAT,
         "net": json.dumps(asdict(net.config)),
         "features": str(_core.FEATURE_VERSION),
+        "utility": utility,
     }
     write_tensors(Path(path), net.state_dict(), metadata)
 
@@ -133,6 +139,17 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str,
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def check_searchable(path: Path | str) -> None:
+    """Raises ConfigError for a checkpoint whose values a search, which ends in points, cannot use."""
+    with safetensors.safe_open(str(path), framework="pt") as file:
+        utility = (file.metadata() or {}).get("utility", "points")
+    if utility != "points":
+        raise ConfigError(
+            f"checkpoint {path} has values of the {utility} of a game, and a search ends in points; "
+            "allowed: its policy alone (:policy, --simulations 0)"
+        )
 
 
 def load_checkpoint(path: Path | str) -> BlobNet:

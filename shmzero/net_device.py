@@ -29,7 +29,7 @@ from shmzero import _core
 from shmzero.config import NetConfig
 from shmzero.errors import ConfigError, ModelFailed
 from shmzero.evaluators import BatchDevice, Staging, new_staging
-from shmzero.net import BlobNet, load_checkpoint, masked_softmax
+from shmzero.net import BlobNet, check_searchable, load_checkpoint, masked_softmax
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 MOST_ROWS = 1 << 22
@@ -373,6 +373,8 @@ def make_net_device(spec: dict[str, Any]) -> BatchDevice:
     torch.set_num_threads(spec["threads"])
     if spec["checkpoint"]:
         net = load_checkpoint(spec["checkpoint"])
+        if spec.get("searched"):
+            check_searchable(spec["checkpoint"])
     else:
         net = BlobNet(NetConfig(**spec["net"]), seed=spec["seed"])
     if spec["device"] == "cpu":

@@ -26,7 +26,7 @@ from shmzero.arena import make_agent
 from shmzero.command import STARTED, Parser, parse_flags, run_command
 from shmzero.config import to_toml
 from shmzero.errors import ConfigError, RecordError, WorkerDied
-from shmzero.judge import FINAL_DEALS, Judge, match_words
+from shmzero.judge import Judge, match_words
 from shmzero.launch import Child, Fleet, start_child
 from shmzero.learner import newest_version, remove_old_weights, weights_path
 from shmzero.plot import METRICS_NAME, Board, read_metrics
@@ -54,6 +54,7 @@ EXAMPLES = """examples:
   python -m shmzero.train runs/smoke                            two minutes on two cores
   python -m shmzero.train runs/evening --preset laptop --minutes 60
   python -m shmzero.train runs/big --preset workstation --device cuda
+  python -m shmzero.train runs/games --games --utility win --cards 7
   python -m shmzero.train runs/mine --config run.toml --seed 7"""
 
 
@@ -114,6 +115,7 @@ class LearnerLink:
         self._control, self._records = ours, record_ours
         self._received = b""
         self._unsent = bytearray()
+        self._ending = False
 
     @property
     def pid(self) -> int:
@@ -139,6 +141,11 @@ class LearnerLink:
         except (BrokenPipeError, ConnectionResetError, BlockingIOError):
             pass  # dead, which `poll` notices; or busy, and the next one says the same
 
+    def end(self, elapsed_s: float, to_the_end: bool) -> None:
+        """Have it save its last state and go; `to_the_end`: after it has learned from all that it was fed."""
+        self.tell(cmd="stop", progress=1.0, elapsed_s=elapsed_s, to_the_end=to_the_end)
+        self._ending = True
+
     def poll(self) -> bool:
         """Send and receive what there is. False where the learner has died."""
         assert self._child is not None
@@ -146,6 +153,9 @@ class LearnerLink:
             while self._unsent:
                 sent = self._records.send(self._unsent[: 1 << 18])
                 del self._unsent[:sent]
+            if self._ending:
+                self._records.shutdown(socket.SHUT_WR)
+                self._ending = False
         except (BlockingIOError, BrokenPipeError, ConnectionResetError):
             pass
         try:
@@ -256,6 +266,7 @@ class Run:
         self._board = Board(folder / "tensorboard") if config.tensorboard else None
         self._report: dict[str, Any] = {}
         self._learner_is_behind = False
+        self._learner_stopped = False
         self._paused_s = 0.0
         self._attended_at = time.monotonic()
         self._told_at = self._committed_at = self._shown_at = self._metrics_at = 0.0
@@ -272,8 +283,7 @@ class Run:
         """Whether the last checkpoint's matches are in the metrics."""
         checkpoint = newest_checkpoint(self.folder)
         return checkpoint is None or not self.config.opponents or any(
-            line.get("match", {}).get("deals") == FINAL_DEALS
-            and line["match"]["steps"] == int(checkpoint.stem)
+            line.get("match", {}).get("mode") == "rest" and line["match"]["steps"] == int(checkpoint.stem)
             for line in read_metrics(self.folder / METRICS_NAME)
         )
 
@@ -327,7 +337,7 @@ class Run:
             "steps_per_s": self._report.get("steps_per_s", 0.0),
             "learner_restarts": self._learner.restarts,
             "checkpoint": str(newest_checkpoint(self.folder) or ""),
-            "matches": [line["match"] for line in matches],
+            "matches": [line["match"] for line in matches if "match" in line],
         }
 
     def _train(self) -> None:
@@ -338,7 +348,7 @@ class Run:
         while self.done < 1.0 and not self._stopped():
             stage = config.stage(self.done)
             play = config.self_play(stage, self._weights(version))
-            left = ENDLESS if config.rounds is None else config.rounds - self._rounds
+            left = ENDLESS if config.rounds is None or config.games else config.rounds - self._rounds
             with Fleet(play, self._ledger.missing(), left, version) as fleet:
                 meter = Meter(fleet, left)
                 self._paused_s, self._attended_at = 0.0, meter.start
@@ -353,7 +363,7 @@ class Run:
                     self._waiting += fleet.close()
                     self._commit()
                 version = fleet.version
-        self._end_learner()
+        self._end_learner(version)
         self._trained_s = self.elapsed_s
         self._log({"rounds": self._rounds, "version": version, "learner": self._report})
 
@@ -440,17 +450,32 @@ class Run:
                 self._report = event
             elif kind == "stopped":
                 self._report["steps"] = event["steps"]
+                self._learner_stopped = True
             elif kind == "ready" and event["steps"]:
                 self._say(f"the learner goes on from step {event['steps']:,} with {event['rows']:,} positions")
 
-    def _end_learner(self) -> None:
-        """Let the learner save its last state."""
-        self._learner.tell(cmd="stop", elapsed_s=self.elapsed_s)
+    def _end_learner(self, version: int) -> None:
+        """Let the learner save its last state; where the rounds have ended the run, after it has learned from all."""
+        config = self.config
         until = time.monotonic() + STOP_S
-        while time.monotonic() < until and self._learner.poll():
+
+        def to_the_end() -> bool:
+            in_time = config.minutes is None or self.elapsed_s + config.closing_s < 60 * config.minutes
+            return config.rounds is not None and self._rounds >= config.rounds and in_time and not self._stopped()
+
+        patient = to_the_end()
+        self._learner.end(self.elapsed_s, patient)
+        while not self._learner_stopped and (patient or time.monotonic() < until):
+            alive = self._learner.poll()
             self._hear(None)
+            if patient and not to_the_end():
+                patient, until = False, time.monotonic() + STOP_S
+                self._learner.end(self.elapsed_s, patient)
+            if not alive and not self._learner_stopped:
+                self._say(self._learner.bury())
+                self._learner.start(self.done, self.elapsed_s, version, refill=True)
+                self._learner.end(self.elapsed_s, patient)
             time.sleep(TICK_S)
-        self._hear(None)
 
     def _log(self, line: dict[str, Any], elapsed_s: float | None = None) -> None:
         line = {"elapsed_s": self.elapsed_s if elapsed_s is None else elapsed_s} | line

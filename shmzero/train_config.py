@@ -10,6 +10,8 @@ from shmzero import _core
 from shmzero.config import NETS, SelfPlayConfig, check_choice, check_number, check_types, has_cuda, read_settings
 from shmzero.errors import ConfigError
 
+MANY_GAMES = 10**9
+"""More than a run will play: it ends by its time or its rounds."""
 NetName = Literal["plan", "small", "quick"]
 
 
@@ -27,12 +29,24 @@ class TrainConfig:
     """Cards dealt to each, written likewise."""
     trump: str = "random"
     dealer: str = "random"
+    games: bool = False
+    """Play whole games, whose rounds know the score; `cards` is then the largest hand."""
+    utility: Literal["points", "win"] = "points"
+    """What is learned: the points of a round, or, with games, the share of the win of the game."""
     targets: Literal["critic", "visits", "improved"] = "critic"
     """What the policy learns from: a critic that sees the deal, or of the search the visit counts or the
     prior improved by Q."""
     search: str = "0"
     """Worlds x simulations of self-play by stages of equal length: 0 (the policy itself), 3x30, or
     1x15,2x25,3x35."""
+    root: Literal["puct", "halving"] = "puct"
+    """Of a search: by PUCT with noise, or by sequential halving."""
+    seats: Literal["policy", "maximise"] = "policy"
+    """How a search has the other seats choose: by their policy, or each for its own utility (max^n)."""
+    solved_cards: int = 0
+    """Leaves of a search with so few cards in all hands get the exact max^n value of their world; 0: none."""
+    rivalry: float = 0.0
+    """Weight of the others' mean score in the utility."""
     random_moves: float = 0.03
     """Share of uniform moves; with a search the share of noise in its root."""
     net: NetName = "quick"
@@ -54,6 +68,8 @@ class TrainConfig:
     value_weight: float = 1.0
     value_share: float = 0.25
     """Share of a batch that trains the value as well; a policy that plays without a search needs little."""
+    tricks_weight: float = 0.0
+    """Weight of an auxiliary loss: how many tricks the mover will win."""
     ema: float = 0.99
     """Decay of the average of the weights, a step; the average is what plays."""
     autocast: bool = True
@@ -98,7 +114,8 @@ class TrainConfig:
             ("minutes", 0.05, 1e6), ("rounds", 1, 10**12), ("random_moves", 0, 1), ("buffer", 1024, 10**9),
             ("batch", 1, 2**20), ("replay_ratio", 0.01, 100), ("learning_rate", 1e-8, 1),
             ("weight_decay", 0, 1), ("clip", 1e-6, 1e6), ("entropy_first", 0, 10), ("entropy_last", 0, 10),
-            ("value_weight", 0, 100), ("value_share", 0, 1), ("ema", 0, 0.999999), ("publish_s", 0.01, 3600),
+            ("value_weight", 0, 100), ("tricks_weight", 0, 100), ("rivalry", 0, 10),
+            ("solved_cards", 0, 20), ("value_share", 0, 1), ("ema", 0, 0.999999), ("publish_s", 0.01, 3600),
             ("checkpoint_s", 0.1, 86_400), ("closing_s", 0, 60), ("evaluate_s", 0, 10**6),
             ("deals", 2, 10**6), ("learner_threads", 1, 1024), ("lanes", 1, 10**6),
         )
@@ -107,6 +124,9 @@ class TrainConfig:
             if value is not None:
                 check_number(name, value, low, high)
         check_choice("targets", self.targets, ("critic", "visits", "improved"))
+        check_choice("utility", self.utility, ("points", "win"))
+        if self.utility == "win" and not (self.games and self.targets == "critic"):
+            raise ConfigError("utility is 'win'; allowed: with --games and --targets critic (a search ends in points)")
         check_choice("net", self.net, NETS)
         check_choice("critic_net", self.critic_net, NETS)
         if self.targets != "critic" and 0 in (simulations for _, simulations in self.stages()):
@@ -141,8 +161,10 @@ class TrainConfig:
             device = "cuda" if has_cuda() else "cpu"
         return SelfPlayConfig(
             players=self.players, cards=self.cards, trump=self.trump, dealer=self.dealer,
+            games=MANY_GAMES if self.games else None,
             determinizations=worlds, simulations=simulations, noise_fraction=self.random_moves,
             target="improved" if self.targets == "improved" else "visits",
+            root=self.root, opponents=self.seats, solved_cards=self.solved_cards, rivalry=self.rivalry,
             workers=self.workers, lanes=self.lanes, device=device,
             inference_threads=1, precision=self.precision, compile=self.compile,
             max_batch=self.max_batch, net=self.net, checkpoint=checkpoint, seed=self.seed,
