@@ -52,7 +52,8 @@ EXAMPLES = """examples:
   python -m shmzero.arena runs/a/net.safetensors mc900 --deals 1000 --mode both
   python -m shmzero.arena net.safetensors:policy old.safetensors:3x30 --players 4:15,5:70,6:15 --cards 1-7
   python -m shmzero.arena threshold random --games --cards 7 --deals 20
-  python -m shmzero.arena --rating random threshold mc90 mc900 --deals 500 --out runs/ratings"""
+  python -m shmzero.arena --rating random threshold mc90 mc900 --deals 500 --out runs/ratings
+  python -m shmzero.arena --exploit runs/a --minutes 3        what a fresh seat learns to gain from copies of it"""
 
 
 @dataclass(frozen=True)
@@ -127,10 +128,12 @@ def _checkpoint(spec: str, device: str, threads: int) -> Agent:
             f"agent {spec!r} is not built in ({BUILT_IN}), and there is no checkpoint file {path!r}; "
             "allowed after a file: :policy or :DxS, such as :3x30"
         )
-    return Agent(spec, search, _served(path, device, threads))
+    return Agent(spec, search, _served(path, device, threads, search.simulations > 0))
 
 
-def _served(path: str, device: str, threads: int) -> Callable[[NDArray[np.float16], NDArray[np.uint64]], Rows]:
+def _served(
+    path: str, device: str, threads: int, searched: bool
+) -> Callable[[NDArray[np.float16], NDArray[np.uint64]], Rows]:
     """A checkpoint as an inference process would have it, but never compiled.
 
     On a CPU each thread runs batches of its own: torch's own threads wait for each other within every
@@ -141,7 +144,7 @@ def _served(path: str, device: str, threads: int) -> Callable[[NDArray[np.float1
     on_cpu = device == "cpu"
     batch = CPU_BATCH if on_cpu else CUDA_BATCH
     spec = {"checkpoint": path, "device": device, "threads": 1, "precision": "auto", "compile": False,
-            "max_batch": batch}  # fmt: skip
+            "max_batch": batch, "searched": searched}  # fmt: skip
     nets = [make_net_device(spec) for _ in range(threads if on_cpu else 1)]
     pool = ThreadPoolExecutor(len(nets), "arena-net")
 
@@ -380,7 +383,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("agents", nargs="+", metavar="AGENT", help="the hero and its villains; with --rating a pool")
+    parser.add_argument("agents", nargs="*", metavar="AGENT", help="the hero and its villains; with --rating a pool")
     parser.add_argument("--deals", type=int, default=1000, help="deals, or whole games with --games (default: 1000)")
     parser.add_argument("--players", default="4", help="4, 3-6, or with weights 4:15,5:70,6:15")
     parser.add_argument("--cards", default="5", help="cards each, written likewise; with --games the largest hand")
@@ -393,13 +396,29 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--games", action="store_true", help="whole games instead of rounds")
     parser.add_argument("--rating", action="store_true", help="rate all agents together (Plackett-Luce)")
+    parser.add_argument(
+        "--exploit", type=Path, metavar="CHECKPOINT",
+        help="train a fresh seat against copies of this one's policy; its gain bounds from below how exploitable it is",
+    )
+    parser.add_argument("--minutes", type=float, help="with --exploit: time of that training (default: 3)")
     parser.add_argument("--out", type=Path, help="with --rating: folder that gets ratings.json")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, help="threads for bots and networks (default: all cores)")
     parser.add_argument("--device", default="cpu", help="where checkpoints run: cpu, cuda, cuda:1")
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     args = parser.parse_args(arguments)
-    if len(args.agents) < 2:
+    if args.exploit:
+        if args.agents or args.rating or args.games:
+            raise ConfigError("--exploit is set with agents, --rating or --games; allowed: it alone, on rounds")
+        if args.exploit.is_dir():
+            args.exploit = newest_checkpoint(args.exploit) or args.exploit
+        if not args.exploit.is_file():
+            raise ConfigError(f"--exploit {args.exploit} is no checkpoint and no run with one")
+    elif args.minutes is not None:
+        raise ConfigError("--minutes is set without --exploit; it is the time of its training")
+    elif not args.agents:
+        raise ConfigError("no agents; allowed: two or more, or --exploit CHECKPOINT")
+    elif len(args.agents) < 2:
         raise ConfigError(f"one agent, {args.agents[0]}, has nobody to play; allowed: two or more agents")
     if args.out and not args.rating:
         raise ConfigError("--out is set without --rating; it is where ratings.json goes")
@@ -443,6 +462,11 @@ class _Output:
             first, *rest = (text.rjust(width) for text, width in zip(row, widths, strict=True))
             print("  ".join([first.strip().ljust(widths[0]), *rest]))
 
+    def line(self, text: str) -> None:
+        """One line of progress, on a terminal only."""
+        if self._errors.is_terminal:
+            self._errors.print(text[: self._errors.width - 1].ljust(self._errors.width - 1), end="\r", markup=False)
+
     def progress(self, what: str) -> Callable[[int], None]:
         """Shows rounds played, on a terminal only."""
         if not self._errors.is_terminal:
@@ -485,6 +509,8 @@ def _bid_rows(results: Sequence[MatchResult]) -> list[list[str]]:
 
 def _run(args: argparse.Namespace) -> dict[str, Any]:
     out = _Output(args.json)
+    if args.exploit:
+        return _exploit(args, out)
     agents = [make_agent(spec, args.device, args.threads) for spec in args.agents]
     what = {"deals": args.deals, "players": args.players, "cards": args.cards, "trump": args.trump,
             "games": args.games, "seed": args.seed, "threads": args.threads}  # fmt: skip
@@ -518,6 +544,25 @@ def _run(args: argparse.Namespace) -> dict[str, Any]:
         _bid_rows(results),
     )
     return {"matches": [result.as_dict() for result in results]}
+
+
+def _exploit(args: argparse.Namespace, out: _Output) -> dict[str, Any]:
+    from shmzero.evaluators import NetEvaluator
+    from shmzero.exploit import learn_against
+
+    played = {"players": args.players, "cards": args.cards, "trump": args.trump}
+    villain = make_agent(f"{args.exploit}:policy", args.device, args.threads)
+    minutes = 3.0 if args.minutes is None else args.minutes
+    net = learn_against(args.exploit, minutes=minutes, seed=args.seed, show=out.line, **played)
+    hero = make_agent((NetEvaluator(net), SearchConfig(simulations=0)))
+    # Deals that it has not learned from.
+    result = play_match(hero, villain, deals=args.deals, seed=args.seed + 1, mode="one", **played)
+    out.table(
+        f"{args.exploit}: points a round that a fresh seat learned to gain from copies of it, 95 % interval over deals",
+        ["gain", "low", "high", "deals", "rounds"],
+        [[f"{result.mean:+.3f}", f"{result.low:+.3f}", f"{result.high:+.3f}", str(result.deals), str(result.rounds)]],
+    )
+    return {"exploit": str(args.exploit)} | result.as_dict()
 
 
 def main(arguments: list[str] | None = None) -> int:

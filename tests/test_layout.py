@@ -10,7 +10,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 MAY_IMPORT_TORCH = {"model.py", "net.py", "learn.py", "learner.py", "net_device.py", "compile_net.py",
-                    "evaluators.py"}
+                    "evaluators.py", "exploit.py"}
 GAME = {"cards.h", "rules.h", "encode.h", "determinize.h", "search.h", "search_config.h", "root.h", "row_cache.h", "tree.h",
         "lane.h", "record.h", "replay.h"}
 SHM = {"shm_layout.h", "doorbell.h", "slot.h", "client.h", "process.h"}
