@@ -1,0 +1,244 @@
+#!/usr/bin/env python3
+"""What each choice of the training brings, on equal wall time: python tools/ablate_training.py --out runs/ablation.
+
+Every arm changes one thing and trains with each seed; seeds come in the outer loop, and the same command goes
+on where it was stopped. Then the last checkpoint of each seed of an arm plays those of all seeds of what it is
+held against, without search, by duplicate deals, one against the others and the others against one. The seed
+is the unit: the interval is over the seeds of both sides, and p-values are Holm's over all arms.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import math
+import os
+import statistics
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import mpmath
+import numpy as np
+from numpy.typing import NDArray
+
+from tools.measure import Result, machine
+
+BOT = "threshold"
+BASE = "base"
+SEARCH = ("--search", "3x30", "--random-moves", "0.25")
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A change of the training."""
+
+    flags: tuple[str, ...] = ()
+    against: str = BASE
+    environment: dict[str, str] = field(default_factory=dict)
+    """Where it is set, the agents live in a world of their own and are compared by what they score against a bot."""
+
+
+ARMS = {
+    BASE: Arm(),
+    "visits": Arm(("--targets", "visits", *SEARCH)),
+    "improved": Arm(("--targets", "improved", *SEARCH)),
+    "fixed suits": Arm(environment={"SHMZERO_SUITS": "fixed"}),
+    "halving": Arm(("--targets", "improved", "--root", "halving", *SEARCH), against="improved"),
+    "max^n": Arm(("--targets", "visits", "--seats", "maximise", *SEARCH), against="visits"),
+    "solver leaves": Arm(("--targets", "visits", "--solved-cards", "8", *SEARCH), against="visits"),
+    "tricks head": Arm(("--tricks-weight", "0.1")),
+    "replay ratio 2": Arm(("--replay-ratio", "2")),
+    "replay ratio 4": Arm(("--replay-ratio", "4")),
+    "replay ratio 8": Arm(("--replay-ratio", "8")),
+    "rivalry 1": Arm(("--rivalry", "1")),
+}
+"""Held against the smoke preset as it is, or against another arm."""
+
+
+# --- statistics -------------------------------------------------------------------------------------
+
+
+def two_sided_p(t: float, df: float) -> float:
+    """Chance of a |t| as large under Student's distribution."""
+    return float(mpmath.betainc(df / 2, 0.5, 0, df / (df + t * t), regularized=True))
+
+
+def t_quantile(df: float, level: float = 0.95) -> float:
+    """The t that |t| stays below with chance `level`."""
+    low, high = 0.0, 1e6
+    for _ in range(100):
+        middle = (low + high) / 2
+        low, high = (middle, high) if two_sided_p(middle, df) > 1 - level else (low, middle)
+    return high
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A mean difference with its 95 % interval and p-value, seeds being the unit."""
+
+    mean: float
+    low: float
+    high: float
+    p: float
+
+
+def difference(rows: Sequence[float], columns: Sequence[float], mean: float) -> Difference:
+    """Of two groups of seeds: `rows` and `columns` are what each seed of the one and of the other comes to on average.
+
+    Welch's interval, whose degrees of freedom are those of both groups' variances.
+    """
+    parts = [statistics.variance(group) / len(group) for group in (rows, columns)]
+    error = math.sqrt(sum(parts))
+    if error == 0:
+        return Difference(mean, mean, mean, 1.0 if mean == 0 else 0.0)
+    df = sum(parts) ** 2 / sum(v * v / (len(g) - 1) for v, g in zip(parts, (rows, columns), strict=True))
+    margin = t_quantile(df) * error
+    return Difference(mean, mean - margin, mean + margin, two_sided_p(mean / error, df))
+
+
+def crossed(scores: NDArray[np.float64]) -> Difference:
+    """Of scores [seeds of the arm, seeds of the other] of matches between them."""
+    return difference(scores.mean(axis=1).tolist(), scores.mean(axis=0).tolist(), float(scores.mean()))
+
+
+def holm(ps: Sequence[float]) -> list[float]:
+    """p-values corrected for their number (Holm 1979), in the order given."""
+    corrected = [0.0] * len(ps)
+    highest = 0.0
+    for rank, index in enumerate(sorted(range(len(ps)), key=lambda i: ps[i])):
+        highest = max(highest, min(1.0, (len(ps) - rank) * ps[index]))
+        corrected[index] = highest
+    return corrected
+
+
+# --- runs and matches -------------------------------------------------------------------------------
+
+
+class Ablation:
+    """The folder of an ablation: a training run for each arm and seed, and matches.jsonl."""
+
+    def __init__(self, folder: Path, minutes: float, deals: int, more: Sequence[str] = ()) -> None:
+        """`more`: flags of every training run."""
+        self.folder = folder
+        self.minutes = minutes
+        self.deals = deals
+        self.more = tuple(more)
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def run_folder(self, arm: str, seed: int) -> Path:
+        return self.folder / f"{arm.replace(' ', '-').replace('^', '')}-{seed}"
+
+    def train(self, arm: str, seed: int) -> None:
+        """Train, or go on, or find it done. Raises CalledProcessError."""
+        flags = ["--minutes", str(self.minutes), "--seed", str(seed), "--opponents", "", *self.more, *ARMS[arm].flags]
+        _module("shmzero.train", [str(self.run_folder(arm, seed)), *flags, "--json"], ARMS[arm])
+
+    def play(self, arm: str, seed: int, seeds: Sequence[int]) -> None:
+        """Matches of one seed of an arm, kept in matches.jsonl; none where they are there already."""
+        others = [] if ARMS[arm].environment or arm == BASE else [(ARMS[arm].against, other) for other in seeds]
+        names = {str(self.run_folder(*other)) + ":policy": other for other in others} | {BOT: (BOT, 0)}
+        known = {(m["arm"], m["seed"], m["against"], m["other"]) for m in self.matches()}
+        missing = [name for name, other in names.items() if (arm, seed, *other) not in known]
+        if not missing:
+            return
+        out = _module("shmzero.arena", [str(self.run_folder(arm, seed)) + ":policy", *missing, "--deals",
+                                        str(self.deals), "--seed", "77", "--json"], ARMS[arm])  # fmt: skip
+        means: dict[str, list[float]] = {}
+        for match in json.loads(out)["matches"]:
+            means.setdefault(match["villain"], []).append(match["mean"])
+        with (self.folder / "matches.jsonl").open("a") as file:
+            for name, both in means.items():
+                against, other = names[name]
+                file.write(json.dumps({"arm": arm, "seed": seed, "against": against, "other": other,
+                                       "deals": self.deals, "mean": statistics.mean(both)}) + "\n")  # fmt: skip
+
+    def matches(self) -> list[dict[str, object]]:
+        """All that are kept, of this number of deals."""
+        path = self.folder / "matches.jsonl"
+        lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        return [line for line in lines if line["deals"] == self.deals]
+
+    def results(self, arms: Sequence[str], seeds: Sequence[int]) -> list[Result]:
+        """A line for each arm: points a round more than what it is held against; and against the bot."""
+        means = {(m["arm"], m["seed"], m["against"], m["other"]): float(str(m["mean"])) for m in self.matches()}
+
+        def against_bot(arm: str) -> list[float]:
+            return [means[arm, seed, BOT, 0] for seed in seeds]
+
+        results, differences = [], {}
+        for arm in arms:
+            rows = against_bot(arm)
+            results.append(Result(f"{arm}: against {BOT}", statistics.mean(rows), "points", "", min(rows), max(rows)))
+        for arm in arms:
+            other = ARMS[arm].against
+            if arm == BASE:
+                continue
+            if ARMS[arm].environment:
+                rows, columns = against_bot(arm), against_bot(other)
+                found = difference(rows, columns, statistics.mean(rows) - statistics.mean(columns))
+            else:
+                found = crossed(np.array([[means[arm, s, other, t] for t in seeds] for s in seeds]))
+            differences[arm] = found
+        corrected = holm([found.p for found in differences.values()])
+        for (arm, found), p in zip(differences.items(), corrected, strict=True):
+            name = f"{arm} against {ARMS[arm].against}"
+            results.append(Result(name, found.mean, "points", "", found.low, found.high))
+            results.append(Result(f"{name}: p, corrected", p))
+        return results
+
+
+def _module(name: str, arguments: Sequence[str], arm: Arm) -> str:
+    done = subprocess.run([sys.executable, "-m", name, *arguments], env=os.environ | arm.environment,
+                          stdout=subprocess.PIPE, text=True, check=True)  # fmt: skip
+    return done.stdout
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        prog="tools/ablate_training.py", description=(__doc__ or "").partition("\n\n")[2],
+        epilog="example: env/run python tools/ablate_training.py --out runs/ablation --arms visits 'tricks head'",
+    )
+    parser.add_argument("--out", type=Path, required=True, help="folder of the runs")
+    parser.add_argument("--arms", nargs="+", choices=[arm for arm in ARMS if arm != BASE],
+                        default=[arm for arm in ARMS if arm != BASE], metavar="ARM", help=", ".join(ARMS))
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--minutes", type=float, default=2.0, help="of each run (default: 2)")
+    parser.add_argument("--deals", type=int, default=200, help="of each match, played from every seat (default: 200)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="keep the results with what they were measured on")
+    given = parser.parse_args()
+    if given.seeds < 2:
+        print(f"error: --seeds is {given.seeds}; allowed: 2 and up", file=sys.stderr)
+        return 2
+    wanted = {*given.arms, *(ARMS[arm].against for arm in given.arms), BASE}
+    arms, seeds = [arm for arm in ARMS if arm in wanted], range(given.seeds)
+    ablation = Ablation(given.out, given.minutes, given.deals)
+    try:
+        for seed in seeds:
+            for arm in arms:
+                print(f"seed {seed}: {arm}", file=sys.stderr, flush=True)
+                ablation.train(arm, seed)
+        for arm in arms:
+            for seed in seeds:
+                ablation.play(arm, seed, seeds)
+    except subprocess.CalledProcessError as error:
+        print(f"error: {' '.join(map(str, error.cmd[2:4]))} ended with status {error.returncode}", file=sys.stderr)
+        return 1
+    results = ablation.results(arms, seeds)
+    for result in results:
+        print(result.line())
+    if given.json:
+        settings = {key: str(value) for key, value in vars(given).items() if key != "json"}
+        given.json.write_text(json.dumps(
+            {"benchmark": "ablate_training", "machine": machine(), "settings": settings,
+             "results": [dataclasses.asdict(result) for result in results]}, indent=1) + "\n")  # fmt: skip
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
