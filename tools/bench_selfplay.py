@@ -5,8 +5,11 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import itertools
+import json
 import os
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,14 +20,15 @@ from typing import Any
 
 from shmzero import SearchConfig, _core, play_rounds
 from shmzero.config import NETS, PRESETS, SelfPlayConfig, cores, to_toml
+from shmzero.errors import WorkerDied
 from shmzero.evaluators import HashEvaluator
 from shmzero.launch import Fleet, plan_fleet
-from shmzero.selfplay import run
 from tools import bench_before
 from tools.engine import Engine, Rates
 from tools.measure import Result, Spread, interleaved, ratio
 from tools.serving import Pool, layouts, serving_costs
 
+ROOT = Path(__file__).resolve().parent.parent
 PLAN_ROUNDS_PER_MIN = 36.7
 """Of the design that this one replaces: 32 workers, RTX 4060, 90 simulations a decision, 4 players, 5 cards."""
 
@@ -96,8 +100,7 @@ def bench_selfplay(given: argparse.Namespace) -> list[Result]:
     results: list[Result] = []
     for preset in given.presets:
         config = settings_of(given, preset=preset)
-        with tempfile.TemporaryDirectory() as folder:
-            summary = run(dataclasses.replace(config, rounds=given.rounds), Path(folder) / "run")
+        summary = command(dataclasses.replace(config, rounds=given.rounds))
         results += [
             Result(f"{preset}: rounds of the run", float(summary["new_rounds"])),
             Result(f"{preset}: from the command on", summary["rounds_per_min"], "rounds/min"),
@@ -111,6 +114,22 @@ def bench_selfplay(given: argparse.Namespace) -> list[Result]:
             rate = next(r.value for r in results if r.name == f"{preset}: steady distinct evaluations")
             results += before(config, given, preset, seconds / 2, float(rate))
     return results
+
+
+def command(config: SelfPlayConfig) -> dict[str, Any]:
+    """What the self-play command says of a run with these settings, in a process of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        settings = Path(folder) / "run.toml"
+        settings.write_text(to_toml({name: value for name, value in dataclasses.asdict(config).items()
+                                     if name not in ("out", "json", "checkpoint")}))  # fmt: skip
+        flags = ["--config", str(settings), "--out", str(Path(folder) / "run"), "--json"]
+        flags += ["--checkpoint", str(config.checkpoint)] if config.checkpoint else []
+        done = subprocess.run([sys.executable, "-m", "shmzero.selfplay", *flags], cwd=ROOT,
+                              stdout=subprocess.PIPE, text=True)  # fmt: skip
+        if done.returncode:
+            raise WorkerDied(f"python -m shmzero.selfplay {' '.join(flags)} ended with status {done.returncode}")
+        summary: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+        return summary
 
 
 def before(

@@ -43,9 +43,14 @@ def summary(found: dict[str, Any]) -> list[str]:
     if rate is None:
         return []
     hours, before = (TRAINING_ROUNDS / r / 60 for r in (rate, PLAN_ROUNDS_PER_MIN))
+    times = value_of(found["selfplay"], "medium: engine against manager")
+    queued = [] if times is None else [
+        f"| here, a round a process and Manager queues | {figure(rate / times)} | {hours * times:,.0f} |"
+    ]
     return [
         "| | rounds/min, 3 x 30 simulations | hours for 5,000,000 rounds |", "|---|---|---|",
         f"| the design before: 32 workers, one RTX 4060 | {PLAN_ROUNDS_PER_MIN} | {before:,.0f} |",
+        *queued,
         f"| here: {described(found['selfplay']['machine'])} | {figure(rate)} | {hours:,.1f} |", "",
     ]
 
