@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from shmzero import _core
 from shmzero.command import Parser, run_command
-from shmzero.config import SearchConfig, check_choice, check_number, cores, play_settings
+from shmzero.config import BUILT_IN, SearchConfig, built_in_bot, check_choice, check_number, cores, play_settings
 from shmzero.errors import ConfigError
 from shmzero.rating import Ratings, draw_tables, ratings
 from shmzero.records import newest_checkpoint
@@ -34,8 +34,6 @@ from shmzero.search import Evaluator
 Rows = tuple[NDArray[np.float32], NDArray[np.float32]]
 Mode = Literal["one", "rest"]
 
-SOLVED_CARDS = 12
-"""Cards in all hands below which `+solver` solves a leaf: three tricks of four players."""
 DEFAULT_SEARCH = SearchConfig(determinizations=3, simulations=30)
 """Of a checkpoint without a suffix."""
 ROWS_PER_STEP = 4096
@@ -44,8 +42,6 @@ BOT_LANES = 128
 CPU_BATCH = 512
 CUDA_BATCH = 4096
 NORMAL_95 = 1.96
-
-BUILT_IN = "random, threshold, mc90, mc900, uct10x90, uct10x90+solver (any numbers)"
 
 EXAMPLES = """examples:
   python -m shmzero.arena mc90 threshold random               mc90 against each of the others
@@ -80,8 +76,7 @@ AgentLike = str | Agent | tuple[Evaluator, SearchConfig]
 def make_agent(spec: AgentLike, device: str = "cpu", threads: int | None = None) -> Agent:
     """The agent that a name, a checkpoint's path or an (evaluator, SearchConfig) stands for.
 
-    Names: random; threshold; mcN, flat Monte-Carlo with N playouts; uctDxS, D worlds of S simulations,
-    and uctDxS+solver. A training run's folder stands for its newest checkpoint. A path may end in
+    Names: see config.built_in_bot. A training run's folder stands for its newest checkpoint. A path may end in
     `:policy` (no search) or `:DxS`; alone it is searched 3x30.
     Agents play their best action, without noise or temperature. `device` runs checkpoints, on a
     CPU in so many `threads` (default: all cores). Raises ConfigError.
@@ -93,24 +88,8 @@ def make_agent(spec: AgentLike, device: str = "cpu", threads: int | None = None)
         if search.known_hands:
             raise ConfigError("known_hands is set; a match never looks at hidden hands")
         return Agent(type(evaluator).__name__, search, _widened(evaluator))
-    return _bot(spec) or _checkpoint(spec, device, threads or cores())
-
-
-def _bot(name: str) -> Agent | None:
-    kinds = _core.BotKind
-    if name in ("random", "threshold"):
-        return Agent(name, _core.BotConfig(getattr(kinds, name)))
-    if found := re.fullmatch(r"mc(\d{1,9})", name):
-        playouts = int(found[1])
-        check_number(f"playouts of {name}", playouts, 1, 10**8)
-        return Agent(name, _core.BotConfig(kinds.monte_carlo, playouts=playouts))
-    if found := re.fullmatch(r"uct(\d{1,9})x(\d{1,9})(\+solver)?", name):
-        worlds, simulations = int(found[1]), int(found[2])
-        check_number(f"worlds of {name}", worlds, 1, 10_000)
-        check_number(f"simulations of {name}", simulations, 1, 10**6)
-        solved = SOLVED_CARDS if found[3] else 0
-        return Agent(name, _core.BotConfig(kinds.uct, worlds=worlds, simulations=simulations, solved_cards=solved))
-    return None
+    bot = built_in_bot(spec)
+    return Agent(spec, bot) if bot else _checkpoint(spec, device, threads or cores())
 
 
 def _checkpoint(spec: str, device: str, threads: int) -> Agent:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import math
 import os
+import re
 import tomllib
 import types
 from collections.abc import Hashable, Iterable, Mapping
@@ -23,6 +24,11 @@ PRESETS: dict[str, tuple[int, int]] = {"light": (2, 20), "medium": (3, 30), "hea
 
 SUITS = ("spades", "hearts", "clubs", "diamonds", "none")
 """Names of the trumps, by the core's index; the last is a round without trumps."""
+
+BUILT_IN = "random, threshold, mc90, mc900, uct10x90, uct10x90+solver (any numbers)"
+"""Bots, in words."""
+SOLVED_CARDS = 12
+"""Cards in all hands below which `+solver` solves a leaf: three tricks of four players."""
 
 
 def check_number(name: str, value: float, low: float, high: float) -> None:
@@ -186,6 +192,25 @@ def trump_weights(text: str) -> list[tuple[int, float]]:
             raise problem
         pairs.append((SUITS.index(name), share))
     return pairs
+
+
+def built_in_bot(name: str) -> _core.BotConfig | None:
+    """The bot of a name: random; threshold; mcN, flat Monte-Carlo with N playouts; uctDxS, D worlds of S
+    simulations, and uctDxS+solver. None for any other. Raises ConfigError for sizes beyond all sense."""
+    kinds = _core.BotKind
+    if name in ("random", "threshold"):
+        return _core.BotConfig(getattr(kinds, name))
+    if found := re.fullmatch(r"mc(\d{1,9})", name):
+        playouts = int(found[1])
+        check_number(f"playouts of {name}", playouts, 1, 10**8)
+        return _core.BotConfig(kinds.monte_carlo, playouts=playouts)
+    if found := re.fullmatch(r"uct(\d{1,9})x(\d{1,9})(\+solver)?", name):
+        worlds, simulations = int(found[1]), int(found[2])
+        check_number(f"worlds of {name}", worlds, 1, 10_000)
+        check_number(f"simulations of {name}", simulations, 1, 10**6)
+        solved = SOLVED_CARDS if found[3] else 0
+        return _core.BotConfig(kinds.uct, worlds=worlds, simulations=simulations, solved_cards=solved)
+    return None
 
 
 def play_settings(
