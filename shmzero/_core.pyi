@@ -168,6 +168,7 @@ class PlaySettings:
     dealer: int
     rules: Rules
     games: bool
+    others: list[tuple[BotConfig | None, float]]
     def __init__(self) -> None: ...
     @property
     def most_players(self) -> int: ...

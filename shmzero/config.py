@@ -29,6 +29,8 @@ BUILT_IN = "random, threshold, mc90, mc900, uct10x90, uct10x90+solver (any numbe
 """Bots, in words."""
 SOLVED_CARDS = 12
 """Cards in all hands below which `+solver` solves a leaf: three tricks of four players."""
+OLDER = "older"
+"""Among `others` of a training run: one of its own earlier checkpoints."""
 
 
 def check_number(name: str, value: float, low: float, high: float) -> None:
@@ -213,6 +215,26 @@ def built_in_bot(name: str) -> _core.BotConfig | None:
     return None
 
 
+def other_agents(text: str) -> list[tuple[str, _core.BotConfig | None, float]]:
+    """(name, bot or None for a network, share) of each part of `others`. Raises ConfigError."""
+    found: list[tuple[str, _core.BotConfig | None, float]] = []
+    for part in filter(None, text.split(",")):
+        name, _, share = part.rpartition(":")
+        try:
+            chance = float(share) if name else -1.0
+        except ValueError:
+            chance = -1.0
+        if not 0 < chance <= 1:
+            raise ConfigError(f"others has {part!r}; allowed: NAME:SHARE with shares in 0..1, such as threshold:0.2")
+        found.append((name, built_in_bot(name), chance))
+    if sum(share for _, _, share in found) > 1:
+        raise ConfigError(f"others is {text!r}, more than all seats; allowed: shares of at most 1 together")
+    networks = [name for name, bot, _ in found if bot is None]
+    if len(networks) > 1:
+        raise ConfigError(f"others names the networks {', '.join(networks)}; allowed: one, and any bots ({BUILT_IN})")
+    return found
+
+
 def play_settings(
     search: SearchConfig,
     seed: int = 0,
@@ -222,6 +244,7 @@ def play_settings(
     dealer: str = "random",
     games: bool = False,
     rules: _core.Rules | None = None,
+    others: str = "",
 ) -> _core.PlaySettings:
     """What self-play plays, as the core takes it. Raises ConfigError for deals that cannot be."""
     check_number("seed", seed, 0, 2**64 - 1)
@@ -248,6 +271,7 @@ def play_settings(
     else:
         raise ConfigError(f"dealer is {dealer!r}; allowed: random, or a seat 0..{fewest - 1}")
     core.games = games
+    core.others = [(bot, share) for _, bot, share in other_agents(others)]
     if rules is not None:
         core.rules = rules
     return core
@@ -301,6 +325,9 @@ class SelfPlayConfig:
     """Weight of the others' mean score in the utility."""
     solved_cards: int = 0
     """Leaves with so few cards in all hands get the exact max^n value of their world: a clairvoyant's. 0: none."""
+    others: str = ""
+    """Who else holds seats, each but one with the chance given: bots and at most one network, as
+    threshold:0.2,old.safetensors:0.1. They do not search; their decisions are not recorded as searched."""
     workers: int | None = None
     """Worker processes (default: two for each inference process; on CUDA the cores less one, at most 8)."""
     lanes: int | None = None
@@ -362,6 +389,8 @@ class SelfPlayConfig:
             raise ConfigError("follow is set without a checkpoint; allowed: with --checkpoint FILE")
         self.devices(resolve_auto=False)
         self.play_settings()
+        if self.evaluator != "net" and self.other_network() is not None:
+            raise ConfigError(f"others names a network with evaluator {self.evaluator!r}; allowed: bots ({BUILT_IN})")
 
     def search(self) -> SearchConfig:
         """The search that preset and overrides come to."""
@@ -388,8 +417,12 @@ class SelfPlayConfig:
         """What the workers play."""
         return play_settings(
             self.search(), self.seed, self.players, self.cards, self.trump, self.dealer,
-            self.games is not None,
+            self.games is not None, others=self.others,
         )
+
+    def other_network(self) -> str | None:
+        """What `others` names beside bots."""
+        return next((name for name, bot, _ in other_agents(self.others) if bot is None), None)
 
     def devices(self, resolve_auto: bool = True) -> list[str]:
         """One entry an inference process: "cpu" or "cuda:N"."""
@@ -416,7 +449,7 @@ class SelfPlayConfig:
         """The settings that make a round what it is; a run folder keeps to them."""
         names = ("players", "cards", "trump", "dealer", "opponents", "root", "target",
                  "noise_fraction", "noise_alpha", "temperature", "temperature_decisions", "rivalry", "solved_cards",
-                 "evaluator", "seed")
+                 "others", "evaluator", "seed")
         settings: dict[str, Any] = {name: getattr(self, name) for name in names}
         search = self.search()
         settings |= {

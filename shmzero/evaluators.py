@@ -57,6 +57,13 @@ class BatchDevice(Protocol):
         """Between batches: a chance to switch to a better callable. Returns a line about it."""
 
 
+class OtherDevice(BatchDevice, Protocol):
+    """Has a second network, which answers the rows whose mask has bit 63 set."""
+
+    def seat_other(self, weights: Any) -> None:
+        """Take this checkpoint for it. As `swap`, only with nothing in flight. Raises ConfigError."""
+
+
 def new_staging(rows: int) -> Staging:
     """Arrays in ordinary memory, zeroed."""
     return Staging(

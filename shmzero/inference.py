@@ -14,11 +14,11 @@ import socket
 import sys
 import traceback
 from collections import deque
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from shmzero import _core
 from shmzero.errors import ConfigError, ModelFailed
-from shmzero.evaluators import BatchDevice, make_device
+from shmzero.evaluators import BatchDevice, OtherDevice, make_device
 
 POLL_MS = 50.0
 """How long a sweep waits for work before the loop looks at its control socket."""
@@ -91,6 +91,7 @@ def serve(
     in_flight: deque[tuple[int, int, int]] = deque()  # stage, batch, version
     next_stage = 0
     pending: tuple[Any, int] | None = None
+    other: Any = None
 
     def fail(batch: int, batch_version: int, error: ModelFailed) -> None:
         port.fail(batch, str(error), batch_version)
@@ -110,12 +111,22 @@ def serve(
         for command in control.commands():
             if command["cmd"] == "stop":
                 return
-            pending = (command["weights"], command["version"])
+            if command["cmd"] == "other":
+                other = command["weights"]
+            else:
+                pending = (command["weights"], command["version"])
         if control.closed:
             return
-        if pending is not None:
+        if pending is not None or other is not None:
             while in_flight:
                 finish_oldest()
+        if other is not None:
+            try:
+                cast(OtherDevice, device).seat_other(other)
+            except ConfigError as error:
+                control.send(event="refused", version=version, message=str(error))
+            other = None
+        if pending is not None:
             weights, wanted = pending
             pending = None
             try:

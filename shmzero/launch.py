@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from shmzero.config import NETS, SelfPlayConfig, cores
+from shmzero.config import NETS, OLDER, SelfPlayConfig, cores
 from shmzero.errors import ConfigError, WorkerDied
 from shmzero.segment import create_private
 
@@ -179,6 +179,8 @@ class Fleet:
         self.restarts = 0
         self.version = version
         self._checkpoint = str(config.checkpoint) if config.checkpoint else None
+        other = config.other_network()
+        self._other = None if other == OLDER else other
         self._fresh: Iterator[int] = iter(units)
         self._returned: deque[int] = deque()
         self._left = num_units
@@ -225,6 +227,7 @@ class Fleet:
                 "trump": config.trump,
                 "dealer": config.dealer,
                 "games": config.games is not None,
+                "others": config.others,
             },
         }
         try:
@@ -258,6 +261,7 @@ class Fleet:
             "net": asdict(NETS[config.net]),
             "checkpoint": self._checkpoint,
             "searched": config.search().simulations > 0,
+            "other": self._other,
             "seed": config.seed,
             "version": self.version,
         }
@@ -321,6 +325,13 @@ class Fleet:
         for server in self._servers:
             self._send(server, line)
         return self.version
+
+    def seat_other(self, path: Path) -> None:
+        """Let a checkpoint's network hold the seats that `others` gives to one, from the next batch on."""
+        self._other = str(path)
+        line = json.dumps({"cmd": "other", "weights": self._other})
+        for server in self._servers:
+            self._send(server, line)
 
     def counters(self) -> dict[str, int]:
         """Sums over all workers (prefix `worker_` for times) and servers since the start."""

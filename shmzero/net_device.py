@@ -177,6 +177,7 @@ class _NetDevice:
         self.device = device
         self.inference_net = InferenceNet(net.config, resolve_precision(precision, device))
         self.weights = self.inference_net.weights(net, device)
+        self._other: tuple[InferenceNet, list[Tensor]] | None = None
         self.compiled: Callable3 | None = None
         self._package: Path | None = None
         self._looked_at = 0.0
@@ -221,6 +222,24 @@ class _NetDevice:
         return self.inference_net.weights(net, self.device)
 
 
+    def seat_other(self, path: str) -> None:
+        """Have this checkpoint's network, of any sizes, answer the rows whose mask has bit 63 set."""
+        net = load_checkpoint(path)
+        serving = InferenceNet(net.config, self.inference_net.precision)
+        self._other = serving, serving.weights(net, self.device)
+
+    def _answer_others(
+        self, places: Tensor, features: Tensor, masks: Tensor, policies: Tensor, values: Tensor
+    ) -> None:
+        """Put the other network's answers in `places`. Until there is one, they keep this one's."""
+        if self._other is None or not len(places):
+            return
+        net, weights = self._other
+        found = net(features[places], masks[places], *weights)
+        policies.index_copy_(0, places, found[0])
+        values.index_copy_(0, places, found[1])
+
+
 class CpuNetDevice(_NetDevice):
     """Runs a batch at once, in the calling thread and torch's own."""
 
@@ -246,6 +265,8 @@ class CpuNetDevice(_NetDevice):
                 policies, values = call(self._features[:rows], self._masks[:rows], *self.weights)
                 self._policies[:rows].copy_(policies)
                 self._values[:rows].copy_(values)
+                places = (self._masks[:rows] < 0).nonzero()[:, 0]  # bit 63 is the sign
+                self._answer_others(places, self._features, self._masks, self._policies, self._values)
         except RuntimeError as error:
             raise ModelFailed(f"a batch of {rows} rows failed on the CPU: {error}") from error
 
@@ -298,6 +319,10 @@ class CudaNetDevice(_NetDevice):
                 at.features[:bucket].copy_(at.host_features[:bucket], non_blocking=True)
                 at.masks[:bucket].copy_(at.host_masks[:bucket], non_blocking=True)
                 graph.replay()
+                if self._other is not None:
+                    places = (at.host_masks[:rows] < 0).nonzero()[:, 0].to(self.device)
+                    with torch.inference_mode():
+                        self._answer_others(places, at.features, at.masks, at.policies, at.values)
                 at.host_policies[:rows].copy_(at.policies[:rows], non_blocking=True)
                 at.host_values[:rows].copy_(at.values[:rows], non_blocking=True)
                 at.done.record(at.stream)
@@ -377,6 +402,11 @@ def make_net_device(spec: dict[str, Any]) -> BatchDevice:
             check_searchable(spec["checkpoint"])
     else:
         net = BlobNet(NetConfig(**spec["net"]), seed=spec["seed"])
+    device: CpuNetDevice | CudaNetDevice
     if spec["device"] == "cpu":
-        return CpuNetDevice(net, spec["precision"], spec["compile"], spec["max_batch"])
-    return CudaNetDevice(net, spec["device"], spec["precision"], spec["compile"], spec["max_batch"])
+        device = CpuNetDevice(net, spec["precision"], spec["compile"], spec["max_batch"])
+    else:
+        device = CudaNetDevice(net, spec["device"], spec["precision"], spec["compile"], spec["max_batch"])
+    if spec.get("other"):
+        device.seat_other(spec["other"])
+    return device

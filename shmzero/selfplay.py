@@ -20,8 +20,8 @@ from types import FrameType
 from typing import Any, Protocol
 
 from shmzero.command import STARTED, parse_flags, run_command
-from shmzero.config import SelfPlayConfig, read_toml, to_toml
-from shmzero.errors import RecordError, ShmzeroError
+from shmzero.config import OLDER, SelfPlayConfig, read_toml, to_toml
+from shmzero.errors import ConfigError, RecordError, ShmzeroError
 from shmzero.launch import Fleet
 from shmzero.records import FILE_NAME as RECORD_FILE
 from shmzero.records import RecordWriter
@@ -320,7 +320,10 @@ def parse(arguments: list[str] | None) -> SelfPlayConfig:
         args=arguments,
         config=(tyro.conf.OmitArgPrefixes,),
     )
-    return SelfPlayConfig(**{f.name: getattr(command, f.name) for f in dataclasses.fields(SelfPlayConfig)})
+    found = SelfPlayConfig(**{f.name: getattr(command, f.name) for f in dataclasses.fields(SelfPlayConfig)})
+    if found.other_network() == OLDER:
+        raise ConfigError(f"others names {OLDER!r}, which training runs have; allowed: bots and a checkpoint's file")
+    return found
 
 
 class HasLine(Protocol):

@@ -20,17 +20,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import tyro
 
 from shmzero.arena import make_agent
 from shmzero.command import STARTED, Parser, parse_flags, run_command
-from shmzero.config import to_toml
+from shmzero.config import OLDER, to_toml
 from shmzero.errors import ConfigError, RecordError, WorkerDied
 from shmzero.judge import Judge, match_words
 from shmzero.launch import Child, Fleet, start_child
 from shmzero.learner import newest_version, remove_old_weights, weights_path
 from shmzero.plot import METRICS_NAME, Board, read_metrics
-from shmzero.records import RecordWriter, newest_checkpoint
+from shmzero.records import CHECKPOINT_FOLDER, RecordWriter, newest_checkpoint
 from shmzero.selfplay import Interrupt, Meter, Progress, Terminal
 from shmzero.train_config import TRAIN_PRESETS, TrainConfig, read_train_toml
 
@@ -350,6 +351,7 @@ class Run:
             play = config.self_play(stage, self._weights(version))
             left = ENDLESS if config.rounds is None or config.games else config.rounds - self._rounds
             with Fleet(play, self._ledger.missing(), left, version) as fleet:
+                self._seat_older(fleet)
                 meter = Meter(fleet, left)
                 self._paused_s, self._attended_at = 0.0, meter.start
                 try:
@@ -444,6 +446,8 @@ class Run:
                     fleet.publish(event["path"], event["version"])
                 if fleet.ready:
                     remove_old_weights(self.folder, WEIGHTS_KEPT)
+            elif kind == "checkpoint" and fleet is not None:
+                self._seat_older(fleet)
             elif kind == "pause":
                 self._learner_is_behind = event["on"]
             elif kind == "metrics":
@@ -453,6 +457,12 @@ class Run:
                 self._learner_stopped = True
             elif kind == "ready" and event["steps"]:
                 self._say(f"the learner goes on from step {event['steps']:,} with {event['rows']:,} positions")
+
+    def _seat_older(self, fleet: Fleet) -> None:
+        """Give the seats that `others` leaves to older checkpoints to one of them, another each time."""
+        saved = sorted((self.folder / CHECKPOINT_FOLDER).glob("[0-9]*.safetensors"))
+        if saved and fleet.config.other_network() == OLDER:
+            fleet.seat_other(saved[int(np.random.default_rng((self.config.seed, len(saved))).integers(len(saved)))])
 
     def _end_learner(self, version: int) -> None:
         """Let the learner save its last state; where the rounds have ended the run, after it has learned from all."""

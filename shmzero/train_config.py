@@ -47,6 +47,9 @@ class TrainConfig:
     """Leaves of a search with so few cards in all hands get the exact max^n value of their world; 0: none."""
     rivalry: float = 0.0
     """Weight of the others' mean score in the utility."""
+    others: str = ""
+    """Who else holds seats of self-play, each but one with the chance given: bots, and at most one network,
+    `older` for the run's own earlier checkpoints in turn, as older:0.2,threshold:0.1. They are not learned from."""
     random_moves: float = 0.03
     """Share of uniform moves; with a search the share of noise in its root."""
     net: NetName = "quick"
@@ -165,6 +168,7 @@ class TrainConfig:
             determinizations=worlds, simulations=simulations, noise_fraction=self.random_moves,
             target="improved" if self.targets == "improved" else "visits",
             root=self.root, opponents=self.seats, solved_cards=self.solved_cards, rivalry=self.rivalry,
+            others=self.others,
             workers=self.workers, lanes=self.lanes, device=device,
             inference_threads=1, precision=self.precision, compile=self.compile,
             max_batch=self.max_batch, net=self.net, checkpoint=checkpoint, seed=self.seed,

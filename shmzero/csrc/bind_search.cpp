@@ -397,6 +397,7 @@ void bind_search(py::module_& m) {
       .def_readwrite("dealer", &PlaySettings::dealer)
       .def_readwrite("rules", &PlaySettings::rules)
       .def_readwrite("games", &PlaySettings::games)
+      .def_readwrite("others", &PlaySettings::others)
       .def_property_readonly("most_players", &PlaySettings::most_players);
 
   py::class_<SearchRun>(m, "SearchRun")

@@ -5,6 +5,7 @@
 // of slots and processes. Read next: worker.h.
 #pragma once
 
+#include <array>
 #include <cmath>
 #include <cstdint>
 #include <deque>
@@ -13,6 +14,7 @@
 #include <utility>
 #include <vector>
 
+#include "bots.h"
 #include "encode.h"
 #include "record.h"
 #include "rows.h"
@@ -24,6 +26,12 @@ namespace shmzero {
 /// Values with their weights. Weights need not sum to 1.
 using Weighted = std::vector<std::pair<int, double>>;
 
+/// Who may hold a seat instead of the agent: a bot, or (none) the other network of the inference
+/// process, which plays its policy's best action. With the chance that it does.
+using Other = std::pair<std::optional<BotConfig>, double>;
+/// Set in the mask of a row that is the other network's to answer.
+inline constexpr std::uint64_t kOtherNetwork = std::uint64_t{1} << 63;
+
 /// What self-play plays, and how.
 struct PlaySettings {
   std::uint64_t seed = 0;
@@ -34,6 +42,7 @@ struct PlaySettings {
   int dealer = -1;               ///< -1: random.
   Rules rules;
   bool games = false;            ///< A unit is a whole game, else one round.
+  std::vector<Other> others;     ///< Drawn for each seat but one, which is the agent's.
 
   int most_players() const {
     int most = kMinPlayers;
@@ -81,6 +90,8 @@ class Lane {
   /// Of a lane that is not idle.
   std::uint64_t unit() const { return *unit_; }
   const Round& round() const { return round_; }
+  /// Whether the rows of the last step are the other network's.
+  bool asks_other() const { return asks_other_; }
 
   /// Plays on until rows are asked for (true) or no unit is left (false).
   template <class Emit>
@@ -105,8 +116,26 @@ class Lane {
         finish_round(settings, queue);
         continue;
       }
+      const int holder = holders_[round_.seat];
+      asks_other_ = false;
+      if (holder != kAgent) {
+        const std::optional<BotConfig>& bot = settings.others[static_cast<std::size_t>(holder)].first;
+        if (bot) {
+          static thread_local UctBot uct;  // scratch, too large for every lane
+          play(choose_action(round_, *bot, uct,
+                             stream_key(settings.seed, record_.id, record_.actions.size(), Purpose::kBot)));
+          continue;
+        }
+        asks_other_ = true;
+      }
+      static const SearchConfig policy_alone = [] {
+        SearchConfig config;
+        config.simulations = 0;
+        return config;
+      }();
       version_ = UINT32_MAX;
-      search_.begin(round_, settings.search, settings.seed, record_.id, record_.actions.size(), true);
+      search_.begin(round_, asks_other_ ? policy_alone : settings.search, settings.seed, record_.id,
+                    record_.actions.size(), !asks_other_);
       searching_ = true;
     }
   }
@@ -131,6 +160,7 @@ class Lane {
         static_cast<int>(rng.below(static_cast<std::uint32_t>(drawn.num_players)));
     drawn.dealer = settings.dealer < 0 ? random_dealer : settings.dealer % drawn.num_players;
     drawn.rules = settings.rules.round;
+    draw_holders(settings, drawn.num_players);
     game_.reset();
     if (settings.games) {
       game_.emplace(drawn.num_players, drawn.cards, settings.rules, drawn.dealer);
@@ -138,6 +168,22 @@ class Lane {
     }
     start_round(settings, drawn);
     return true;
+  }
+
+  void draw_holders(const PlaySettings& settings, int num_players) {
+    holders_.fill(kAgent);
+    if (settings.others.empty()) return;
+    Rng rng(stream_key(settings.seed, *unit_, 0, Purpose::kOthers));
+    const int own = static_cast<int>(rng.below(static_cast<std::uint32_t>(num_players)));
+    for (int seat = 0; seat < num_players; ++seat) {
+      double left = rng.uniform();
+      for (std::size_t i = 0; i < settings.others.size() && seat != own; ++i) {
+        left -= settings.others[i].second;
+        if (left >= 0.0) continue;
+        holders_[static_cast<std::size_t>(seat)] = static_cast<std::int8_t>(i);
+        break;
+      }
+    }
   }
 
   void start_round(const PlaySettings& settings, const RoundSettings& drawn) {
@@ -169,6 +215,11 @@ class Lane {
 
   void finish_decision(const PlaySettings& settings, PlayCounters& counters) {
     const Decision& decision = search_.decision();
+    searching_ = false;
+    if (asks_other_) {
+      play(decision.actions[decision.best]);  // nothing to learn from
+      return;
+    }
     SearchedDecision searched = {};
     searched.ply = static_cast<std::uint8_t>(record_.actions.size());
     searched.value = decision.value;
@@ -180,7 +231,6 @@ class Lane {
     counters.terminals += decision.terminals;
     const int chosen = choose(settings, decision);
     record_.searched.push_back(searched);
-    searching_ = false;
     play(decision.actions[chosen]);
   }
 
@@ -239,13 +289,17 @@ class Lane {
   static constexpr std::uint64_t kMaxRoundsPerGame = 256;
 
  private:
+  static constexpr std::int8_t kAgent = -1;
+
   std::optional<std::uint64_t> unit_;
   std::optional<Game> game_;
   Round round_ = {};
   RoundRecord record_;
   FinishedUnit finished_;
   Search search_;
+  std::array<std::int8_t, kMaxPlayers> holders_ = {};  ///< Of the seats: kAgent, or of others.
   bool searching_ = false;
+  bool asks_other_ = false;
   std::uint32_t version_ = 0;  ///< Oldest weights that answered a row of this decision.
 };
 
@@ -289,7 +343,7 @@ class LaneGroup {
                   if (at >= rows.capacity) throw std::logic_error("lane group: block too small");
                   const SuitOrder order = encode(round, seat, rows.features + at * kNumFeatures);
                   const std::uint64_t mask = canonical_mask(round, actions, order);
-                  rows.masks[at] = mask;
+                  rows.masks[at] = mask | (lane.asks_other() ? kOtherNetwork : 0);
                   owners_.push_back({actions, i, row, order, round.phase == Phase::kPlaying});
                 });
     }

@@ -19,6 +19,7 @@ enum class Purpose : std::uint64_t {
   kChoice = 6,
   kDeterminize = 7,
   kReplay = 8,
+  kOthers = 9,
   kBot = 16,
 };
 
