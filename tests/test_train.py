@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib.util
 import json
@@ -318,7 +319,9 @@ def test_resolved_settings_come_back_from_their_file(tmp_path: Path) -> None:
 QUICK = ["--opponents", "threshold", "--evaluate-s", "4", "--deals", "50", "--lanes", "256", "--batch", "256", "--checkpoint-s", "1", "--publish-s", "0.2",
          "--buffer", "20000", "--json"]
 LENGTH = ["--rounds", "9000", "--minutes", "30"]
-LONG = ["--rounds", "20000", "--minutes", "30"]
+KILLS = int(os.environ.get("SHMZERO_KILLS", "20")) // 20
+"""Of each kind of process, at random moments."""
+KINDS = ("shmzero.worker", "shmzero.inference", "shmzero.learner", "shmzero.judge", "shmzero.train")
 
 
 def command(*arguments: object, module: str = "shmzero.train") -> subprocess.CompletedProcess[str]:
@@ -496,9 +499,9 @@ def test_train_bad_settings_are_one_line(tmp_path: Path, arguments: list[str], n
     assert len(done.stderr.strip().splitlines()) == 1 and not (tmp_path / "run").exists()
 
 
-def start(folder: Path) -> subprocess.Popen[str]:
+def start(folder: Path, rounds: int = 20_000) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "shmzero.train", str(folder), *LONG, *QUICK],
+        [sys.executable, "-m", "shmzero.train", str(folder), "--rounds", str(rounds), "--minutes", "30", *QUICK],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, stdin=subprocess.DEVNULL,
     )
 
@@ -528,35 +531,64 @@ def module_of(pid: int) -> str:
     return words[words.index(b"-m") + 1].decode() if b"-m" in words else ""
 
 
-def test_train_killed_children_and_parent_lose_and_double_no_record(tmp_path: Path) -> None:
-    """Every kind of process is killed once; the same command then ends with each round there once."""
-    process = start(tmp_path)
-    for module in ("shmzero.worker", "shmzero.learner", "shmzero.inference"):
-        before = rounds_in(tmp_path)
-        wait_until(lambda before=before: rounds_in(tmp_path) > before + 100, process)
-        wait_until(lambda: newest_checkpoint(tmp_path) is not None, process)
-        victim = next(pid for pid in children_of(process.pid) if module_of(pid) == module)
-        os.kill(victim, signal.SIGKILL)
-    before = rounds_in(tmp_path)
-    wait_until(lambda: rounds_in(tmp_path) > before + 600, process)  # more than were in progress: all of them work again
-    children = children_of(process.pid)
-    process.kill()
-    process.communicate()
-    while any(alive(child) for child in children):
-        time.sleep(0.02)
-    kept = {_core.decode_record(data)["id"]: data for data in Records(tmp_path)}
-    load_checkpoint(newest_checkpoint(tmp_path))  # the last good one is whole
+def kill_one(kind: str, process: subprocess.Popen[str]) -> bool:
+    """Kill a process of the run; False where there is none, or the run has ended."""
+    found = [process.pid] if kind == KINDS[-1] else [p for p in children_of(process.pid) if module_of(p) == kind]
+    if process.poll() is not None or not found:
+        return False
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(random.choice(found), signal.SIGKILL)
+    return True
 
-    process = start(tmp_path)
+
+def records_of(folder: Path) -> dict[int, bytes]:
+    return {_core.decode_record(data)["id"]: data for data in Records(folder)} if (folder / "rounds.sqlite").exists() else {}
+
+
+@pytest.mark.timeout(180 + 120 * KILLS)
+def test_train_killed_anywhere_at_any_time_loses_and_doubles_no_record(tmp_path: Path) -> None:
+    """Every kind of process, the parent too, is killed at random moments; the same command goes on each time."""
+    endless = 10**9
+    process = start(tmp_path, endless)
+    left = list(KINDS) * max(KILLS, 1)
+    kept: dict[int, bytes] = {}
+    steps = 0
+    while left:
+        time.sleep(random.uniform(0, 1.5))
+        children = children_of(process.pid)
+        random.shuffle(left)
+        killed = [kind for kind in left[: random.choice((1, 1, 2))] if kill_one(kind, process)]
+        for kind in killed:
+            left.remove(kind)
+        if process.poll() is None and KINDS[-1] not in killed:
+            continue
+        _, err = process.communicate()
+        assert process.returncode == -signal.SIGKILL or "within 60 s" in err, err  # five deaths in a minute end a run
+        while any(alive(child) for child in children):
+            time.sleep(0.02)
+        now = records_of(tmp_path)
+        assert all(now.get(unit) == data for unit, data in kept.items())
+        kept = now
+        if (newest := newest_checkpoint(tmp_path)) is not None:
+            load_checkpoint(newest)  # the last good one is whole
+            assert int(newest.stem) >= steps
+            steps = int(newest.stem)
+        process = start(tmp_path, endless)
+
+    wait_until(lambda: newest_checkpoint(tmp_path) is not None and rounds_in(tmp_path) > len(kept) + 600, process)
+    process.send_signal(signal.SIGINT)
+    process.communicate()
+    assert process.returncode == 130
+    wanted = rounds_in(tmp_path) + 3000
+    process = start(tmp_path, wanted)
     out, err = process.communicate()
     assert process.returncode == 0, err
     summary = json.loads(out)
-    assert "goes on from step" in err
-    assert summary["complete"] and summary["rounds"] >= 20000
+    assert "goes on from step" in err and summary["complete"] and summary["steps"] > steps
     with sqlite3.connect(tmp_path / "rounds.sqlite") as connection:
         ids = [row[0] for row in connection.execute("SELECT id FROM rounds ORDER BY id")]
-    assert len(ids) == len(set(ids)) == summary["rounds"]
-    after = {_core.decode_record(data)["id"]: data for data in Records(tmp_path)}
+    assert len(ids) == len(set(ids)) == summary["rounds"] >= wanted
+    after = records_of(tmp_path)
     assert all(after[unit] == data for unit, data in kept.items())
-    learner = last_report(tmp_path)["learner"]
-    assert learner["skipped"] == 0 and np.isfinite(learner["loss"])
+    losses = [line["learner"]["loss"] for line in metrics(tmp_path) if "loss" in line.get("learner", {})]
+    assert np.isfinite(losses).all() and last_report(tmp_path)["learner"]["skipped"] == 0
