@@ -59,6 +59,17 @@ def test_bench_tune_writes_settings_that_selfplay_takes(tmp_path: Path) -> None:
     assert {name: str(getattr(config, name)) for name in chosen} == chosen and "lanes" in chosen
 
 
+def test_bench_training_plays_what_it_trained_without_and_with_search(tmp_path: Path) -> None:
+    bench("training", "--quick", "--minutes", 0.2, "--deals", 6, "--opponents", "threshold", "--search", "1x4",
+          "--json", tmp_path / "training.json")  # fmt: skip
+    results = {r["name"]: r for r in json.loads((tmp_path / "training.json").read_text())["results"]}
+    assert results["rounds"]["value"] > 100
+    matches = [name for name in results if " against " in name]
+    assert len(matches) == 6 and "1x4 against its policy, the others against one" in matches
+    assert all(results[name]["low"] < results[name]["value"] < results[name]["high"] for name in matches)
+    assert "no checkpoint" in bench("training", "--run", tmp_path, code=2).stderr
+
+
 def test_bench_report_needs_results_and_shows_them(tmp_path: Path) -> None:
     assert "no results in" in bench("report", "--results", tmp_path, code=2).stderr
     bench("search", "--quick", "--repeats", 1, "--lanes", 8, "--json", tmp_path / "search.json")

@@ -29,7 +29,7 @@ from shmzero.errors import ShmzeroError
 from shmzero.evaluators import NetEvaluator
 from shmzero.records import Records
 from shmzero.selfplay import run
-from tools import bench_clients, bench_selfplay, report
+from tools import bench_clients, bench_selfplay, bench_training, report
 from tools.measure import Result, interleaved, machine, real_rows
 
 
@@ -197,6 +197,7 @@ BENCHMARKS: dict[str, Callable[[argparse.Namespace], list[Result]]] = {
     "numerics": bench_numerics,
     "clients": bench_clients.bench_clients,
     **bench_selfplay.BENCHMARKS,
+    "training": bench_training.bench_training,
 }
 
 
@@ -216,6 +217,8 @@ def parser() -> argparse.ArgumentParser:
         sub.add_argument("--repeats", type=int, default=3, help="interleaved repeats (default 3)")
         if name in bench_selfplay.BENCHMARKS:
             bench_selfplay.add_options(name, sub)
+        if name == "training":
+            bench_training.add_options(sub)
         if name == "search":
             sub.add_argument("--preset", choices=sorted(PRESETS), default="medium")
             sub.add_argument("--lanes", type=int, default=256)
