@@ -23,7 +23,7 @@ namespace shmzero {
 /// Rounds in progress until the first of them is finished, so that it comes soon.
 inline constexpr std::uint32_t kFirstLanes = 8;
 /// Units of a run that is over soon anyway: all of them at once.
-inline constexpr std::uint32_t kShortRun = 64;
+inline constexpr std::uint32_t kShortRun = 16;
 
 class Worker {
  public:
