@@ -65,6 +65,20 @@ inline int draw(const Weighted& from, Rng& rng, int most) {
   return drawn;
 }
 
+/// What a unit's round, or its game's first round, is like.
+inline RoundSettings draw_settings(const PlaySettings& play, std::uint64_t unit) {
+  Rng rng(stream_key(play.seed, unit, 0, Purpose::kSettings));
+  RoundSettings drawn;
+  drawn.num_players = draw(play.players, rng, kMaxPlayers);
+  drawn.cards = draw(play.cards, rng, kNumCards / drawn.num_players);
+  drawn.trump = draw(play.trumps, rng, kNoTrump);
+  const auto random_dealer = rng.below(static_cast<std::uint32_t>(drawn.num_players));
+  drawn.dealer =
+      play.dealer < 0 ? static_cast<int>(random_dealer) : play.dealer % drawn.num_players;
+  drawn.rules = play.rules.round;
+  return drawn;
+}
+
 /// A finished unit: the records of its rounds in order.
 struct FinishedUnit {
   std::uint64_t unit;
@@ -151,15 +165,7 @@ class Lane {
     unit_ = queue.waiting.front();
     queue.waiting.pop_front();
     finished_ = {*unit_, {}};
-    Rng rng(stream_key(settings.seed, *unit_, 0, Purpose::kSettings));
-    RoundSettings drawn;
-    drawn.num_players = draw(settings.players, rng, kMaxPlayers);
-    drawn.cards = draw(settings.cards, rng, kNumCards / drawn.num_players);
-    drawn.trump = draw(settings.trumps, rng, kNoTrump);
-    const int random_dealer =
-        static_cast<int>(rng.below(static_cast<std::uint32_t>(drawn.num_players)));
-    drawn.dealer = settings.dealer < 0 ? random_dealer : settings.dealer % drawn.num_players;
-    drawn.rules = settings.rules.round;
+    RoundSettings drawn = draw_settings(settings, *unit_);
     draw_holders(settings, drawn.num_players);
     game_.reset();
     if (settings.games) {

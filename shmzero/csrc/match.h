@@ -54,20 +54,6 @@ struct MatchRound {
   Round end;
 };
 
-/// What a deal's round, or its game's first round, is like: the same for every rotation.
-inline RoundSettings match_settings(const PlaySettings& play, std::uint64_t deal) {
-  Rng rng(stream_key(play.seed, deal, 0, Purpose::kSettings));
-  RoundSettings drawn;
-  drawn.num_players = draw(play.players, rng, kMaxPlayers);
-  drawn.cards = draw(play.cards, rng, kNumCards / drawn.num_players);
-  drawn.trump = draw(play.trumps, rng, kNoTrump);
-  const auto random_dealer = rng.below(static_cast<std::uint32_t>(drawn.num_players));
-  drawn.dealer =
-      play.dealer < 0 ? static_cast<int>(random_dealer) : play.dealer % drawn.num_players;
-  drawn.rules = play.rules.round;
-  return drawn;
-}
-
 class MatchLane {
  public:
   struct Row {
@@ -83,7 +69,7 @@ class MatchLane {
   void start(const MatchSettings& settings, const MatchUnit& unit) {
     unit_ = unit;
     game_.reset();
-    RoundSettings drawn = match_settings(settings.play, unit.deal);
+    RoundSettings drawn = draw_settings(settings.play, unit.deal);  // the same for every rotation
     if (settings.play.games) {
       game_.emplace(drawn.num_players, drawn.cards, settings.play.rules, drawn.dealer);
       drawn = game_->settings();
@@ -195,7 +181,7 @@ class MatchGroup {
   MatchGroup(MatchSettings settings, std::uint32_t num_lanes, std::uint32_t num_threads)
       : settings_(std::move(settings)), num_threads_(num_threads) {
     for (std::uint32_t deal = 0; deal < settings_.tables.size(); ++deal) {
-      const int rotations = match_settings(settings_.play, deal).num_players;
+      const int rotations = draw_settings(settings_.play, deal).num_players;
       for (int r = 0; r < rotations; ++r) units_.push_back({deal, static_cast<std::uint8_t>(r)});
     }
     lanes_.resize(std::min<std::size_t>(num_lanes, units_.size()));
