@@ -26,6 +26,7 @@ from shmzero import _core
 from shmzero.config import NETS, NetConfig
 from shmzero.errors import ConfigError, ModelFailed
 from shmzero.net import BlobNet, Block, masked_softmax, write_tensors
+from shmzero.net_device import bf16_is_faster
 from shmzero.train_config import TrainConfig
 
 FORMAT = "shmzero-learner-1"
@@ -192,8 +193,9 @@ class Learner:
         self.optimiser = torch.optim.AdamW(
             parameters, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
         )
-        # bf16 pays where the hardware multiplies it; the losses and the softmax stay in float32.
-        self._autocast = torch.autocast("cuda" if device != "cpu" else "cpu", torch.bfloat16, config.autocast)
+        # The losses and the softmax stay in float32.
+        autocast = config.autocast if config.autocast is not None else device != "cpu" or bf16_is_faster()
+        self._autocast = torch.autocast("cuda" if device != "cpu" else "cpu", torch.bfloat16, autocast)
 
     def measure_scale(self, buffer: ReplayBuffer) -> None:
         """Fix the input scale, 1 / standard deviation of each feature, from the first rows."""

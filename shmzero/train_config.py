@@ -75,8 +75,8 @@ class TrainConfig:
     """Weight of an auxiliary loss: how many tricks the mover will win."""
     ema: float = 0.99
     """Decay of the average of the weights, a step; the average is what plays."""
-    autocast: bool = True
-    """Matrix products of the learner in bfloat16."""
+    autocast: bool | None = None
+    """Matrix products of the learner in bfloat16 (default: where that is faster)."""
     publish_s: float = 1.0
     """Self-play gets new weights so often."""
     checkpoint_s: float = 20.0

@@ -17,12 +17,12 @@ import pytest
 import safetensors.torch
 import torch
 
-from shmzero import NetConfig, SearchConfig, _core, play_rounds
+from shmzero import NetConfig, SearchConfig, _core, net_device, play_rounds
 from shmzero.errors import ConfigError
 from shmzero.evaluators import HashEvaluator, NetEvaluator, Staging, new_staging
 from shmzero.inference import Control, serve
 from shmzero.net import BlobNet, load_checkpoint, save_checkpoint
-from shmzero.net_device import CpuNetDevice, cpu_flags
+from shmzero.net_device import CpuNetDevice, cpu_has_bf16, resolve_precision
 from shmzero.segment import create_private
 
 SMALL = NetConfig(width=32, hidden=64, blocks=2)
@@ -56,6 +56,28 @@ def test_inference_net_fp32_equals_the_eager_network(rows: dict[str, np.ndarray]
     features, masks = rows["features"][:300], rows["masks"][:300]
     got, want = served(CpuNetDevice(net, "fp32", False, 512), features, masks), eager(net, features, masks)
     assert np.abs(got[0] - want[0]).max() < 1e-5 and np.abs(got[1] - want[1]).max() < 1e-4
+
+
+@pytest.mark.parametrize("flags, faster, want", [(set(), True, "fp32"), ({"avx512_bf16"}, False, "fp32"),
+                                                 ({"avx512_bf16"}, True, "bf16"), ({"amx_bf16"}, True, "bf16")])
+def test_precision_auto_is_bf16_where_the_cpu_has_it_and_it_is_faster(
+    flags: set[str], faster: bool, want: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    product, seconds = net_device.F.linear, iter(range(0, 10**6))
+    slow = torch.float32 if faster else torch.bfloat16
+
+    def linear(x: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
+        if x.dtype == slow:
+            next(seconds)  # the clock goes on while the slower one computes
+        return product(x, *rest)
+
+    monkeypatch.setattr(net_device, "cpu_flags", lambda: flags)
+    monkeypatch.setattr(net_device.F, "linear", linear)
+    monkeypatch.setattr(net_device.time, "perf_counter", lambda: next(seconds))
+    net_device.bf16_is_faster.cache_clear()
+    assert resolve_precision("auto", "cpu") == want
+    net_device.bf16_is_faster.cache_clear()
+    assert resolve_precision("auto", "cuda:0") == "fp16" and resolve_precision("bf16", "cpu") == "bf16"
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
@@ -235,7 +257,7 @@ def test_compiled_network_serves_what_the_eager_one_does_also_after_a_swap(
     config = NetConfig(width=16, hidden=16, blocks=1)
     nets = [BlobNet(config, seed=seed) for seed in (1, 2)]
     save_checkpoint(nets[1], tmp_path / "next.safetensors")
-    precision = "bf16" if cpu_flags() & {"avx512_bf16", "amx_bf16"} else "fp32"
+    precision = "bf16" if cpu_has_bf16() else "fp32"
     device = CpuNetDevice(nets[0], precision, True, 16)
     assert device._compiler is not None and not device.compiled
     assert device._compiler.wait() == 0

@@ -30,7 +30,8 @@ from shmzero.evaluators import NetEvaluator
 from shmzero.records import Records
 from shmzero.selfplay import run
 from tools import bench_clients, bench_selfplay, bench_training, report
-from tools.measure import Result, interleaved, machine, real_rows
+from tools.measure import Result, interleaved, machine
+from tools.serving import ready_device
 
 
 def preset(name: str, **more: Any) -> SearchConfig:
@@ -81,29 +82,28 @@ def bench_inference(given: argparse.Namespace) -> list[Result]:
     """Rows a second of the serving path in one thread, swappable weights, eager and compiled."""
     import torch
 
-    from shmzero.net import BlobNet, flops_per_row
-    from shmzero.net_device import CpuNetDevice, cpu_flags
+    from shmzero.net import flops_per_row
+    from shmzero.net_device import DTYPES, cpu_has_bf16
 
     torch.set_num_threads(1)
-    net = BlobNet(NETS[given.net])
+    precisions = ["fp32", "bf16"] if cpu_has_bf16() else ["fp32"]
     size = 1024
-    a, b = torch.rand(size, size).bfloat16(), torch.rand(size, size).bfloat16()
+    bodies: dict[str, Callable[[], float]] = {}
+    for precision in precisions:
+        square = torch.rand(size, size).to(DTYPES[precision])
 
-    def peak() -> float:
-        start = time.perf_counter()
-        for _ in range(4):
-            torch.mm(a, b)
-        return 4 * 2 * size**3 / (time.perf_counter() - start)
+        def product(square: Any = square) -> float:
+            start = time.perf_counter()
+            for _ in range(4):
+                torch.mm(square, square)
+            return 4 * 2 * size**3 / (time.perf_counter() - start)
 
-    bodies: dict[str, Callable[[], float]] = {"peak": peak}
-    precisions = ["fp32"] + (["bf16"] if cpu_flags() & {"avx512_bf16", "amx_bf16"} else [])
+        bodies[f"{precision} product"] = product
     for precision in precisions:
         for compiled in (False, True):
-            device = CpuNetDevice(net, precision, compiled, given.max_batch)
-            if compiled and not device.compiled:
-                continue  # the cache has no callable for it yet; the self-play command makes them
-            staging = device.staging(0)
-            staging.features[:], staging.masks[:] = real_rows(given.max_batch)
+            config = bench_selfplay.settings_of(given, precision=precision, compile=compiled)
+            spec = bench_selfplay.device_spec(config, given.max_batch) | {"device": "cpu", "threads": 1}
+            device = ready_device(spec)
             for count in (size for size in (1, 16, 64, 256, 512, 1024, 2048) if size <= given.max_batch):
 
                 def body(device: Any = device, count: int = count) -> float:
@@ -116,12 +116,13 @@ def bench_inference(given: argparse.Namespace) -> list[Result]:
                 kind = "compiled" if compiled else "eager"
                 bodies[f"{kind} {precision} {count} rows"] = body
     medians = interleaved(bodies, given.repeats)
-    peak_rate = medians.pop("peak").median
+    products = {precision: medians.pop(f"{precision} product").median for precision in precisions}
     results = [spread.result(f"{name}, one thread", "positions/s") for name, spread in medians.items()]
-    best = max(spread.median for spread in medians.values())
     flops = flops_per_row(NETS[given.net])
-    results.append(Result("bf16 1024^3 matrix product, one thread", peak_rate / 1e9, "GFLOP/s"))
-    results.append(Result("best, share of that product's rate", best * flops / peak_rate, ""))
+    for precision, rate in products.items():
+        best = max(spread.median for name, spread in medians.items() if precision in name)
+        results.append(Result(f"{precision} 1024^3 matrix product, one thread", rate / 1e9, "GFLOP/s"))
+        results.append(Result(f"{precision}: best, share of that product's rate", best * flops / rate, ""))
     return results
 
 
@@ -146,7 +147,7 @@ def bench_numerics(given: argparse.Namespace) -> list[Result]:
     import torch
 
     from shmzero.net import load_checkpoint
-    from shmzero.net_device import CpuNetDevice, resolve_precision
+    from shmzero.net_device import CpuNetDevice, cpu_has_bf16
     from tools.fit import fitted_net, wide_masks
 
     torch.set_num_threads(cores())
@@ -164,7 +165,7 @@ def bench_numerics(given: argparse.Namespace) -> list[Result]:
         Result("positions", float(len(masks)), ""),
         Result("mean top probability", float(reference.max(axis=1).mean()), "", ">= 0.6"),
     ]
-    served = ["fp32"] + (["bf16"] if resolve_precision("auto", "cpu") == "bf16" else [])
+    served = ["fp32", "bf16"] if cpu_has_bf16() else ["fp32"]
     for precision in served:
         for compiled in (False, True):
             device = CpuNetDevice(net, precision, compiled, 512)

@@ -266,15 +266,15 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "one row a batch (no batch submission)": {"max_batch": 1},
     "one round in each slot (no lanes)": {"lanes": 2},
     "eager (no torch.compile)": {"compile": False},
-    "fp32 (no bf16/fp16)": {"precision": "fp32"},
-    "fp32, eager": {"precision": "fp32", "compile": False},
+    "fp32": {"precision": "fp32"},
+    "bf16": {"precision": "bf16"},
     "four leaves in flight": {"leaves_in_flight": 4},
     "batches up to 128 rows": {"max_batch": 128},
     "no wait for further rows": {"timeout_ms": 0.0},
     "two slots a worker": {"slots": 2},
     "one inference process, all cores its threads": {"device": "cpu*1"},
 }
-"""Each of the engine's measures switched off alone."""
+"""Each of the engine's measures switched off alone. One of the precisions is what the engine takes by itself."""
 PERF_NAMES = {
     "without env/perf.sh's thread counts": ("OMP_NUM_THREADS", "MKL_NUM_THREADS"),
     "without env/perf.sh's CUDA allocator": ("PYTORCH_ALLOC_CONF",),
