@@ -11,7 +11,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-SHELLS = [shell for shell in ("bash", "zsh") if shutil.which(shell)]
+SHELLS = [
+    pytest.param(shell, marks=[] if shutil.which(shell) else pytest.mark.skip(reason=f"no {shell}: apt-get install {shell}"))
+    for shell in ("bash", "zsh")
+]
 
 
 @pytest.fixture
@@ -118,3 +121,46 @@ def test_perf_leaves_alone_what_is_set(shell: str) -> None:
     environment = {"PATH": os.environ["PATH"], "OMP_NUM_THREADS": "3"}
     result = subprocess.run([shell, "-c", script], capture_output=True, text=True, env=environment)
     assert result.stdout.split() == ["3", "3"]
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_perf_says_what_it_set_and_only_that(shell: str) -> None:
+    script = f". {ROOT}/env/perf.sh; . {ROOT}/env/perf.sh"
+    environment = {"PATH": os.environ["PATH"], "MKL_NUM_THREADS": "2", "LD_PRELOAD": ""}
+    said = subprocess.run([shell, "-c", script], capture_output=True, text=True, env=environment).stderr.splitlines()
+    assert said[0] == "perf.sh set: OMP_NUM_THREADS=1 PYTORCH_ALLOC_CONF=expandable_segments:True"
+    assert all("jemalloc: not found" in line for line in said[1:]) and len(said) <= 2
+    quiet = environment | {"SHMZERO_PERF_QUIET": "1"}
+    assert subprocess.run([shell, "-c", script], capture_output=True, text=True, env=quiet).stderr == ""
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_perf_undo_leaves_what_was_changed_since(shell: str) -> None:
+    script = f". {ROOT}/env/perf.sh; export OMP_NUM_THREADS=5; shmzero_perf_undo; echo $OMP_NUM_THREADS ${{MKL_NUM_THREADS-gone}}"
+    environment = {"PATH": os.environ["PATH"], "SHMZERO_PERF_QUIET": "1"}
+    result = subprocess.run([shell, "-c", script], capture_output=True, text=True, env=environment)
+    assert result.stdout.split() == ["5", "gone"], result
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_perf_in_a_strict_shell_without_ldconfig_goes_on(shell: str, tmp_path: Path) -> None:
+    path = programs(tmp_path / "bin", "sed", ldconfig="exit 127")
+    script = f"set -eu -o pipefail; . {ROOT}/env/perf.sh; shmzero_perf_undo; echo there"
+    program = shutil.which(shell)
+    assert program
+    result = subprocess.run([program, "-c", script], capture_output=True, text=True, env={"PATH": path})
+    assert result.stdout == "there\n" and result.returncode == 0, result
+    assert "jemalloc: not found" in result.stderr
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_perf_preloads_a_jemalloc_that_the_loader_knows(shell: str, tmp_path: Path) -> None:
+    library = next(line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if "libc.so.6" in line)
+    lines = f"\tlibjemalloc.so.2 (libc6,x86-64) => {library}"
+    path = programs(tmp_path / "bin", "sed", "env", ldconfig=f"echo 'libs found'; echo '{lines}'; echo '{lines}.not-me'")
+    script = f". {ROOT}/env/perf.sh; env; shmzero_perf_undo; echo ${{LD_PRELOAD-gone}}"
+    program = shutil.which(shell)
+    assert program
+    result = subprocess.run([program, "-c", script], capture_output=True, text=True, env={"PATH": path})
+    assert f"LD_PRELOAD={library}" in result.stdout.splitlines() and result.stdout.endswith("gone\n"), result
+    assert "not found" not in result.stderr
