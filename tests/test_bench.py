@@ -129,6 +129,24 @@ def test_bench_refuses_a_build_that_is_not_for_speed(monkeypatch: pytest.MonkeyP
     assert capsys.readouterr().err == "error: this is a sanitized build; its figures mean nothing\n"
 
 
+@pytest.mark.parametrize(("sanitizer", "build"), [("", "release"), ("thread", "sanitized"), ("undefined", "sanitized")])
+def test_setup_names_the_kind_of_a_build(sanitizer: str, build: str, tmp_path: Path) -> None:
+    """The compiler only preprocesses: what BUILD would be, without the minute that a build takes."""
+    compiler = tmp_path / "compiler"
+    compiler.write_text(
+        "#!/bin/bash\n"
+        'case "$*" in *bind.cpp*) g++ "${@/#-c/-E}" ;; esac\n'
+        'while [ $# -gt 1 ]; do [ "$1" = -o ] && { touch "$2"; }; shift; done\n'
+    )
+    compiler.chmod(0o755)
+    environment = os.environ | {"CC": str(compiler), "CXX": str(compiler), "LDSHARED": str(compiler),
+                                "LDCXXSHARED": str(compiler), "SHMZERO_SANITIZE": sanitizer}  # fmt: skip
+    subprocess.run([sys.executable, "setup.py", "-q", "build_ext", "--force", "--build-temp", str(tmp_path / "temp"),
+                    "--build-lib", str(tmp_path / "lib")], cwd=ROOT, env=environment, check=True, timeout=120)  # fmt: skip
+    (text,) = tmp_path.glob("temp/**/bind.o")
+    assert f'm.attr("BUILD") = "{build}"' in text.read_text()
+
+
 def test_bench_transport_holds_the_ring_against_the_others(tmp_path: Path) -> None:
     bench("transport", "--quick", "--repeats", 1, "--clients", 2, "--rows", 3, "--seconds", 0.02,
           "--json", tmp_path / "transport.json")  # fmt: skip
