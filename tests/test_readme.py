@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -28,3 +29,22 @@ def test_readme_worked_score_is_what_the_rules_say() -> None:
 
     r = round_of("SA C2 | S5 C9 | H2 CA", "H", 2, "1 0 2 | SA S5 H2 | CA C2 C9")
     assert r.scores() == [0, 10, 12]
+
+
+README = (ROOT / "README.md").read_text()
+FIGURES = [line for line in README.partition("## Figures")[2].partition("\n## ")[0].splitlines() if line.startswith("| ")]
+COMMANDS = sorted({row.rstrip(" |").rpartition("|")[2].strip(" `").split()[0] for row in FIGURES[1:]})
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_readme_figures_have_results_of_a_commit_that_git_knows(name: str) -> None:
+    kept = json.loads((ROOT / "tools" / "results" / f"{name}.json").read_text())
+    assert kept["benchmark"] == name and kept["results"]
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a git checkout: the commit of the figures cannot be looked up")
+    shallow = subprocess.run(["git", "rev-parse", "--is-shallow-repository"], capture_output=True, text=True, cwd=ROOT)
+    if shallow.stdout.strip() == "true":
+        pytest.skip("a shallow clone: the commit of the figures may not be in it")
+    commit = f"{kept['machine']['commit']}^{{commit}}"
+    known = subprocess.run(["git", "cat-file", "-e", commit], capture_output=True, cwd=ROOT)
+    assert known.returncode == 0, f"{name}.json is of commit {kept['machine']['commit']}, which git does not know"
