@@ -194,8 +194,10 @@ class Learner:
             parameters, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
         )
         # The losses and the softmax stay in float32.
-        autocast = config.autocast if config.autocast is not None else device != "cpu" or bf16_is_faster()
-        self._autocast = torch.autocast("cuda" if device != "cpu" else "cpu", torch.bfloat16, autocast)
+        fast = device != "cpu" or bf16_is_faster()
+        autocast = ("bf16" if fast else "off") if config.autocast == "auto" else config.autocast
+        dtype = torch.float16 if autocast == "fp16" else torch.bfloat16
+        self._autocast = torch.autocast("cuda" if device != "cpu" else "cpu", dtype, autocast != "off")
 
     def measure_scale(self, buffer: ReplayBuffer) -> None:
         """Fix the input scale, 1 / standard deviation of each feature, from the first rows."""
@@ -274,7 +276,7 @@ class Learner:
         if self._skipped_in_a_row >= MOST_SKIPPED:
             raise ModelFailed(
                 f"step {self.steps}: {MOST_SKIPPED} batches in a row without a finite gradient; "
-                "lower learning_rate, or set autocast = false"
+                "lower learning_rate, or set autocast to off"
             )
 
 

@@ -75,8 +75,8 @@ class TrainConfig:
     """Weight of an auxiliary loss: how many tricks the mover will win."""
     ema: float = 0.99
     """Decay of the average of the weights, a step; the average is what plays."""
-    autocast: bool | None = None
-    """Matrix products of the learner in bfloat16 (default: where that is faster)."""
+    autocast: Literal["auto", "off", "bf16", "fp16"] = "auto"
+    """Number format of the learner's matrix products: auto takes bfloat16 where that is faster, off is float32."""
     publish_s: float = 1.0
     """Self-play gets new weights so often."""
     checkpoint_s: float = 20.0
@@ -130,6 +130,7 @@ class TrainConfig:
         check_choice("utility", self.utility, ("points", "win"))
         if self.utility == "win" and not (self.games and self.targets == "critic"):
             raise ConfigError("utility is 'win'; allowed: with --games and --targets critic (a search ends in points)")
+        check_choice("autocast", self.autocast, ("auto", "off", "bf16", "fp16"))
         check_choice("net", self.net, NETS)
         check_choice("critic_net", self.critic_net, NETS)
         if self.targets != "critic" and 0 in (simulations for _, simulations in self.stages()):

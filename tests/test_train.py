@@ -156,7 +156,7 @@ def test_random_moves_without_a_search_are_drawn_uniformly() -> None:
 
 # --- arithmetic --------------------------------------------------------------------------------------------------------------------
 
-SMALL = TrainConfig(net="quick", critic_net="quick", batch=256, autocast=False)
+SMALL = TrainConfig(net="quick", critic_net="quick", batch=256, autocast="off")
 
 
 def learner(config: TrainConfig = SMALL) -> Learner:
@@ -298,7 +298,7 @@ def test_presets_are_settings_of_real_runs(name: str) -> None:
     [
         ({"minutes": None}, "minutes"), ({"search": "x3"}, "search"), ({"targets": "visits"}, "targets"),
         ({"batch": 0}, "batch"), ({"players": "2"}, "players"), ({"net": "huge"}, "net"),
-        ({"learning_rate": float("nan")}, "learning_rate"),
+        ({"learning_rate": float("nan")}, "learning_rate"), ({"autocast": "fp8"}, "autocast"),
     ],
 )
 def test_impossible_settings_are_named(settings: dict, named: str) -> None:
