@@ -93,6 +93,7 @@ class SearchConfig:
     share of moves drawn uniformly."""
     noise_alpha: float = 1.0
     temperature: float = 1.0
+    """Self-play draws its moves from visits^(1/temperature); halving plays its best action instead."""
     temperature_decisions: int = 99
     """Decisions of a round played with `temperature`; later ones with `final_temperature`."""
     final_temperature: float = 0.0
@@ -111,6 +112,8 @@ class SearchConfig:
         check_choice("opponents", self.opponents, ("policy", "maximise"))
         check_choice("root", self.root, ("puct", "halving"))
         check_choice("target", self.target, ("visits", "improved"))
+        if self.root == "halving" and self.target == "visits" and self.noise_fraction > 0 < self.simulations:
+            raise ConfigError("target is 'visits' with root 'halving' and noise; allowed: target 'improved'")
         check_number("improved_beta", self.improved_beta, 0, 1000)
         check_number("considered", self.considered, 1, _core.NUM_ACTIONS)
         check_number("noise_fraction", self.noise_fraction, 0, 1)

@@ -190,7 +190,7 @@ def test_config_of_a_run_folder_plays_the_same_rounds_again(
 ) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
     assert main([*HASH, "--rounds", "20", "--players", "3-5", "--trump", "none,spades:2", "--seed", "7",
-                 "--root", "halving", "--temperature", "0.5", "--out", str(first)]) == 0
+                 "--root", "halving", "--target", "improved", "--out", str(first)]) == 0
     file = first / "config.toml"
     assert parse(["--config", str(file)]).out == first
     assert parse(["--config", str(file), "--seed", "8"]).seed == 8
