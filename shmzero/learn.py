@@ -52,7 +52,7 @@ class ReplayBuffer:
         shapes: dict[str, tuple[tuple[int, ...], torch.dtype]] = {
             "features": ((capacity, _core.NUM_FEATURES), torch.float16),
             "masks": ((capacity,), torch.int64),
-            "hands": ((capacity, _core.NUM_HANDS), torch.int64),
+            "hands": ((capacity, _core.NUM_HANDS * _core.NUM_CARDS), torch.uint8),
             "actions": ((capacity,), torch.uint8),
             "utilities": ((capacity,), torch.float32),
             "policies": ((capacity, _core.NUM_ACTIONS), torch.float16),
@@ -103,14 +103,8 @@ def bits(words: Tensor) -> Tensor:
     return ((words[..., None] >> places) & 1).bool()
 
 
-def full_deal_rows(features: Tensor, hands: Tensor) -> Tensor:
-    """Rows [B, 256 + H x 52] f32 of `hands` [B, H]: the mover's features, the undealt cards, then the
-    hands of the next seats."""
-    return torch.cat([features.float(), bits(hands).flatten(1).float()], dim=1)
-
-
 class Critic(nn.Module):
-    """Utility of the mover after each action, from full-deal rows. Lives in the learner only."""
+    """Utility of the mover after each action, from the full deal. Lives in the learner only."""
 
     input_scale: Tensor
 
@@ -120,7 +114,7 @@ class Critic(nn.Module):
         self.num_hands = num_hands
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            columns = _core.NUM_FEATURES + num_hands * _core.NUM_ACTIONS
+            columns = _core.NUM_FEATURES + num_hands * _core.NUM_CARDS
             self.read = nn.Linear(columns, config.width)
             self.blocks = nn.Sequential(*(Block(config.width, config.hidden) for _ in range(config.blocks)))
             self.bids = nn.Linear(config.width, _core.NUM_ACTIONS)
@@ -131,11 +125,15 @@ class Critic(nn.Module):
                     head.bias.zero_()
         self.register_buffer("input_scale", torch.ones(_core.NUM_FEATURES))
 
-    def forward(self, rows: Tensor) -> Tensor:
-        """Q [B, 52] of full-deal rows [B, 256 + num_hands x 52]."""
-        known, hidden = rows[:, : _core.NUM_FEATURES], rows[:, _core.NUM_FEATURES :]
-        x = self.blocks(self.read(torch.cat([known * self.input_scale, hidden], dim=1)))
-        playing = rows[:, _core.PLAYING_FEATURE, None] > 0.5
+    def forward(self, features: Tensor, hands: Tensor) -> Tensor:
+        """Q [B, 52] of the mover's features [B, 256] and the hands [B, H x 52] that it does not see: the undealt
+        cards, then those of the next seats."""
+        hidden = hands[:, : self.num_hands * _core.NUM_CARDS].to(features.dtype)
+        # Two products instead of one of both inputs side by side, which would have to be copied.
+        known_weight, hidden_weight = self.read.weight.split([_core.NUM_FEATURES, hidden.shape[1]], dim=1)
+        x = F.linear(features * self.input_scale, known_weight, self.read.bias) + F.linear(hidden, hidden_weight)
+        x = self.blocks(x)
+        playing = features[:, _core.PLAYING_FEATURE, None] > 0.5
         q: Tensor = torch.where(playing, self.cards(x), self.bids(x))
         return q
 
@@ -212,7 +210,7 @@ class Learner:
     def critic_values(self, batch: dict[str, Tensor]) -> Tensor:
         """Q [B, 52] of a batch's rows."""
         assert self.critic is not None
-        q: Tensor = self.critic(full_deal_rows(batch["features"], batch["hands"][:, : self.critic.num_hands]))
+        q: Tensor = self.critic(batch["features"].float(), batch["hands"])
         return q
 
     def step(self, batch: dict[str, Tensor], schedule: Schedule) -> Tensor:

@@ -30,7 +30,6 @@ from shmzero.learn import (
     ReplayBuffer,
     Schedule,
     bits,
-    full_deal_rows,
     load_state,
     save_state,
 )
@@ -51,10 +50,6 @@ def buffer_of(records: list[bytes], capacity: int = 20_000) -> ReplayBuffer:
     buffer = ReplayBuffer(capacity)
     buffer.add(records)
     return buffer
-
-
-def cards_of(word: int) -> set[int]:
-    return {card for card in range(52) if int(word) >> card & 1}
 
 
 # --- rows ------------------------------------------------------------------------------------------------------------------------
@@ -79,13 +74,14 @@ def test_full_deal_rows_decode_to_the_true_hands(search: SearchConfig) -> None:
                 r = as_round(truth)
                 suits = r.suit_order()
 
-                def real(word: int, suits: list[int] = suits) -> set[int]:
-                    return {suits[card // 13] * 13 + card % 13 for card in cards_of(word)}
+                def real(hand: int, row: int = at, suits: list[int] = suits) -> set[int]:
+                    cards = np.flatnonzero(rows["hands"][row, 52 * hand : 52 * (hand + 1)])
+                    return {suits[card // 13] * 13 + card % 13 for card in cards.tolist()}
 
-                assert real(rows["hands"][at][0]) == set(range(52)) - dealt
+                assert real(0) == set(range(52)) - dealt
                 for i in range(1, 8):
                     hand = truth.hands[(truth.seat + i) % truth.players] if i < truth.players else []
-                    assert real(rows["hands"][at][i]) == set(hand)
+                    assert real(i) == set(hand)
                 assert r.action_from_canonical(int(rows["actions"][at])) == action
                 assert np.array_equal(rows["features"][at].astype(np.float32), r.features())
                 assert rows["utilities"][at] == pytest.approx(end.utilities()[truth.seat], abs=1e-6)
@@ -117,14 +113,14 @@ def test_replay_full_deal_wrong_arrays_are_refused_by_name() -> None:
         with pytest.raises(ValueError, match=f"'{name}'"):
             _core.replay_full_deal(records, {key: a for key, a in arrays.items() if key != name})
     with pytest.raises(ValueError, match="'hands' has another dtype"):
-        _core.replay_full_deal(records, arrays | {"hands": np.zeros((100, 8), np.float32)})
+        _core.replay_full_deal(records, arrays | {"hands": np.zeros((100, 416), np.float32)})
     with pytest.raises(ValueError, match="'hands' has another shape"):
-        _core.replay_full_deal(records, arrays | {"hands": np.zeros((100, 7), np.uint64)})
+        _core.replay_full_deal(records, arrays | {"hands": np.zeros((100, 415), np.uint8)})
 
 
 def test_serving_network_refuses_full_deal_rows() -> None:
     buffer = buffer_of(play_rounds(HashEvaluator(), 4, POLICY_ALONE))
-    rows = full_deal_rows(buffer.tensors["features"][:8], buffer.tensors["hands"][:8])
+    rows = torch.cat([buffer.tensors["features"][:8].float(), buffer.tensors["hands"][:8].float()], dim=1)
     assert rows.shape == (8, 256 + 8 * 52)
     with pytest.raises(RuntimeError):
         BlobNet(NetConfig(width=16, hidden=16, blocks=1)).policy_value(rows, torch.ones(8, 52, dtype=torch.bool))
