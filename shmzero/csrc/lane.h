@@ -143,7 +143,7 @@ class Lane {
         asks_other_ = true;
       }
       static const SearchConfig policy_alone = [] {
-        SearchConfig config;
+        SearchConfig config = {};
         config.simulations = 0;
         return config;
       }();

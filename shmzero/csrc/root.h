@@ -256,13 +256,14 @@ class Root {
     double sum = value_;
     std::fill_n(visits, num_actions, 0.0);
     for (std::uint32_t wave = 0; wave < done_; ++wave) {
+      const double exploration = config_->c_puct * std::sqrt(1.0 + wave);
       const double first_play = sum / (1.0 + wave) - config_->fpu_reduction;
       const auto worth = [&](int a) { return arms_[a].tried > 0 ? mean(arms_[a]) : first_play; };
       int best = 0;
       double best_score = -1e300;
       for (int a = 0; a < num_actions; ++a) {
         const double q = visits[a] > 0.0 ? worth(a) : first_play;
-        const double score = puct_score(q, decision_.prior[a], 1.0 + wave, visits[a], config_->c_puct);
+        const double score = q + exploration * decision_.prior[a] / (1.0 + visits[a]);
         if (score > best_score) best_score = score, best = a;
       }
       visits[best] += 1.0;
