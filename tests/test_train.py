@@ -36,8 +36,8 @@ from shmzero.learn import (
 )
 from shmzero.net import BlobNet, load_checkpoint, save_checkpoint
 from shmzero.records import Records
-from shmzero.train import UnitLedger, newest_checkpoint
-from shmzero.train_config import TRAIN_PRESETS, TrainConfig, read_train_toml
+from shmzero.train import UnitLedger, newest_checkpoint, parse, resolved
+from shmzero.train_config import TRAIN_PRESETS, TrainConfig
 from tests import oracle
 from tests.cases import as_round
 from tests.fakes import HashEvaluator
@@ -280,6 +280,16 @@ def test_unit_ledger_yields_what_is_missing_in_any_order() -> None:
     assert next(units) == 200
 
 
+def test_unit_ledger_yields_nothing_that_was_finished_since_it_was_asked() -> None:
+    ledger = UnitLedger([2])
+    units = ledger.missing()
+    for expected in (0, 1):
+        unit = next(units)
+        assert unit == expected
+        ledger.add(unit)
+    assert next(units) == 3  # 2 was there from the start, and the mark has passed it
+
+
 # --- settings ----------------------------------------------------------------------------------------------------------------------
 
 
@@ -299,6 +309,8 @@ def test_presets_are_settings_of_real_runs(name: str) -> None:
         ({"minutes": None}, "minutes"), ({"search": "x3"}, "search"), ({"targets": "visits"}, "targets"),
         ({"batch": 0}, "batch"), ({"players": "2"}, "players"), ({"net": "huge"}, "net"),
         ({"learning_rate": float("nan")}, "learning_rate"), ({"autocast": "fp8"}, "autocast"),
+        ({"search": "2x8:0"}, "search"), ({"search": "2x8:x,3x3"}, "search"), ({"learner": "tpu"}, "learner"),
+        ({"rounds": 0}, "rounds"),
     ],
 )
 def test_impossible_settings_are_named(settings: dict, named: str) -> None:
@@ -306,12 +318,56 @@ def test_impossible_settings_are_named(settings: dict, named: str) -> None:
         TrainConfig(**settings)
 
 
-def test_resolved_settings_come_back_from_their_file(tmp_path: Path) -> None:
-    for config in TRAIN_PRESETS.values():
-        (tmp_path / "config.toml").write_text(to_toml(dataclasses.asdict(config)))
-        read = dataclasses.replace(TrainConfig(), **read_train_toml(tmp_path / "config.toml"))
-        # What is None is not in the file, and comes from the preset.
-        assert dataclasses.replace(read, lanes=config.lanes, max_batch=config.max_batch) == config
+@pytest.mark.parametrize("name", TRAIN_PRESETS)
+def test_resolved_settings_come_back_from_their_file(tmp_path: Path, name: str) -> None:
+    config = TRAIN_PRESETS[name]
+    (tmp_path / "config.toml").write_text(to_toml(resolved(config)))
+    read, _, _ = parse(["run", "--config", str(tmp_path / "config.toml")])
+    assert read.identity() == config.identity() and resolved(read) == resolved(config)
+    assert (read.minutes, read.rounds) == (config.minutes, config.rounds)
+
+
+def test_resolved_settings_fill_batches_where_there_is_a_search() -> None:
+    policy = resolved(TrainConfig())
+    searched = resolved(TrainConfig(targets="visits", search="3x30"))
+    assert policy["lanes"] == 2048 and policy["max_batch"] and policy["workers"]
+    assert searched["lanes"] < policy["lanes"] / 4 and searched["lanes"] * searched["workers"] >= searched["max_batch"] / 4
+    mixed = resolved(TrainConfig(search="0,3x30"))
+    assert mixed["lanes"] is None  # each stage has its own
+
+
+def test_stages_of_the_plan_change_with_every_hundred_of_its_iterations() -> None:
+    config = TRAIN_PRESETS["plan"]
+    assert config.rounds is not None
+    sizes = [round(2000 + 8000 * min(i / 19, 1)) for i in range(500)]
+    assert sum(sizes) == pytest.approx(config.rounds, abs=20)
+    for hundred in range(1, 5):
+        played = sum(sizes[: 100 * hundred])
+        assert config.stage((played - 50) / config.rounds) == hundred - 1
+        assert config.stage((played + 50) / config.rounds) == hundred
+
+
+def test_deals_from_a_named_distribution_yield_to_a_flag() -> None:
+    config, _, _ = parse(["run", "--deals-from", "broad", "--players", "3"])
+    assert (config.players, config.cards) == ("3", "1-8") and config.net == TrainConfig().net
+    assert parse(["run", "--deals-from=plan"])[0].players == "4:15,5:70,6:15"
+    with pytest.raises(ConfigError, match="deals-from"):
+        parse(["run", "--deals-from", "mine"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--root", "halving"], "root is 'halving' without a search"), (["--seats", "maximise"], "seats"),
+        (["--solved-cards", "8"], "solved_cards"),
+        (["--targets", "visits", "--search", "2x8", "--entropy-first", "0.1"], "entropy_first"),
+        (["--targets", "visits", "--search", "2x8", "--critic-net", "small"], "critic_net"),
+    ],
+)
+def test_settings_that_would_do_nothing_are_refused(arguments: list[str], named: str) -> None:
+    with pytest.raises(ConfigError, match=named):
+        parse(["run", *arguments])
+    parse(["run", "--preset", "laptop", "--targets", "visits", "--search", "2x8"])  # whose critic nobody asked for
 
 
 # --- the command -------------------------------------------------------------------------------------------------------------------
@@ -440,7 +496,7 @@ def test_gate_opens_for_a_match_won_beyond_its_interval_and_for_no_other(
     def settled() -> dict:
         until = time.monotonic() + 120
         while time.monotonic() < until:
-            for line in judge.poll(0.0):
+            for line in judge.poll(0.0, print):
                 if "match" in line:
                     return line["match"]
             time.sleep(0.02)
@@ -448,7 +504,7 @@ def test_gate_opens_for_a_match_won_beyond_its_interval_and_for_no_other(
 
     try:
         saved(1)
-        assert judge.poll(0.0) == [] and judge.best == 1  # the first needs no match
+        assert judge.poll(0.0, print) == [] and judge.best == 1  # the first needs no match
         saved(2, judge.checkpoint(1))
         assert abs(settled()["mean"]) < 1e-9 and judge.best == 1  # its equal does not pass
         saved(3, Path(trained[1]["checkpoint"]))
