@@ -92,7 +92,7 @@ class TrainProgress:
         head = Table.grid(padding=(0, 1))
         head.add_row(ProgressBar(1.0, self.done, width=30), f"{self.done:.0%}", f"{clock(self.elapsed_s)}{left}")
         body = Table.grid(padding=(0, 2))
-        body.add_column(style="bold")
+        body.add_column(style="bold", no_wrap=True)
         body.add_column(overflow="ellipsis", no_wrap=True)
         play, learner = self.play, self.learner
         body.add_row("self-play", f"{self.rounds:,} rounds, {play.rounds_per_min:,.0f}/min")
