@@ -92,7 +92,7 @@ class TrainProgress:
         head = Table.grid(padding=(0, 1))
         head.add_row(ProgressBar(1.0, self.done, width=30), f"{self.done:.0%}", f"{clock(self.elapsed_s)}{left}")
         body = Table.grid(padding=(0, 2))
-        body.add_column(style="bold", no_wrap=True)
+        body.add_column(style="bold", no_wrap=True, min_width=len("self-play"))
         body.add_column(overflow="ellipsis", no_wrap=True)
         play, learner = self.play, self.learner
         body.add_row("self-play", f"{self.rounds:,} rounds, {play.rounds_per_min:,.0f}/min")
@@ -106,13 +106,12 @@ class TrainProgress:
             body.add_row("losses", f"policy {learner['policy_loss']:+.4f}, value {learner['value_loss']:.4f}{critic}; "
                                    f"a constant guess {learner['utility_variance']:.4f}")  # fmt: skip
             body.add_row("entropy", f"{learner['entropy']:.3f} nats")
-        for match in self.matches:
-            body.add_row(f"vs {Path(match['opponent']).name}",
-                         f"{match['mean']:+.2f} ({match['low']:+.2f} to {match['high']:+.2f}) points a round at step "
-                         f"{match['steps']:,}")  # fmt: skip
+        for label, match in zip(["strength", *[""] * len(self.matches)], self.matches, strict=False):
+            body.add_row(label, f"{match['mean']:+.2f} ({match['low']:+.2f} to {match['high']:+.2f}) points a round vs "
+                                f"{Path(match['opponent']).name}, step {match['steps']:,}")  # fmt: skip
         if self.rating:
             body.add_row("rating", f"{self.rating['rating']:+.0f} ({self.rating['low']:+.0f} to "
-                                   f"{self.rating['high']:+.0f}) at step {self.rating['steps']:,}")  # fmt: skip
+                                   f"{self.rating['high']:+.0f}), step {self.rating['steps']:,}")  # fmt: skip
         return Group(Text(), head, body)
 
 

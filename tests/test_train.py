@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import importlib.util
+import io
 import json
 import os
 import random
@@ -18,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 
 from shmzero import SearchConfig, _core, play_rounds
 from shmzero.config import NetConfig, to_toml
@@ -35,8 +37,10 @@ from shmzero.learn import (
     save_state,
 )
 from shmzero.net import BlobNet, load_checkpoint, save_checkpoint
+from shmzero.plot import TrainProgress
 from shmzero.records import Records
-from shmzero.train import UnitLedger, newest_checkpoint, parse, resolved
+from shmzero.selfplay import Progress
+from shmzero.train import UnitLedger, newest_checkpoint, parse, resolved, train
 from shmzero.train_config import TRAIN_PRESETS, TrainConfig
 from tests import oracle
 from tests.cases import as_round
@@ -375,8 +379,8 @@ def test_settings_that_would_do_nothing_are_refused(arguments: list[str], named:
 QUICK = ["--opponents", "threshold", "--evaluate-s", "4", "--deals", "50", "--lanes", "256", "--batch", "256", "--checkpoint-s", "1", "--publish-s", "0.2",
          "--buffer", "20000", "--json"]
 LENGTH = ["--rounds", "9000", "--minutes", "30"]
-KILLS = int(os.environ.get("SHMZERO_KILLS", "20")) // 20
-"""Of each kind of process, at random moments."""
+KILLS = int(os.environ.get("SHMZERO_TRAIN_KILLS", "1"))
+"""Of each kind of process, at random moments; ten for the record."""
 KINDS = ("shmzero.worker", "shmzero.inference", "shmzero.learner", "shmzero.judge", "shmzero.train")
 
 
@@ -388,6 +392,12 @@ def command(*arguments: object, module: str = "shmzero.train") -> subprocess.Com
 
 def metrics(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def reports(folder: Path) -> list[dict]:
+    """What the learner said of its batches, each report once."""
+    found = [line["learner"] for line in metrics(folder) if "loss" in line.get("learner", {})]
+    return [one for i, one in enumerate(found) if i == 0 or one != found[i - 1]]
 
 
 def last_report(folder: Path) -> dict:
@@ -443,6 +453,7 @@ def test_train_again_has_nothing_to_do(trained: tuple[Path, dict]) -> None:
     again = command(folder, *LENGTH, *QUICK)
     assert again.returncode == 0, again.stderr
     assert "nothing to do" in again.stderr and json.loads(again.stdout)["rounds"] == summary["rounds"]
+    assert json.loads(again.stdout)["steps"] == summary["steps"]
 
 
 def test_train_other_settings_are_refused_with_their_names(trained: tuple[Path, dict]) -> None:
@@ -453,15 +464,17 @@ def test_train_other_settings_are_refused_with_their_names(trained: tuple[Path, 
 
 
 def test_train_stages_change_the_search_and_visits_are_learned_from(tmp_path: Path) -> None:
-    arguments = ["--targets", "visits", "--search", "2x8,2x12", "--rounds", 1200, "--minutes", 30, "--opponents", "",
-                 "--lanes", 64, "--batch", 128, "--buffer", 4000, "--json"]
-    done = command(tmp_path, *arguments)
-    assert done.returncode == 0, done.stderr
-    summary = json.loads(done.stdout)
+    config = TrainConfig(minutes=None, rounds=1200, targets="visits", search="2x8:1,2x12:3", opponents="",
+                         lanes=64, batch=128, buffer=4000)  # fmt: skip
+    shown: list[TrainProgress] = []
+    summary = train(config, tmp_path, show=shown.append)
     assert summary["complete"] and summary["steps"] > 0 and summary["rounds"] >= 1200
-    totals = {sum(one["weights"].values()) for data in Records(tmp_path) for one in _core.decode_record(data)["searched"]}
-    assert totals == {16, 24}
+    found = [sum(one["weights"].values()) for data in Records(tmp_path) for one in _core.decode_record(data)["searched"]]
+    assert set(found) == {16, 24} and 0.1 < found.count(16) / len(found) < 0.5
     assert last_report(tmp_path)["learner"]["policy_loss"] > 0
+    last = shown[-1]
+    assert last.rounds >= 1000 and last.play.rounds < last.rounds - 250  # a rate is of its own stage's rounds
+    assert [one.rounds for one in shown] == sorted(one.rounds for one in shown)
 
 
 def test_train_gate_lets_through_what_beats_the_last_and_ratings_are_kept(tmp_path: Path) -> None:
@@ -514,6 +527,35 @@ def test_gate_opens_for_a_match_won_beyond_its_interval_and_for_no_other(
         assert settled()["low"] < 0 and judge.best == 3  # a fresh one loses, if by little
     finally:
         judge.kill()
+
+
+def progress(**more: object) -> TrainProgress:
+    play = Progress(0, 10**12, 41_000, 60.0, 51_945.0, 13_235.0, 917.0, 0.9, 0.8)
+    match = {"opponent": "threshold", "mode": "one", "mean": 1.02, "low": 0.8, "high": 1.24, "steps": 900}
+    learner = dict.fromkeys(METRICS, 0.1234) | {"steps": 1204, "steps_per_s": 14.3, "learner_waits": 0.07}
+    given = {"learner": learner, "matches": [match, match | {"opponent": "uct10x90+solver", "mean": -2.5}],
+             "rating": {"rating": 212.0, "low": 180.0, "high": 240.0, "steps": 900}} | more
+    return TrainProgress(0.375, 45.0, 3725.0, 82_000, play, 0.03, **given)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("width", [60, 80, 200])
+def test_live_table_fits_a_terminal_and_says_everything(width: int) -> None:
+    console = Console(width=width, height=24, force_terminal=False, record=True, file=io.StringIO())
+    console.print(progress().table())
+    lines = console.export_text().splitlines()
+    assert len(lines) <= 12 and max(map(len, lines)) <= width
+    text = "\n".join(lines)
+    for said in ("38%", "0:45, 1:02:05 left", "82,000 rounds", "51,945/min", "13,235 evaluations/s", "step 1,204", "waits 7%",
+                 "policy +0.1234", "0.123 nats", "self-play", "strength", "+1.02 (+0.80 to +1.24)", "vs uct10x90", "+212 (+180"):
+        assert said in text, said
+    console.print(progress(learner={"steps": 7}, matches=[], rating=None).table())
+    assert "step 7; waits for its first rounds" in console.export_text()
+
+
+def test_plain_line_is_one_and_says_when_it_ends() -> None:
+    line = progress().line()
+    assert "\n" not in line and line.endswith("ETA 1:02:05") and "+1.02±0.22 vs threshold" in line
+    assert progress(learner={}).line().count("step 0") == 1
 
 
 def test_train_for_tensorboard_writes_what_the_metrics_hold(tmp_path: Path) -> None:
@@ -606,7 +648,7 @@ def test_train_killed_anywhere_at_any_time_loses_and_doubles_no_record(tmp_path:
     """Every kind of process, the parent too, is killed at random moments; the same command goes on each time."""
     endless = 10**9
     process = start(tmp_path, endless)
-    left = list(KINDS) * max(KILLS, 1)
+    left = list(KINDS) * KILLS
     kept: dict[int, bytes] = {}
     steps = 0
     while left:
@@ -635,6 +677,7 @@ def test_train_killed_anywhere_at_any_time_loses_and_doubles_no_record(tmp_path:
     process.send_signal(signal.SIGINT)
     process.communicate()
     assert process.returncode == 130
+    before = reports(tmp_path)
     wanted = rounds_in(tmp_path) + 3000
     process = start(tmp_path, wanted)
     out, err = process.communicate()
@@ -646,5 +689,10 @@ def test_train_killed_anywhere_at_any_time_loses_and_doubles_no_record(tmp_path:
     assert len(ids) == len(set(ids)) == summary["rounds"] >= wanted
     after = records_of(tmp_path)
     assert all(after[unit] == data for unit, data in kept.items())
-    losses = [line["learner"]["loss"] for line in metrics(tmp_path) if "loss" in line.get("learner", {})]
-    assert np.isfinite(losses).all() and last_report(tmp_path)["learner"]["skipped"] == 0
+    assert np.isfinite([one["loss"] for one in reports(tmp_path)]).all()
+    assert last_report(tmp_path)["learner"]["skipped"] == 0
+    resumed = [one for one in reports(tmp_path) if one["steps"] > before[-1]["steps"]]
+    # Not of the schedule, which the shorter run's is far ahead of.
+    for name, scale in (("critic_loss", "utility_variance"), ("value_loss", "utility_variance"), ("entropy", None)):
+        ended, went_on = (one[name] / (one[scale] if scale else 1) for one in (before[-1], resumed[0]))
+        assert went_on == pytest.approx(ended, abs=0.2), name
