@@ -252,17 +252,15 @@ class Run:
         self._told_at = self._committed_at = self._shown_at = self._metrics_at = 0.0
 
     def _judged(self) -> bool:
-        """Whether the last checkpoint's matches and its rating are in the metrics, as far as any are wanted."""
-        checkpoint = newest_checkpoint(self.folder)
+        """Whether the last checkpoint's matches and its rating are in the metrics, as far as they are wanted."""
+        checkpoint, config = newest_checkpoint(self.folder), self.config
         if checkpoint is None or not self._judge.wanted:
             return True
-        steps = int(checkpoint.stem)
-        lines = read_metrics(self.folder / METRICS_NAME)
-        if not self.config.opponents:
-            return any(line.get("rating", {}).get("steps") == steps for line in lines)
-        return any(
-            line.get("match", {}).get("mode") == "rest" and line["match"]["steps"] == steps for line in lines
-        )
+        steps, lines = int(checkpoint.stem), read_metrics(self.folder / METRICS_NAME)
+        last = [line["match"] for line in lines if "match" in line and line["match"]["steps"] == steps]
+        played = {match["opponent"] for match in last if match["mode"] == "rest"}
+        rated = any(line["rating"]["steps"] == steps for line in lines if "rating" in line)
+        return played.issuperset(filter(None, config.opponents.split(","))) and (rated or not config.rate)
 
     @property
     def elapsed_s(self) -> float:
@@ -585,6 +583,8 @@ def describe(summary: dict[str, Any]) -> str:
         f"{summary['rounds']:,} rounds, {summary['steps']:,} learner steps in {summary['elapsed_s']:.0f} s",
         *map(match_words, summary["matches"]),
     ]
+    if summary["judge_failures"]:
+        lines.append(f"{summary['judge_failures']} processes of matches failed")
     if summary["checkpoint"]:
         lines.append(f"checkpoint {summary['checkpoint']}")
     if not summary["complete"]:

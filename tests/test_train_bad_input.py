@@ -120,6 +120,22 @@ def test_ratings_that_cannot_be_written_are_said_in_one_line(tmp_path: Path) -> 
     assert "ratings.json cannot be written" in line and judge.failures == 1
 
 
+def test_run_is_over_when_every_opponents_last_match_and_the_rating_are_kept(tmp_path: Path) -> None:
+    judge_of(tmp_path)
+    config = TrainConfig(opponents="threshold,random", rate=True)
+
+    def judged(line: dict) -> bool:
+        append_line(tmp_path / plot.METRICS_NAME, {"elapsed_s": 1.0} | line)
+        run = train.Run(config, tmp_path, print, lambda progress: None, lambda: False)
+        run._writer.close()
+        return run._judged()
+
+    found = [judged({"match": {"opponent": name, "mode": mode, "steps": steps}}) for name, mode, steps in (
+        ("threshold", "rest", 1), ("random", "one", 1), ("random", "rest", 0), ("random", "rest", 1),
+    )]  # fmt: skip
+    assert not any(found) and judged({"rating": {"steps": 1}})
+
+
 def test_matches_compute_in_one_thread_beside_the_run_and_in_all_after_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
