@@ -33,7 +33,9 @@ class TrainConfig:
     cards: str = "5"
     """Cards dealt to each, written likewise."""
     trump: str = "random"
+    """random, spades, hearts, clubs, diamonds, none, or several with commas."""
     dealer: str = "random"
+    """random, or a seat."""
     games: bool = False
     """Play whole games, whose rounds know the score; `cards` is then the largest hand."""
     utility: Literal["points", "win"] = "points"
@@ -59,16 +61,19 @@ class TrainConfig:
     random_moves: float = 0.03
     """Share of uniform moves; with a search the share of noise in its root."""
     net: NetName = "quick"
+    """Sizes of the network."""
     critic_net: NetName = "quick"
     """Sizes of the critic, one trunk; critic targets only."""
     buffer: int = 150_000
     """Newest positions, which batches are drawn from."""
     batch: int = 1024
+    """Positions of a step."""
     replay_ratio: float = 1.0
     """How often a position is seen on average; the faster of self-play and learner waits."""
     learning_rate: float = 2e-3
     """At first; falls to a hundredth as a cosine over the run."""
     weight_decay: float = 1e-4
+    """Of AdamW."""
     clip: float = 1.0
     """Largest norm of a gradient."""
     entropy_first: float = 0.05
@@ -76,6 +81,7 @@ class TrainConfig:
     entropy_last: float = 0.002
     """The same at the end."""
     value_weight: float = 1.0
+    """Weight of the value's loss."""
     value_share: float = 0.25
     """Share of a batch that trains the value as well; a policy that plays without a search needs little."""
     tricks_weight: float = 0.0
@@ -108,7 +114,9 @@ class TrainConfig:
     learner: str = "auto"
     """Device of the learner: auto, cpu, cuda, cuda:1."""
     learner_threads: int = 1
+    """Threads of the learner on a CPU."""
     workers: int | None = None
+    """Worker processes (default: two for each inference process; on CUDA the cores less one, at most 8)."""
     lanes: int | None = None
     """Rounds that a worker plays at once (default: 2048, with a search so many that batches are full)."""
     max_batch: int | None = None
@@ -116,7 +124,9 @@ class TrainConfig:
     compile: bool = False
     """Serve a compiled network as soon as it is ready; worth it in long runs."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Number format of the network in self-play: auto takes the fastest that the device has."""
     seed: int = 0
+    """Of deals, fresh weights and batches."""
 
     def __post_init__(self) -> None:
         check_types(self)

@@ -331,13 +331,17 @@ def test_resolved_settings_come_back_from_their_file(tmp_path: Path, name: str) 
     assert (read.minutes, read.rounds) == (config.minutes, config.rounds)
 
 
-def test_resolved_settings_fill_batches_where_there_is_a_search() -> None:
+def test_resolved_settings_fill_batches_and_cores_where_there_is_a_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("config", "train_config"):
+        monkeypatch.setattr(f"shmzero.{module}.has_cuda", lambda: False)
+    monkeypatch.setattr("shmzero.config.cores", lambda: 3)
     policy = resolved(TrainConfig())
     searched = resolved(TrainConfig(targets="visits", search="3x30"))
-    assert policy["lanes"] == 2048 and policy["max_batch"] and policy["workers"]
-    assert searched["lanes"] < policy["lanes"] / 4 and searched["lanes"] * searched["workers"] >= searched["max_batch"] / 4
+    assert (policy["device"], policy["lanes"]) == ("cpu*1", 2048) and policy["max_batch"] and policy["workers"]
+    assert searched["device"] == "cpu*3" and searched["lanes"] < policy["lanes"] / 4
+    assert searched["lanes"] * searched["workers"] >= searched["max_batch"] / 4
     mixed = resolved(TrainConfig(search="0,3x30"))
-    assert mixed["lanes"] is None  # each stage has its own
+    assert (mixed["device"], mixed["lanes"]) == ("auto", None)  # each stage has its own
 
 
 def test_stages_of_the_plan_change_with_every_hundred_of_its_iterations() -> None:
