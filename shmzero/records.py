@@ -115,7 +115,7 @@ class RecordWriter:
         if differing:
             raise ConfigError(
                 f"{self.path.parent} holds a run of other settings ({'; '.join(differing)}); "
-                "use them, or another --out"
+                "use them, or another folder"
             )
 
     def units(self) -> set[int]:

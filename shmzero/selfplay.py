@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import os
 import signal
 import sys
 import time
@@ -206,7 +207,7 @@ def _run(
             nonlocal units_done, record_bytes, first_round_s
             if finished and first_round_s is None:
                 first_round_s = time.monotonic() - STARTED
-                _write(folder / "config.toml", to_toml(_resolved(config, fleet)))
+                write_whole(folder / "config.toml", to_toml(_resolved(config, fleet)))
             units_done += len(finished)
             record_bytes += sum(len(record) for _, records in finished for record in records)
             waiting.extend(finished)
@@ -225,7 +226,7 @@ def _run(
                     show(progress)
                     shown_at = now
                     if now - metrics_at >= METRICS_S:
-                        _append(folder / "metrics.jsonl", dataclasses.asdict(progress))
+                        append_line(folder / "metrics.jsonl", dataclasses.asdict(progress))
                         metrics_at = now
                         if config.follow and _stamp(config.checkpoint) != checkpoint_seen:
                             checkpoint_seen = _stamp(config.checkpoint)
@@ -278,7 +279,8 @@ def _stamp(path: Path | None) -> tuple[int, int] | None:
     return status.st_mtime_ns, status.st_ino
 
 
-def _write(path: Path, text: str) -> None:
+def write_whole(path: Path, text: str) -> None:
+    """Replace a file, whole or not at all. Raises RecordError."""
     temporary = path.with_suffix(".tmp")
     try:
         temporary.write_text(text)
@@ -289,10 +291,13 @@ def _write(path: Path, text: str) -> None:
         raise RecordError(f"{path} cannot be written: {error.strerror}") from None
 
 
-def _append(path: Path, line: dict[str, Any]) -> None:
+def append_line(path: Path, line: dict[str, Any]) -> None:
+    """Add a line of JSON to a file, which a kill may have left without its last line's end. Raises RecordError."""
     try:
-        with path.open("a") as file:
-            file.write(json.dumps(line) + "\n")
+        with path.open("ab+") as file:
+            end = file.seek(0, os.SEEK_END)
+            cut_off = end > 0 and os.pread(file.fileno(), 1, end - 1) != b"\n"
+            file.write((b"\n" if cut_off else b"") + json.dumps(line).encode() + b"\n")
     except OSError as error:
         raise RecordError(f"{path} cannot be written: {error.strerror}") from None
 
@@ -333,17 +338,19 @@ class HasLine(Protocol):
 
 
 class Terminal:
-    """Live line on a terminal, a plain line now and then elsewhere; all on standard error."""
+    """A live picture on a terminal, a plain line now and then elsewhere; all on standard error."""
 
     PLAIN_S = 5.0
 
-    def __init__(self) -> None:
+    def __init__(self, picture: Callable[[Any], Any] | None = None) -> None:
+        """`picture`: what rich shows of a state on a terminal (default: its line)."""
         from rich.console import Console
         from rich.live import Live
 
         self._console = Console(stderr=True, highlight=False)
         self._live = Live(console=self._console, auto_refresh=False) if self._console.is_terminal else None
         self._plain_at = time.monotonic()
+        self._picture = picture
 
     def __enter__(self) -> Terminal:
         if self._live:
@@ -361,7 +368,8 @@ class Terminal:
         from rich.text import Text
 
         if self._live:
-            self._live.update(Text(progress.line(), overflow="ellipsis", no_wrap=True), refresh=True)
+            line = Text(progress.line(), overflow="ellipsis", no_wrap=True)
+            self._live.update(self._picture(progress) if self._picture else line, refresh=True)
         elif time.monotonic() - self._plain_at >= self.PLAIN_S:
             self.say(progress.line())
             self._plain_at = time.monotonic()
