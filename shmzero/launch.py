@@ -32,6 +32,8 @@ GRANT_UNITS = 512
 """Units in one write: 4096 bytes, which a pipe takes whole or not at all."""
 PIPE_BYTES = 1 << 20
 MOST_SLOT_ROWS = 1 << 22
+LANE_SIMULATIONS = 1 << 22
+"""So many simulations the lanes of a run have room for, unless their number is given: one to two GB."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,7 @@ def plan_fleet(config: SelfPlayConfig, num_units: int) -> FleetPlan:
     rows_per_lane = search.rows_per_step(config.play_settings().most_players)
     batches = 3 if on_cuda else 2
     wanted = -(-batches * max_batch * len(devices) // (rows_per_lane * workers))
+    wanted = min(wanted, LANE_SIMULATIONS // (workers * max(1, config.search().size())))
     lanes = config.lanes or max(config.slots, wanted)
     lanes = max(1, min(lanes, -(-num_units // workers)))
     rows_per_slot = -(-lanes // config.slots) * rows_per_lane

@@ -308,9 +308,18 @@ def parse(arguments: list[str] | None) -> SelfPlayConfig:
     import tyro
 
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("--config", type=Path, nargs="?")
+    for name in ("--config", "--rounds", "--games"):
+        first.add_argument(name, nargs="?")
     given, _ = first.parse_known_args(arguments)
-    default = _Command(config=given.config, **read_toml(given.config)) if given.config else _Command()
+    settings: dict[str, Any] = {}
+    if given.config:
+        settings = {"config": Path(given.config)} | read_toml(Path(given.config))
+        if not {"rounds", "games"} <= settings.keys():  # a flag of one overrides the other in the file
+            if given.games is not None:
+                settings.pop("rounds", None)
+            if given.rounds is not None:
+                settings.pop("games", None)
+    default = _Command(**settings)
     command = parse_flags(
         _Command,
         prog="python -m shmzero.selfplay",
