@@ -188,14 +188,16 @@ def test_create_private_leaves_no_name_behind() -> None:
 
 def test_create_private_has_no_name_any_more_when_it_takes_its_room(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that a kill while the kernel clears the pages leaves nothing."""
-    before = set(os.listdir("/dev/shm"))
     seen = []
     allocate = os.posix_fallocate
-    monkeypatch.setattr(
-        os, "posix_fallocate", lambda *arguments: (seen.append(set(os.listdir("/dev/shm"))), allocate(*arguments))
-    )
+
+    def look_and_allocate(*arguments: int) -> None:
+        seen.append([name for name in os.listdir("/dev/shm") if name.startswith(f"shmzero-{os.getpid()}-")])
+        allocate(*arguments)
+
+    monkeypatch.setattr(os, "posix_fallocate", look_and_allocate)
     create_private(1, 1, 2, 4).close()
-    assert seen == [before]
+    assert seen == [[]]
 
 
 def test_create_private_removes_what_a_killed_creator_left_and_nothing_else() -> None:
