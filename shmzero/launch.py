@@ -43,6 +43,8 @@ FRAME = struct.Struct("=IQI")
 PIPE_BYTES = 1 << 20
 START_S = 120.0
 """An inference process that does not serve, or a worker that does nothing, for so long after its start hangs."""
+LOOK_S = 0.2
+"""How often the children are looked at for one that hangs."""
 GLANCE_S = 1.0
 """What one look at a worker that stands still counts at most: this process may have been away itself."""
 MOST_SLOT_ROWS = 1 << 22
@@ -691,6 +693,10 @@ class Fleet:
     def _kill_stalled(self) -> None:
         """End children that live and do nothing; what becomes of them then is a death like any other."""
         now = time.monotonic()
+        if now - self._looked_at < LOOK_S:
+            return
+        passed_s = min(now - self._looked_at, GLANCE_S)
+        self._looked_at = now
         stall_s = self.config.stall_s
         start_s = max(START_S, stall_s)
         for server in self._servers:
@@ -705,8 +711,6 @@ class Fleet:
                 self.events.append(f"inference process {server.index} {what}")
                 server.killed = True
                 server.child.process.kill()
-        passed_s = min(now - self._looked_at, GLANCE_S)
-        self._looked_at = now
         for worker in self._workers:
             counters = self.segment.worker_counters(worker.index)
             progress_ns = counters["busy_ns"] + counters["wait_ns"]

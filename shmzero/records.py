@@ -155,10 +155,10 @@ class RecordWriter:
         try:
             if not some or _core.decode_record(some[0][0])["rounds_of_game"] == 0:
                 return {}
-            # The record is that of the highest id: sqlite.org/lang_select.html#bareagg
-            lasts = _query(self._connection, self.path, "SELECT unit, max(id), record FROM rounds GROUP BY unit")
+            lasts = "SELECT max(id) FROM rounds GROUP BY unit"  # the index alone tells
+            query = f"SELECT unit, record FROM rounds WHERE id IN ({lasts})"
             found = {}
-            for unit, _, record in lasts:
+            for unit, record in _query(self._connection, self.path, query):
                 last = _core.decode_record(record)
                 if last["round_of_game"] + 1 < last["rounds_of_game"]:
                     query = "SELECT record FROM rounds WHERE unit = ? ORDER BY id"
