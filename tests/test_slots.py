@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -183,6 +184,32 @@ def test_create_private_leaves_no_name_behind() -> None:
     memory = create_private(1, 1, 2, 4)
     assert set(os.listdir("/dev/shm")) == before
     memory.close()
+
+
+def test_create_private_has_no_name_any_more_when_it_takes_its_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that a kill while the kernel clears the pages leaves nothing."""
+    seen = []
+    allocate = os.posix_fallocate
+
+    def look_and_allocate(*arguments: int) -> None:
+        seen.append([name for name in os.listdir("/dev/shm") if name.startswith(f"shmzero-{os.getpid()}-")])
+        allocate(*arguments)
+
+    monkeypatch.setattr(os, "posix_fallocate", look_and_allocate)
+    create_private(1, 1, 2, 4).close()
+    assert seen == [[]]
+
+
+def test_create_private_removes_what_a_killed_creator_left_and_nothing_else() -> None:
+    left, service = (Path("/dev/shm") / f"shmzero-{name}" for name in ("4194303-0123456789abcdef", "test-waits-for-a-successor"))
+    try:
+        left.touch(0o600)
+        service.touch(0o600)
+        create_private(1, 1, 2, 4).close()
+        assert not left.exists() and service.exists()
+    finally:
+        left.unlink(missing_ok=True)
+        service.unlink(missing_ok=True)
 
 
 def test_create_private_more_than_there_is_raises_segment_error() -> None:
