@@ -49,7 +49,7 @@ class Control:
         return [json.loads(line) for line in lines]
 
     def failed(self, error: ModelFailed) -> None:
-        """A batch that failed ends the process: its parent starts another."""
+        """A batch that failed ends the process; the one that takes its place runs the batch again."""
         raise error
 
     def send(self, **event: Any) -> None:
@@ -73,7 +73,7 @@ class ServeControl(Protocol):
     def send(self, **event: Any) -> None: ...
 
     def failed(self, error: ModelFailed) -> None:
-        """A batch was answered with `error`; raises where the loop shall end."""
+        """A batch failed. Raises where the loop shall end, with the batch's slots taken and unanswered."""
 
 
 def serve(
@@ -94,8 +94,8 @@ def serve(
     other: Any = None
 
     def fail(batch: int, batch_version: int, error: ModelFailed) -> None:
-        port.fail(batch, str(error), batch_version)
         control.failed(error)
+        port.fail(batch, str(error), batch_version)
 
     def finish_oldest() -> None:
         stage, batch, batch_version = in_flight.popleft()
