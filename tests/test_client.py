@@ -1,6 +1,7 @@
 """A named service and its clients: answers, errors, deaths of either side, leftovers.
 
-SHMZERO_KILLS and SHMZERO_FUZZ set how many kills and mangled headers (20 and 2,000).
+SHMZERO_KILLS, SHMZERO_FUZZ and SHMZERO_GARBAGE set how many kills, mangled headers and segments of garbage
+(20, 100,000 and 20).
 """
 
 from __future__ import annotations
@@ -45,7 +46,8 @@ from tests.service_programs import ACTION_DIM, STATE_DIM, VALUE_DIM, check, echo
 ROOT = Path(__file__).parent.parent
 WIDTHS = (STATE_DIM, ACTION_DIM, VALUE_DIM)
 KILLS = int(os.environ.get("SHMZERO_KILLS", "20"))
-FUZZ = int(os.environ.get("SHMZERO_FUZZ", "2000"))
+FUZZ = int(os.environ.get("SHMZERO_FUZZ", "100000"))
+GARBAGE = int(os.environ.get("SHMZERO_GARBAGE", "20"))
 
 
 @pytest.fixture
@@ -110,6 +112,12 @@ def start_client(name: str, seed: int) -> subprocess.Popen[str]:
     started.append(process)
     assert process.stdout is not None and process.stdout.readline() == "started\n"
     return process
+
+
+def stopped(process: subprocess.Popen[str]) -> None:
+    """Stop a process; returns once it is."""
+    process.send_signal(signal.SIGSTOP)
+    until(lambda: Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T")
 
 
 def until(condition: Any) -> None:
@@ -453,7 +461,7 @@ def test_request_survives_the_death_of_its_server(name: str, rng: np.random.Gene
     server = start_server(name)
     client = Client(name)
     asked = rows(rng, 4)
-    server.send_signal(signal.SIGSTOP)
+    stopped(server)
     pending = [client.submit_many(*asked) for _ in range(5)]
     server.kill()
     server.communicate()
@@ -470,7 +478,7 @@ def test_request_is_sent_again_where_the_next_server_has_other_sizes(name: str, 
     server = start_server(name)
     client = Client(name)
     asked = rows(rng, 4)
-    server.send_signal(signal.SIGSTOP)
+    stopped(server)
     pending = client.submit_many(*asked)
     server.kill()
     server.communicate()
@@ -504,6 +512,7 @@ def test_sweep_removes_dead_leftovers_and_nothing_that_lives(name: str) -> None:
         posix_ipc.unlink_shared_memory(foreign)
 
 
+@pytest.mark.timeout(600 + 5 * KILLS)
 def test_kills_of_clients_and_servers_at_random_moments(name: str) -> None:
     """Every answer is its own row's, every call of a living client is answered, nothing is left."""
     choice = random.Random(KILLS)
@@ -575,7 +584,7 @@ def test_server_and_client_survive_garbage_under_their_name(name: str, rng: np.r
     memory = create_private(*sizes)
     header = os.pread(memory.fd, 4096, 0)
     memory.close()
-    for case in range(max(20, FUZZ // 100)):
+    for case in range(GARBAGE):
         shm = posix_ipc.SharedMemory(f"/shmzero-{name}", posix_ipc.O_CREX, mode=0o600)
         body = np.frombuffer(rng.bytes(memory.segment.bytes - 4096), np.uint64).copy()
         if case % 4 == 1:
