@@ -37,6 +37,7 @@ from shmzero import (
     play_rounds,
     search,
 )
+from shmzero.client import MOST_PORTS, _Piece, _unpickled
 from shmzero.errors import SegmentCorrupt
 from shmzero.evaluators import HashEvaluator
 from shmzero.segment import create_private, find_service, sweep_leftovers
@@ -114,10 +115,36 @@ def start_client(name: str, seed: int) -> subprocess.Popen[str]:
     return process
 
 
+def unattached(name: str) -> Client:
+    """A client that has not looked for its server yet, as one that has just been unpickled."""
+    return _unpickled(name, None)
+
+
 def stopped(process: subprocess.Popen[str]) -> None:
     """Stop a process; returns once it is."""
     process.send_signal(signal.SIGSTOP)
     until(lambda: Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T")
+
+
+class Holding:
+    """An echo that holds batches with a first state of 0.5 until it is let go."""
+
+    def __init__(self) -> None:
+        self.holds = threading.Event()
+        self.let_go = threading.Event()
+
+    def __call__(self, states: Any, masks: Any) -> tuple[Any, Any]:
+        if (states[:, 0] == 0.5).any():
+            self.holds.set()
+            self.let_go.wait()
+        return echo(states, masks)
+
+
+def held(rng: np.random.Generator, n: int) -> tuple[Any, Any]:
+    """Rows that a Holding holds."""
+    states, masks = rows(rng, n)
+    states[:, 0] = 0.5
+    return states, masks
 
 
 def until(condition: Any) -> None:
@@ -293,6 +320,14 @@ def test_evaluate_many_wrong_rows_raise_value_error(client: Client, states: Any,
     check(*(asked := rows(np.random.default_rng(1), 3)), *client.evaluate_many(*asked))
 
 
+def test_row_that_is_not_finite_is_numbered_within_the_whole_call(client: Client, rng: np.random.Generator) -> None:
+    states, masks = rows(rng, 40)
+    states[33, 5] = np.nan
+    for ask in (client.evaluate_many, client.submit_many):
+        with pytest.raises(ValueError, match="state 5 of row 33 is NaN"):
+            ask(states, masks)
+
+
 def test_model_that_raises_fails_that_request_alone(name: str, rng: np.random.Generator) -> None:
     states, masks = rows(rng, 40)
     states[:, 0] = 0.5
@@ -315,38 +350,168 @@ def test_model_of_other_widths_is_refused_at_the_start(name: str) -> None:
 
 
 def test_evaluate_slow_model_raises_timeout_error_and_later_answers(name: str, rng: np.random.Generator) -> None:
-    let_go = threading.Event()
-
-    def slow(states: Any, masks: Any) -> tuple[Any, Any]:
-        if states[0, 0] == 0.5:
-            let_go.wait()
-        return echo(states, masks)
-
+    model = Holding()
     states, masks = rows(rng, 3)
-    held = np.full_like(states, 0.5)
-    with InferenceServer(slow, *WIDTHS, name=name, slots=8) as server:
+    with InferenceServer(model, *WIDTHS, name=name, slots=8) as server:
         client = server.client()
         with pytest.raises(TimeoutError, match="did not answer 3 rows in time"):
-            client.evaluate_many(held, masks, timeout=0.05)
+            client.evaluate_many(*held(rng, 3), timeout=0.05)
         with pytest.raises(TimeoutError), client.request(3) as r:
             r.run(timeout=0.0)
         pending = client.submit_many(states, masks)
         with pytest.raises(TimeoutError):
             pending.result(0.05)
-        let_go.set()
+        with pytest.raises(TimeoutError):
+            pending.result(-1.0)
+        model.let_go.set()
         check(states, masks, *client.evaluate_many(states, masks))
+        check(states, masks, *pending.result())  # a time-out does not give it up
         until(lambda: set().union(*(server._memory.segment.slot_states(w) for w in range(8))) == {"free"})
+
+
+def test_call_does_not_wait_for_another_threads_time_out(
+    name: str, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two threads of one client look for a server, and for one result: the time-out of each is its own."""
+    asked = rows(rng, 2)
+    client, model, looked = unattached(name), Holding(), threading.Event()
+    with ThreadPoolExecutor(1) as pool:
+        with monkeypatch.context() as patched:
+            patched.setattr(client, "_find", looked.set)
+            patient = pool.submit(client.evaluate_many, *asked)
+            looked.wait()
+            with pytest.raises(ServerGone, match="nobody serves"):
+                client.evaluate_many(*asked, timeout=0.0)
+            assert not patient.done()
+        with InferenceServer(model, *WIDTHS, name=name):
+            check(*asked, *patient.result())
+            pending = client.submit_many(*(kept := held(rng, 2)))
+            patient = pool.submit(pending.result)
+            until(pending._lock.locked)
+            with pytest.raises(TimeoutError, match="did not answer 2 rows in time"):
+                pending.result(0.0)
+            assert not patient.done()
+            model.let_go.set()
+            check(*kept, *patient.result())
+
+
+def test_time_out_of_a_call_is_one_for_all_that_it_waits_for(
+    name: str, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For a server, for a slot and for the answer, each until the same moment."""
+    deadlines: dict[str, float] = {}
+
+    def recorded(kind: type, method: str) -> None:
+        original = getattr(kind, method)
+
+        def wrapper(*arguments: Any) -> Any:
+            deadlines[method] = arguments[-1]
+            return original(*arguments)
+
+        monkeypatch.setattr(kind, method, wrapper)
+
+    model = Holding()
+    with InferenceServer(model, *WIDTHS, name=name, slots=1) as server, ThreadPoolExecutor(1) as pool:
+        with server.client().request(1):
+            for kind, method in ((Client, "_connect"), (Client, "_acquire"), (_Piece, "finish")):
+                recorded(kind, method)
+            client = unattached(name)
+            asking = pool.submit(client.evaluate_many, *held(rng, 1), timeout=0.5)
+            until(lambda: "_acquire" in deadlines)
+        with pytest.raises(TimeoutError):
+            asking.result()
+        model.let_go.set()
+    assert deadlines.keys() >= {"_connect", "_acquire"} and len(set(deadlines.values())) == 1
+
+
+def test_pending_requests_leave_slots_to_other_calls_of_their_client(name: str, rng: np.random.Generator) -> None:
+    """More of them than a client has requests in flight; nobody has asked for their results yet."""
+    with InferenceServer(echo, *WIDTHS, name=name, slots=64, rows_per_slot=16) as server:
+        client = server.client()
+        asked = [rows(rng, n) for n in [16 * MOST_PORTS] + [64] * MOST_PORTS]
+        handles = [client.submit_many(*each) for each in asked]
+        assert server.stats()["clients"] == 1
+        for _ in range(3):
+            check(*(other := rows(rng, 20)), *client.evaluate_many(*other))
+        for each, handle in zip(asked, handles, strict=True):
+            check(*each, *handle.result())
+
+
+def test_client_with_all_its_requests_in_flight_says_so(name: str, rng: np.random.Generator) -> None:
+    model = Holding()
+    with InferenceServer(model, *WIDTHS, name=name, slots=64) as server:
+        client = server.client()
+        kept = held(rng, 1)
+        handles = [client.submit_many(*kept) for _ in range(MOST_PORTS)]
+        with pytest.raises(TimeoutError, match=f"has {MOST_PORTS} requests in flight, the most that one client may"):
+            client.evaluate_many(*kept, timeout=0.05)
+        model.let_go.set()
+        for handle in handles:
+            check(*kept, *handle.result())
 
 
 def test_client_without_a_free_slot_says_so(name: str, rng: np.random.Generator) -> None:
     asked = rows(rng, 1)
     with InferenceServer(echo, *WIDTHS, name=name, slots=1) as server:
         first, second = server.client(), server.client()
-        check(*asked, *first.evaluate_many(*asked))
-        with pytest.raises(TimeoutError, match="all 1 are in use: start it with more --slots"):
+        with first.request(1), pytest.raises(TimeoutError, match="all 1 are in use: start it with more --slots"):
             second.evaluate_many(*asked, timeout=0.05)
-        first.close()
         check(*asked, *second.evaluate_many(*asked))
+
+
+def test_idle_clients_leave_their_blocks_to_others(name: str, rng: np.random.Generator) -> None:
+    """In this process and in another; whoever had a block takes any other for the next request."""
+    with InferenceServer(echo, *WIDTHS, name=name, slots=2, rows_per_slot=16) as server:
+        idle = subprocess.Popen(
+            [sys.executable, "-m", "tests.service_programs", "idle", name, "7"],
+            cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        started.append(idle)
+        assert idle.stdout is not None and idle.stdout.readline() == "idle\n"
+        clients = [server.client() for _ in range(4)]
+        for _ in range(5):
+            for client in clients:
+                check(*(asked := rows(rng, 40)), *client.evaluate_many(*asked))
+        out, _ = idle.communicate("")
+        assert idle.returncode == 0 and out == "answered\n"
+
+
+def test_request_that_is_never_entered_holds_nothing(client: Client, rng: np.random.Generator) -> None:
+    requests = [client.request(1) for _ in range(MOST_PORTS)]
+    check(*(asked := rows(rng, 3)), *client.evaluate_many(*asked))
+    del requests
+
+
+def test_request_being_filled_holds_up_nobody(name: str, rng: np.random.Generator) -> None:
+    """Otherwise the batch would wait for it: for hours, with this time-out."""
+    with InferenceServer(echo, *WIDTHS, name=name, timeout_ms=1e7) as server:
+        first, second = server.client(), server.client()
+        with first.request(1) as r:
+            check(*(asked := rows(rng, 3)), *second.evaluate_many(*asked))
+            r.states[:], r.masks[:] = 0.25, 0
+            r.run()
+            assert (r.values == 1.25).all()
+
+
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+def test_fork_within_a_request_leaves_it_to_the_parent(client: Client, rng: np.random.Generator) -> None:
+    states, masks = rows(rng, 2)
+    with client.request(2) as r:
+        r.states[:], r.masks[:] = states, r.pack_masks(masks)
+        pid = os.fork()
+        if pid == 0:
+            code = 1
+            try:
+                with pytest.raises(RuntimeError, match="fork"):
+                    r.run()
+                r.__exit__()
+                check(states, masks, *client.evaluate_many(states, masks))
+                code = 0
+            finally:
+                os._exit(code)
+        assert os.waitpid(pid, 0)[1] == 0
+        r.run()
+        check(states, masks, r.policies, r.values)
 
 
 def test_client_of_nobody_raises_server_gone() -> None:
@@ -391,10 +556,38 @@ def test_swap_of_a_module_serves_the_new_weights_with_their_version(name: str, r
         assert np.allclose(client.evaluate_many(states, masks)[1], direct(), atol=1e-6) and client.version == 2
 
 
-def test_swap_under_load_never_mixes_versions(name: str) -> None:
-    def constant(number: int) -> Any:
-        return lambda s, m: (np.full((len(s), 7), number, np.float32), np.full((len(s), 3), number, np.float32))
+def constant(number: int) -> Any:
+    """A model that answers with one number."""
+    return lambda s, m: (np.full((len(s), 7), number, np.float32), np.full((len(s), 3), number, np.float32))
 
+
+def test_version_of_a_split_request_is_the_oldest_of_its_answers(name: str) -> None:
+    """The first slot is answered by version 1, the second after the swap to 2."""
+    with InferenceServer(constant(0), *WIDTHS, name=name, slots=1, rows_per_slot=4) as server:
+        client = server.client()
+        server.swap(constant(1))
+        pending = client.submit_many(np.zeros((8, STATE_DIM)), np.ones((8, ACTION_DIM), bool))
+        until(lambda: server.stats()["requests"] == 1)  # the second has no slot before `result`
+        server.swap(constant(2))
+        policies, _ = pending.result()
+        assert policies[:, 0].tolist() == [1, 1, 1, 1, 2, 2, 2, 2]
+        assert pending.version == client.version == 1
+
+
+def test_batched_evaluator_swap_serves_the_new_weights_with_their_version() -> None:
+    states, masks = np.zeros((40, STATE_DIM)), np.ones((40, ACTION_DIM), bool)
+    with BatchedEvaluator(constant(0), *WIDTHS, slots=4, rows_per_slot=8) as evaluator:
+        for number in (1, 2):
+            assert (evaluator.evaluate_many(states, masks)[0] == number - 1).all()
+            assert evaluator.version == number - 1
+            assert evaluator.swap(constant(number)) == number
+        assert (evaluator.evaluate(states[0], masks[0])[1] == 2).all() and evaluator.version == 2
+        with pytest.raises(ConfigError, match="policies"):
+            evaluator.swap(lambda s, m: (s, s))
+        assert (evaluator.evaluate_many(states, masks)[1] == 2).all() and evaluator.version == 2
+
+
+def test_swap_under_load_never_mixes_versions(name: str) -> None:
     with InferenceServer(constant(0), *WIDTHS, name=name) as server:
         done = threading.Event()
 
@@ -433,8 +626,8 @@ def test_server_closed_tells_its_clients_and_a_new_one_is_found(name: str, rng: 
     with InferenceServer(echo, *WIDTHS, name=name) as first:
         client = first.client()
         check(*asked, *client.evaluate_many(*asked))
-    with pytest.raises(ServerGone, match="has been closed"):
-        client.evaluate_many(*asked)
+    with pytest.raises(ServerGone, match="has been closed by its server and nobody else serves it"):
+        client.evaluate_many(*asked, timeout=0.05)
     with InferenceServer(echo, *WIDTHS, name=name):
         check(*asked, *client.evaluate_many(*asked))
     with InferenceServer(echo, *WIDTHS, name=name, rows_per_slot=2):
@@ -444,6 +637,21 @@ def test_server_closed_tells_its_clients_and_a_new_one_is_found(name: str, rng: 
         pytest.raises(ServerGone, match="other widths"),
     ):
         client.evaluate_many(*asked)
+
+
+def test_call_across_a_server_that_leaves_is_answered_by_the_next(name: str, rng: np.random.Generator) -> None:
+    """One thread waits for a slot of the first server, one asks when it has left already."""
+    asked = rows(rng, 4)
+    with ThreadPoolExecutor(2) as pool:
+        with InferenceServer(echo, *WIDTHS, name=name, slots=1) as first, first.client().request(1):
+            client = first.client()
+            waiting = pool.submit(client.evaluate_many, *asked)
+            until(lambda: client._connection is not None and client._connection.is_wanted)
+            first.close()
+        late = pool.submit(client.evaluate, asked[0][0], asked[1][0])
+        with InferenceServer(echo, *WIDTHS, name=name, slots=4):
+            check(*asked, *waiting.result())
+            check(asked[0][:1], asked[1][:1], *(part[None] for part in late.result()))
 
 
 def test_server_of_a_program_that_ends_leaves_nothing(name: str) -> None:
