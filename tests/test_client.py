@@ -39,7 +39,7 @@ from shmzero import (
 )
 from shmzero.client import MOST_PORTS, _Piece, _unpickled
 from shmzero.errors import SegmentCorrupt
-from shmzero.evaluators import HashEvaluator
+from shmzero.evaluators import HashEvaluator, RowFunctionDevice, Staging
 from shmzero.segment import create_private, find_service, sweep_leftovers
 from shmzero.server import percentile_us
 from tests.service_programs import ACTION_DIM, STATE_DIM, VALUE_DIM, check, echo, make_module, make_raising, rows
@@ -328,6 +328,48 @@ def test_row_that_is_not_finite_is_numbered_within_the_whole_call(client: Client
             ask(states, masks)
 
 
+def test_model_that_raises_fails_none_but_the_requests_it_refuses(name: str, rng: np.random.Generator) -> None:
+    """One of three clients in a batch that fails."""
+    model, refused = Holding(), make_raising()
+
+    def both(states: Any, masks: Any) -> tuple[Any, Any]:
+        model(states, masks)
+        return refused(states, masks)  # type: ignore[no-any-return]
+
+    asked = [rows(rng, n) for n in (3, 5, 2)]
+    for states, _ in asked:
+        states[:, 0] = 0.25
+    asked[1][0][:, 0] = 0.95
+    with InferenceServer(both, *WIDTHS, name=name) as server:
+        clients = [server.client() for _ in range(3)]
+        first = clients[0].submit_many(*(kept := held(rng, 1)))
+        model.holds.wait()
+        pending = [client.submit_many(*each) for client, each in zip(clients, asked, strict=True)]
+        model.let_go.set()
+        check(*kept, *first.result())
+        check(*asked[0], *pending[0].result())
+        check(*asked[2], *pending[2].result())
+        with pytest.raises(ModelFailed, match="ArithmeticError in a batch of 5 rows"):
+            pending[1].result()
+        assert server.stats()["failures"] == 1
+
+
+def test_message_of_a_model_is_cut_between_characters(name: str, rng: np.random.Generator) -> None:
+    said = [""]
+
+    def raising(states: Any, masks: Any) -> tuple[Any, Any]:
+        if states[0, 0] == 0.5:
+            raise ArithmeticError(said[0])
+        return echo(states, masks)
+
+    with InferenceServer(raising, *WIDTHS, name=name) as server:
+        client = server.client()
+        for said[0] in ("é" * 200, "x" + "é" * 200, "€" * 200, "x€" + "\U0001f600" * 80, "\udc80" * 300):
+            with pytest.raises(ModelFailed, match="ArithmeticError in a batch of 2 rows: .{30,}"):
+                client.evaluate_many(*held(rng, 2))
+        check(*(asked := rows(rng, 3)), *client.evaluate_many(*asked))
+
+
 def test_model_that_raises_fails_that_request_alone(name: str, rng: np.random.Generator) -> None:
     states, masks = rows(rng, 40)
     states[:, 0] = 0.5
@@ -561,6 +603,75 @@ def constant(number: int) -> Any:
     return lambda s, m: (np.full((len(s), 7), number, np.float32), np.full((len(s), 3), number, np.float32))
 
 
+def test_swap_that_came_too_late_shares_its_version_with_no_other(name: str, rng: np.random.Generator) -> None:
+    """Two swaps that wait in vain for a batch are withdrawn; one that the loop is at uses its number up."""
+    model = Holding()
+
+    def slow_to_try(states: Any, masks: Any) -> tuple[Any, Any]:
+        trying.set()
+        tried.wait()
+        return constant(8)(states, masks)  # type: ignore[no-any-return]
+
+    trying, tried = threading.Event(), threading.Event()
+    with InferenceServer(model, *WIDTHS, name=name) as server:
+        client = server.client()
+        pending = client.submit_many(*held(rng, 1))
+        model.holds.wait()
+        for number in (5, 6):
+            with pytest.raises(TimeoutError, match="were not taken up within 0.05 s"):
+                server.swap(constant(number), timeout=0.05)
+        model.let_go.set()
+        pending.result()
+        assert server.swap(constant(7)) == 1 == server.version
+        assert (client.evaluate_many(*rows(rng, 2))[0] == 7).all() and client.version == 1
+        with ThreadPoolExecutor(1) as pool:
+            late = pool.submit(server.swap, slow_to_try, 0.5)
+            trying.wait()
+            with pytest.raises(TimeoutError):
+                server.swap(constant(9), timeout=0.0)  # another thread's is running
+            with pytest.raises(TimeoutError):
+                late.result()
+            tried.set()
+        until(lambda: server.version == 2)
+        assert (client.evaluate_many(*rows(rng, 2))[0] == 8).all() and client.version == 2
+        assert server.swap(constant(9)) == 3
+
+
+def test_swap_that_cannot_be_is_the_callers_error_and_the_old_weights_stay(name: str, rng: np.random.Generator) -> None:
+    torch = pytest.importorskip("torch")
+    module = make_module()
+    asked = rows(rng, 3)
+    with InferenceServer(module, *WIDTHS, name=name, device="cpu") as server:
+        client = server.client()
+        before = client.evaluate_many(*asked)
+        arrays = {key: tensor.numpy() + 1 for key, tensor in module.state_dict().items()}
+        with pytest.raises(ConfigError, match="weights has a ndarray for .*; allowed: torch tensors"):
+            server.swap(arrays)
+        halves = {key: tensor + 1 for key, tensor in module.state_dict().items()}
+        halves["value.bias"] = halves["value.bias"].to("meta")  # has no data to copy
+        with pytest.raises(ConfigError, match="the weights cannot be served: "):
+            server.swap(halves)
+        with pytest.raises(ConfigError, match="weights is 12; allowed: a module"):
+            server.swap(12)
+        for old, new in zip(before, client.evaluate_many(*asked), strict=True):
+            assert np.array_equal(old, new)
+        assert client.version == server.version == 0 and server.error is None
+        assert torch.equal(torch.from_numpy(before[1]), torch.from_numpy(client.evaluate_many(*asked)[1]))
+
+
+def test_swap_of_a_batch_device_that_raises_is_a_config_error(name: str, rng: np.random.Generator) -> None:
+    class Stubborn(TwoStages):
+        is_quick = True
+
+        def swap(self, weights: Any) -> None:
+            raise ZeroDivisionError("the kettle\nis empty")
+
+    with InferenceServer(Stubborn(), *WIDTHS, name=name) as server:
+        with pytest.raises(ConfigError, match="the weights cannot be served: ZeroDivisionError: the kettle is empty"):
+            server.swap(None)
+        check(*(asked := rows(rng, 3)), *server.client().evaluate_many(*asked))
+
+
 def test_version_of_a_split_request_is_the_oldest_of_its_answers(name: str) -> None:
     """The first slot is answered by version 1, the second after the swap to 2."""
     with InferenceServer(constant(0), *WIDTHS, name=name, slots=1, rows_per_slot=4) as server:
@@ -652,6 +763,90 @@ def test_call_across_a_server_that_leaves_is_answered_by_the_next(name: str, rng
         with InferenceServer(echo, *WIDTHS, name=name, slots=4):
             check(*asked, *waiting.result())
             check(asked[0][:1], asked[1][:1], *(part[None] for part in late.result()))
+
+
+def test_version_grows_where_the_next_server_has_other_sizes(name: str, rng: np.random.Generator) -> None:
+    server = start_server(name)
+    client = Client(name)
+    asked = rows(rng, 4)
+    check(*asked, *client.evaluate_many(*asked))
+    assert client.version == 0
+    server.kill()
+    server.communicate()
+    with InferenceServer(echo, *WIDTHS, name=name, slots=8) as successor:
+        check(*asked, *client.evaluate_many(*asked))
+        assert client.version == successor.version == 1
+
+
+class TwoStages:
+    """An echo with two batches in flight, done when they are waited for, and before that where `is_quick`."""
+
+    num_stages = 2
+    max_batch = 8
+    is_quick = False
+
+    def __init__(self, wire: str = "float32") -> None:
+        self._stages = [
+            Staging(np.zeros((8, STATE_DIM), wire), np.zeros(8, np.uint64),
+                    np.zeros((8, ACTION_DIM), np.float32), np.zeros((8, VALUE_DIM), np.float32))
+            for _ in range(2)
+        ]  # fmt: skip
+        self.launched = threading.Event()
+
+    def staging(self, stage: int) -> Staging:
+        return self._stages[stage]
+
+    def launch(self, stage: int, rows: int) -> None:
+        self.launched.set()
+
+    def finished(self, stage: int) -> bool:
+        return self.is_quick
+
+    def wait(self, stage: int) -> None:
+        staging = self._stages[stage]
+        masks = np.zeros((8, ACTION_DIM), np.bool_)
+        _core.unpack_masks(staging.masks[:, None], masks)
+        staging.policies[:], staging.values[:] = echo(staging.features, masks)
+
+    def swap(self, weights: Any) -> None:
+        pass
+
+    def poll(self) -> str | None:
+        return None
+
+
+def test_server_closed_finishes_the_batches_in_flight(name: str, rng: np.random.Generator) -> None:
+    device = TwoStages()
+    with InferenceServer(device, *WIDTHS, name=name) as server:
+        pending = server.client().submit_many(*(asked := rows(rng, 3)))
+        device.launched.wait()
+    check(*asked, *pending.result(0.0))
+
+
+def test_device_that_does_not_fit_the_service_is_refused_at_the_start(name: str) -> None:
+    with pytest.raises(ConfigError, match=r"features are float16 \[8, 40\]; .* float32 \[8, 40\]"):
+        InferenceServer(TwoStages("float16"), *WIDTHS, name=name)
+    with pytest.raises(ConfigError, match=r"values are float32 \[8, 3\]; .* float32 \[8, 4\]"):
+        InferenceServer(TwoStages(), STATE_DIM, ACTION_DIM, 4, name=name)
+    with pytest.raises(ConfigError, match=r"masks are uint64 \[8\]; .* uint64 \[8, 2\]"):
+        BatchedEvaluator(TwoStages(), STATE_DIM, 65, VALUE_DIM)
+    with pytest.raises(ConfigError, match="features are float16"):
+        InferenceServer(RowFunctionDevice(_core.hash_evaluate, 64), name=name)
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ({"state_dim": -3}, "state_dim is -3"),
+        ({"action_dim": 1 << 20}, "action_dim is 1048576"),
+        ({"slots": 0}, "slots is 0"),
+        ({"device": "nonsense"}, "device is 'nonsense'; a function of numpy arrays runs on the CPU"),
+    ],
+)
+def test_server_of_settings_that_cannot_be_is_a_config_error(name: str, options: dict[str, Any], why: str) -> None:
+    widths = {"state_dim": STATE_DIM, "action_dim": ACTION_DIM, "value_dim": VALUE_DIM}
+    with pytest.raises(ConfigError, match=why):
+        InferenceServer(echo, name=name, **(widths | options))
 
 
 def test_server_of_a_program_that_ends_leaves_nothing(name: str) -> None:
@@ -915,6 +1110,8 @@ def test_serve_without_a_model_serves_blobs_own_network_and_swaps_its_checkpoint
         (("--model", "tests.service_programs:nothing"), "has no function nothing"),
         (("--model", "tests.service_programs:make_echo", "--value-dim", "1", "--action-dim", "5"), "operands could not be broadcast"),
         (("--slots", "0"), "--slots is 0"),
+        (("--model", "tests.service_programs:make_echo", "--state-dim", "-3"), "state_dim is -3"),
+        (("--model", "tests.service_programs:make_echo", "--device", "nonsense"), "device is 'nonsense'"),
         (("--name", "a/b", "--model", "tests.service_programs:make_echo"), "service name"),
         (("--follow",), "--follow needs --weights"),
     ],
