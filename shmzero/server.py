@@ -218,7 +218,7 @@ def percentile_us(waits: list[int], share: float) -> float:
     return 0.0
 
 
-def _check_sizes(slots: int, rows_per_slot: int, state_dim: int, action_dim: int, value_dim: int, wire: str) -> None:
+def check_sizes(slots: int, rows_per_slot: int, state_dim: int, action_dim: int, value_dim: int, wire: str) -> None:
     """Raises ConfigError for sizes that no segment has."""
     for name, value in (("slots", slots), ("rows_per_slot", rows_per_slot), ("state_dim", state_dim),
                         ("action_dim", action_dim), ("value_dim", value_dim)):  # fmt: skip
@@ -270,7 +270,7 @@ class InferenceServer:
     ) -> None:
         self.name = name or f"{os.getpid()}-{secrets.token_hex(4)}"
         path = service_path(self.name)
-        _check_sizes(slots, rows_per_slot, state_dim, action_dim, value_dim, wire)
+        check_sizes(slots, rows_per_slot, state_dim, action_dim, value_dim, wire)
         self.device = device_of(model, state_dim, action_dim, value_dim, wire, max_batch, device)
         sweep_leftovers(keep=path)
         self._memory = ServiceSegment(self.name, slots, rows_per_slot, state_dim, action_dim, value_dim, wire)
@@ -356,7 +356,7 @@ class BatchedEvaluator(Client):
         spin_us: float | None = None,
     ) -> None:
         self._prepare(f"{os.getpid()}-{secrets.token_hex(4)}", spin_us)
-        _check_sizes(slots, rows_per_slot, state_dim, action_dim, value_dim, wire)
+        check_sizes(slots, rows_per_slot, state_dim, action_dim, value_dim, wire)
         served = device_of(model, state_dim, action_dim, value_dim, wire, max_batch, device)
         self._memory = create_private(1, slots, 1, rows_per_slot, state_dim, action_dim, value_dim, wire)
         segment = self._memory.segment

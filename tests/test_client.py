@@ -6,14 +6,19 @@ SHMZERO_KILLS, SHMZERO_FUZZ and SHMZERO_GARBAGE set how many kills, mangled head
 
 from __future__ import annotations
 
+import fcntl
 import io
 import os
 import pickle
+import pty
 import random
+import re
 import secrets
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import threading
 import time
 from collections.abc import Iterator
@@ -823,6 +828,47 @@ def test_server_closed_finishes_the_batches_in_flight(name: str, rng: np.random.
     check(*asked, *pending.result(0.0))
 
 
+def test_batch_that_fails_with_another_in_flight_is_run_again_request_by_request(
+    name: str, rng: np.random.Generator
+) -> None:
+    class Refusing(TwoStages):
+        """Refuses a first state above 0.9, when it is waited for."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.let_go = threading.Event()
+            self.rows = [0, 0]
+
+        def launch(self, stage: int, rows: int) -> None:
+            self.rows[stage] = rows
+            super().launch(stage, rows)
+
+        def finished(self, stage: int) -> bool:
+            return self.let_go.is_set()
+
+        def wait(self, stage: int) -> None:
+            self.let_go.wait()
+            if (self._stages[stage].features[: self.rows[stage], 0] > 0.9).any():
+                raise ModelFailed("a state is too large")
+            super().wait(stage)
+
+    device = Refusing()
+    asked = [rows(rng, n) for n in (1, 3, 2, 2)]
+    for states, _ in asked:
+        states[:, 0] = 0.25
+    asked[2][0][1, 0] = 0.95
+    with InferenceServer(device, *WIDTHS, name=name) as server:
+        client = server.client()
+        pending = [client.submit_many(*asked[0])]
+        device.launched.wait()
+        pending += [client.submit_many(*each) for each in asked[1:]]
+        device.let_go.set()
+        for place in (3, 1, 0):
+            check(*asked[place], *pending[place].result())
+        with pytest.raises(ModelFailed, match="a state is too large"):
+            pending[2].result()
+
+
 def test_device_that_does_not_fit_the_service_is_refused_at_the_start(name: str) -> None:
     with pytest.raises(ConfigError, match=r"features are float16 \[8, 40\]; .* float32 \[8, 40\]"):
         InferenceServer(TwoStages("float16"), *WIDTHS, name=name)
@@ -1055,17 +1101,21 @@ def test_serve_stats_follow_and_leaving_on_a_signal(name: str, tmp_path: Path) -
 
     weights = tmp_path / "w.safetensors"
     module = make_module()
+    with torch.no_grad():
+        module.value.bias.add_(1.0)
     save_file(module.state_dict(), weights)
     server = start_server(name, "--weights", weights, "--follow", "--stats", "--json", "--device", "cpu", model="make_module")
     client = Client(name)
     states, masks = rows(np.random.default_rng(2), 5)
     with torch.no_grad():
+        first = module(torch.from_numpy(states), torch.from_numpy(masks))[1].numpy()
+        assert np.allclose(client.evaluate_many(states, masks)[1], first, atol=1e-6) and client.version == 0
         module.value.bias.add_(1.0)
         expected = module(torch.from_numpy(states), torch.from_numpy(masks))[1].numpy()
     save_file(module.state_dict(), tmp_path / "new")
     (tmp_path / "new").replace(weights)
     until(lambda: np.allclose(client.evaluate_many(states, masks)[1], expected, atol=1e-6))
-    assert client.version == 2
+    assert client.version == 1
     assert server.stderr is not None
     line = ""
     while "rows/s" not in line:
@@ -1074,7 +1124,81 @@ def test_serve_stats_follow_and_leaving_on_a_signal(name: str, tmp_path: Path) -
     server.terminate()
     server.terminate()
     out, _ = server.communicate()
-    assert server.returncode == 0 and '"version": 2' in out.splitlines()[-1]
+    assert server.returncode == 0 and '"version": 1' in out.splitlines()[-1]
+
+
+def test_serve_stats_fit_a_terminal_of_80_columns(name: str) -> None:
+    """Rates, waiting times, clients, weights and batch sizes, none of them cut."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "shmzero.serve", "--name", name, "--model", "tests.service_programs:make_echo",
+         "--state-dim", str(STATE_DIM), "--action-dim", str(ACTION_DIM), "--value-dim", str(VALUE_DIM), "--stats"],
+        cwd=ROOT, stdin=theirs, stdout=theirs, stderr=theirs, env=os.environ | {"TERM": "xterm"},
+    )  # fmt: skip
+    os.close(theirs)
+    client, rng, seen = unattached(name), np.random.default_rng(3), ""
+    try:
+        while not re.search(r"of rows: \d", seen):
+            seen += re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", os.read(ours, 65536).decode())
+            for n in (1, 2, 4, 8, 16, 32, 64, 100):
+                client.evaluate_many(*rows(rng, n))
+    finally:
+        process.terminate()
+        process.wait()
+        os.close(ours)
+    shown = seen[seen.rindex("rows/s") - 20 :]
+    for words in ("rows/s, ", "batches/s", "wait p50 ", "p99 ", "1 clients, weights 0", "batches of rows: "):
+        assert words in shown
+    assert "…" not in seen and max(map(len, re.split(r"[\r\n]+", seen))) <= 80
+
+
+def test_serve_follow_goes_on_after_weights_that_were_not_taken_up_in_time(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    torch = pytest.importorskip("torch")
+    from safetensors.torch import save_file
+
+    from shmzero import serve
+
+    model = Holding()
+
+    class Held(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.shift = torch.nn.Parameter(torch.zeros(1))
+
+        def forward(self, states: Any, masks: Any) -> Any:
+            policies, values = model(states, masks)
+            return policies, values + self.shift
+
+    monkeypatch.setattr(serve, "load_model", lambda text: Held())
+    monkeypatch.setattr(serve, "SWAP_S", 0.01)
+    weights, stop = tmp_path / "w.safetensors", threading.Event()
+    save_file({"shift": torch.zeros(1)}, weights)
+    config = serve.ServeConfig(
+        name=name, model="a:b", state_dim=STATE_DIM, action_dim=ACTION_DIM, value_dim=VALUE_DIM,
+        weights=weights, follow=True, device="cpu",
+    )  # fmt: skip
+    asked, said = held(np.random.default_rng(1), 1), ""
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(serve.run, config, stop)
+        try:
+            client = Client(name)
+            pending = client.submit_many(*asked)
+            model.holds.wait()
+            save_file({"shift": torch.ones(1)}, tmp_path / "new")
+            (tmp_path / "new").replace(weights)
+            while said.count("still the old weights, trying again: weights were not taken up") < 2:
+                said += capfd.readouterr().err
+                assert not running.done(), running.exception()
+            model.let_go.set()
+            check(*asked, *pending.result())
+            until(lambda: np.array_equal(client.evaluate_many(*asked)[1], echo(*asked)[1] + 1))
+        finally:
+            model.let_go.set()
+            stop.set()
+        assert running.result()["version"] == 1
 
 
 def test_serve_without_a_model_serves_blobs_own_network_and_swaps_its_checkpoint(name: str, tmp_path: Path) -> None:
