@@ -89,6 +89,8 @@ class _Control:
                         raise late
                     self._done.wait(min(0.1, max(end - time.monotonic(), 0.0)))
                 if message := self._outcome[1]:
+                    self._last_version -= 1
+                    self._outcome = (self._last_version, "")
                     raise ConfigError(message)
                 return self._last_version
         finally:

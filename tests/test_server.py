@@ -222,6 +222,7 @@ def test_swap_of_a_module_serves_the_new_weights_with_their_version(name: str, r
         with pytest.raises(ConfigError, match="cannot be read"):
             server.swap("no-such-file.safetensors")
         assert np.allclose(client.evaluate_many(states, masks)[1], direct(), atol=1e-6) and client.version == 2
+        assert server.swap(module) == 3
 
 
 def test_swap_that_came_too_late_shares_its_version_with_no_other(name: str, rng: np.random.Generator) -> None:
