@@ -84,9 +84,13 @@ class ServiceSegment:
         self._pid = os.getpid()
         sizes = (1, blocks, 1, rows, state_dim, action_dim, value_dim, wire)
         give_up = time.monotonic() + SWEEP_S
+        self.first_version = 0
+        """Of the weights to begin with: above whatever a predecessor that died answered with."""
         while True:
             fd, fresh = self._open()
             if _lock(fd, self.path):
+                if not fresh:
+                    self.first_version = max(self.first_version, _next_version(fd))
                 try:
                     segment = _allocate(fd, *sizes) if fresh else _same(fd, *sizes)
                     if segment is not None:
@@ -109,9 +113,6 @@ class ServiceSegment:
             os.close(fd)
         self.segment = segment
         self.fd = fd
-        last = segment.server_counters(0)["version"]
-        self.first_version = 0 if fresh else (last + 1) % 2**32
-        """Of the weights to begin with: above whatever a predecessor answered with."""
         ServiceSegment._all.add(self)
 
     def _open(self) -> tuple[int, bool]:
@@ -270,6 +271,14 @@ def _same(
     )  # fmt: skip
     wanted = (servers, workers, slots, rows, state_dim, action_dim, value_dim, wire)
     return segment if found == wanted and not segment.service_closed else None
+
+
+def _next_version(fd: int) -> int:
+    """The version of weights after the last that a dead server answered with; 0 where that is not to be known."""
+    try:
+        return int(_core.Segment.attach(fd).server_counters(0)["version"] + 1) % 2**32
+    except SegmentCorrupt:
+        return 0
 
 
 def _holder(fd: int) -> str:

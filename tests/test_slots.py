@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import struct
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from shmzero import _core
+from shmzero import SearchConfig, _core
+from shmzero.config import play_settings
 from shmzero.errors import SegmentCorrupt, SegmentError
 from shmzero.segment import create_private
 
@@ -172,6 +175,30 @@ def test_reclaim_dead_server_runs_its_requests_again(pair: Pair) -> None:
     pair.restart(epoch=2)
     pair.answer(*pair.gather())
     assert pair.answers(0, 0, 1) == [1]
+
+
+def test_worker_whose_slot_comes_back_failed_ends_with_the_message() -> None:
+    """It would go on with the answers of the request before."""
+    memory = create_private(1, 1, 1, 64)
+    server = _core.ServerPort(memory.segment, 0, 1)
+    states, masks = np.zeros((64, 256), np.float16), np.zeros(64, np.uint64)
+    grants, granted = os.pipe()
+    records, recorded = os.pipe()
+    settings = play_settings(SearchConfig(determinizations=1, simulations=4))
+    try:
+        os.write(granted, struct.pack("=Q", 0))
+        with ThreadPoolExecutor(1) as pool:
+            worker = pool.submit(_core.run_worker, memory.segment, 0, grants, recorded, 1, settings)
+            rows = 0
+            while rows == 0:
+                batch, rows = server.gather(states, masks, 64)
+            server.fail(batch, "the kettle is empty", 1)
+            with pytest.raises(RuntimeError, match="slot 0 was answered with a failure: the kettle is empty"):
+                worker.result()
+    finally:
+        for fd in (grants, granted, records, recorded):
+            os.close(fd)
+        memory.close()
 
 
 def test_scatter_of_an_unknown_batch_raises(pair: Pair) -> None:

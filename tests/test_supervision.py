@@ -121,6 +121,38 @@ def test_selfplay_children_that_keep_dying_end_the_run_with_their_traceback(tmp_
     assert not any(name.startswith(f"shmzero-{process.pid}-") for name in os.listdir("/dev/shm"))
 
 
+def test_fleet_device_that_fails_once_costs_no_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One row a batch, so that the failed batch's slot had answers before: none may be taken for it."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, sys\n"
+        "if 'shmzero.inference' in sys.orig_argv:\n"
+        "    from shmzero.errors import ModelFailed\n"
+        "    from shmzero.evaluators import RowFunctionDevice\n"
+        "    launch, launched = RowFunctionDevice.launch, []\n"
+        "    def failing(self, stage, rows):\n"
+        "        launched.append(rows)\n"
+        f"        if len(launched) == 150 and not os.path.exists({str(tmp_path / 'failed')!r}):\n"
+        f"            open({str(tmp_path / 'failed')!r}, 'w').close()\n"
+        "            raise ModelFailed('the kettle is empty')\n"
+        "        launch(self, stage, rows)\n"
+        "    RowFunctionDevice.launch = failing\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    search = dict(determinizations=1, simulations=20)
+    config = SelfPlayConfig(evaluator="hash", preset="light", workers=1, lanes=4, max_batch=1, **search)
+    found: dict[int, list[bytes]] = {}
+    said: list[str] = []
+    with Fleet(config, range(60), 60) as fleet:
+        while not fleet.done:
+            found.update(fleet.poll(0.02))
+            said += fleet.events
+            fleet.events.clear()
+        assert fleet.restarts == 1
+    assert any("the kettle is empty" in line for line in said)
+    expected = play_rounds(HashEvaluator(), 60, SearchConfig(**search, noise_fraction=LIGHT.noise_fraction))
+    assert [found[unit] for unit in range(60)] == [[record] for record in expected]
+
+
 def test_selfplay_killed_children_within_the_limit_do_not_end_the_run(tmp_path: Path) -> None:
     """Killed while they start, so that nothing is played before the last of them."""
     with started("--rounds", 500, "--workers", 1, "--out", tmp_path / "run") as process:

@@ -49,7 +49,7 @@ class Worker {
     port_.block().owner.store(process_identity(getpid()), std::memory_order_relaxed);  // a report
   }
 
-  /// Until no unit is left or will come. Throws where a pipe breaks.
+  /// Until no unit is left or will come. Throws where a pipe breaks, or a slot comes back failed.
   void run() {
     for (;;) {
       read_grants();
@@ -95,6 +95,10 @@ class Worker {
         continue;
       }
       const SlotRows rows = port_.rows(slot);
+      if (in_flight_[slot] && rows.header->failed != 0) {
+        throw std::runtime_error("slot " + std::to_string(slot) + " was answered with a failure: " +
+                                 std::string(rows.header->message, strnlen(rows.header->message, kMessageBytes)));
+      }
       if (!port_.begin(slot)) continue;
       stepped = true;
       const std::uint64_t finished = queue_.counters.units;
