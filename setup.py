@@ -22,6 +22,7 @@ extension = Pybind11Extension(
     sorted(glob("shmzero/csrc/bind*.cpp")),
     depends=sorted(glob("shmzero/csrc/*.h")),
     cxx_std=20,
+    define_macros=[("SHMZERO_SANITIZED", "1")] if sanitizers else [],
     extra_compile_args=flags,
     extra_link_args=link_flags,
 )

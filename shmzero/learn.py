@@ -132,8 +132,8 @@ class Critic(nn.Module):
         and those of the next seats: see Learner.critic_step."""
         hidden = hands[:, : self.num_hands * _core.NUM_CARDS].to(features.dtype)
         # Two products instead of one of both inputs side by side, which would have to be copied.
-        known_weight, hidden_weight = self.read.weight.split([_core.NUM_FEATURES, hidden.shape[1]], dim=1)
-        x = F.linear(features * self.input_scale, known_weight, self.read.bias) + F.linear(hidden, hidden_weight)
+        known, rest = self.read.weight[:, : _core.NUM_FEATURES], self.read.weight[:, _core.NUM_FEATURES :]
+        x = F.linear(features * self.input_scale, known, self.read.bias) + F.linear(hidden, rest)
         x = self.blocks(x)
         playing = features[:, _core.PLAYING_FEATURE, None] > 0.5
         q: Tensor = torch.where(playing, self.cards(x), self.bids(x))

@@ -6,12 +6,16 @@ import os
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
-SHELLS = [shell for shell in ("bash", "zsh") if shutil.which(shell)]
+SHELLS = [
+    pytest.param(shell, marks=[] if shutil.which(shell) else pytest.mark.skip(reason=f"no {shell}: apt-get install {shell}"))
+    for shell in ("bash", "zsh")
+]
 
 
 @pytest.fixture
@@ -95,6 +99,85 @@ def test_run_with_an_interpreter_that_is_none_says_so(copy: Path, tmp_path: Path
     assert "SHMZERO_PYTHON=/no/python is no program" in complaint(env_run(copy, path, SHMZERO_PYTHON="/no/python"))
 
 
+def interpreter(folder: Path, torch: int) -> Path:
+    """This Python, whose packages are not asked; the check for torch ends with status `torch`."""
+    folder.mkdir()
+    program = folder / "python"
+    program.write_text(
+        "#!/bin/bash\n"
+        f'case "$*" in *"import torch"*) exit {torch} ;; *"-m pip"*|*setup.py*) exit 0 ;; esac\n'
+        f'exec {sys.executable} "$@"\n'
+    )
+    program.chmod(0o755)
+    return program
+
+
+def test_run_asks_a_second_interpreter_of_the_same_version_for_its_own_torch(copy: Path, tmp_path: Path) -> None:
+    path = programs(tmp_path / "bin", *BASIC, **{"true": "exit 0", "c++": "exit 0"})
+    first, second = interpreter(tmp_path / "first", torch=0), interpreter(tmp_path / "second", torch=1)
+    assert env_run(copy, path, SHMZERO_PYTHON=str(first)).returncode == 0
+    assert "second/python has no torch >= 2.11" in complaint(env_run(copy, path, SHMZERO_PYTHON=str(second)))
+    again = env_run(copy, path, SHMZERO_PYTHON=str(first))
+    assert again.returncode == 0 and again.stderr == ""
+    assert "is no Python" in complaint(env_run(copy, path, SHMZERO_PYTHON="true"))
+
+
+SETUPTOOLS = "class Anything:\n    def __init__(self, *a, **k): pass\n    def install(self): pass\n\nsetup = Anything\n"
+HELPERS = "from setuptools import Anything\n\nParallelCompile = Pybind11Extension = Anything\n"
+
+
+def wheel(folder: Path, name: str, files: dict[str, str]) -> None:
+    """A package of version 1.0 with these files."""
+    about = f"{name}-1.0.dist-info"
+    files = files | {f"{about}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n",
+                     f"{about}/WHEEL": "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n"}  # fmt: skip
+    with zipfile.ZipFile(folder / f"{name}-1.0-py3-none-any.whl", "w") as file:
+        for path, text in files.items():
+            file.writestr(path, text)
+        file.writestr(f"{about}/RECORD", "".join(f"{path},,\n" for path in files))
+
+
+def test_run_takes_what_an_interpreter_lacks_from_a_folder_of_wheels(copy: Path, tmp_path: Path) -> None:
+    subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "bare")], check=True)
+    site = next((tmp_path / "bare").glob("lib/python*/site-packages"))
+    for old in site.glob("setuptools*"):  # which Python 3.11 puts there
+        shutil.rmtree(old)
+    (site / "torch").mkdir()
+    (site / "torch" / "__init__.py").write_text("__version__ = '2.11.0'\n")
+    wheels = tmp_path / "wheels"
+    wheels.mkdir()
+    for name in ("numpy", "posix_ipc", "safetensors", "rich", "tyro", "pytest", "pytest_timeout", "hypothesis"):
+        wheel(wheels, name, {f"{name}/__init__.py": ""})
+    wheel(wheels, "setuptools", {"setuptools/__init__.py": SETUPTOOLS})
+    wheel(wheels, "pybind11", {"pybind11/__init__.py": "", "pybind11/setup_helpers.py": HELPERS})
+    environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "PIP_INDEX_URL": "http://127.0.0.1:9/simple",
+                   "PIP_CONFIG_FILE": "/dev/null", "SHMZERO_PYTHON": str(tmp_path / "bare/bin/python")}  # fmt: skip
+    command = [str(copy / "env" / "run"), "python", "-c", "import tyro, torch; print(tyro.__file__, torch.__file__)"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120,
+                            env=environment | {"SHMZERO_WHEELS": str(wheels)})  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert f"{copy}/.site-" in result.stdout and f"{site}/torch" in result.stdout
+    again = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
+    assert again.returncode == 0 and again.stderr == ""
+
+
+def test_pip_installs_the_package_without_isolation_or_network(copy: Path, tmp_path: Path) -> None:
+    """With a compiler that makes empty files: what is packed, not whether it builds, which env/run shows."""
+    for name in ("README.md", "LICENSE"):
+        shutil.copy(ROOT / name, copy / name)
+    shutil.copytree(ROOT / "shmzero", copy / "shmzero", dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    compiler = tmp_path / "compiler"
+    compiler.write_text('#!/bin/bash\nwhile [ $# -gt 1 ]; do [ "$1" = -o ] && touch "$2"; shift; done; exit 0\n')
+    compiler.chmod(0o755)
+    environment = os.environ | dict.fromkeys(("CC", "CXX", "LDSHARED", "LDCXXSHARED"), str(compiler)) | {"PIP_NO_INDEX": "1"}
+    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "--no-build-isolation", "--no-deps", "--target",
+                    str(tmp_path / "target"), "."], cwd=copy, env=environment, check=True, timeout=120)  # fmt: skip
+    packed = {path.name for path in (tmp_path / "target" / "shmzero").iterdir()}
+    assert {path.name for path in (ROOT / "shmzero").glob("*.py*")} <= packed and "py.typed" in packed
+    assert any(name.startswith("_core.") and name.endswith(".so") for name in packed)
+    assert any((tmp_path / "target").glob("shmzero-*.dist-info/METADATA"))
+
+
 @pytest.mark.parametrize("shell", SHELLS)
 def test_perf_sets_names_them_can_be_sourced_twice_and_undone(shell: str) -> None:
     script = f"""
@@ -118,3 +201,46 @@ def test_perf_leaves_alone_what_is_set(shell: str) -> None:
     environment = {"PATH": os.environ["PATH"], "OMP_NUM_THREADS": "3"}
     result = subprocess.run([shell, "-c", script], capture_output=True, text=True, env=environment)
     assert result.stdout.split() == ["3", "3"]
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_perf_says_what_it_set_and_only_that(shell: str) -> None:
+    script = f". {ROOT}/env/perf.sh; . {ROOT}/env/perf.sh"
+    environment = {"PATH": os.environ["PATH"], "MKL_NUM_THREADS": "2", "LD_PRELOAD": ""}
+    said = subprocess.run([shell, "-c", script], capture_output=True, text=True, env=environment).stderr.splitlines()
+    assert said[0] == "perf.sh set: OMP_NUM_THREADS=1 PYTORCH_ALLOC_CONF=expandable_segments:True"
+    assert all("jemalloc: not found" in line for line in said[1:]) and len(said) <= 2
+    quiet = environment | {"SHMZERO_PERF_QUIET": "1"}
+    assert subprocess.run([shell, "-c", script], capture_output=True, text=True, env=quiet).stderr == ""
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_perf_undo_leaves_what_was_changed_since(shell: str) -> None:
+    script = f". {ROOT}/env/perf.sh; export OMP_NUM_THREADS=5; shmzero_perf_undo; echo $OMP_NUM_THREADS ${{MKL_NUM_THREADS-gone}}"
+    environment = {"PATH": os.environ["PATH"], "SHMZERO_PERF_QUIET": "1"}
+    result = subprocess.run([shell, "-c", script], capture_output=True, text=True, env=environment)
+    assert result.stdout.split() == ["5", "gone"], result
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_perf_in_a_strict_shell_without_ldconfig_goes_on(shell: str, tmp_path: Path) -> None:
+    path = programs(tmp_path / "bin", "sed", ldconfig="exit 127")
+    script = f"set -eu -o pipefail; . {ROOT}/env/perf.sh; shmzero_perf_undo; echo there"
+    program = shutil.which(shell)
+    assert program
+    result = subprocess.run([program, "-c", script], capture_output=True, text=True, env={"PATH": path})
+    assert result.stdout == "there\n" and result.returncode == 0, result
+    assert "jemalloc: not found" in result.stderr
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_perf_preloads_a_jemalloc_that_the_loader_knows(shell: str, tmp_path: Path) -> None:
+    library = next(line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if "libc.so.6" in line)
+    lines = f"\tlibjemalloc.so.2 (libc6,x86-64) => {library}"
+    path = programs(tmp_path / "bin", "sed", "env", ldconfig=f"echo 'libs found'; echo '{lines}'; echo '{lines}.not-me'")
+    script = f". {ROOT}/env/perf.sh; env; shmzero_perf_undo; echo ${{LD_PRELOAD-gone}}"
+    program = shutil.which(shell)
+    assert program
+    result = subprocess.run([program, "-c", script], capture_output=True, text=True, env={"PATH": path})
+    assert f"LD_PRELOAD={library}" in result.stdout.splitlines() and result.stdout.endswith("gone\n"), result
+    assert "not found" not in result.stderr

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tools import bench_clients
+from tools import bench_transport
 from tools.other_transports import PACKAGES, installed
 
 ROWS = (1, 7)
@@ -15,7 +15,7 @@ ROWS = (1, 7)
 def test_transport_answers_each_client_with_its_own_rows(name: str) -> None:
     if name in PACKAGES and name not in installed():
         pytest.skip(f"an optional package: pip install {name}")
-    service = bench_clients.transports("trivial", 2, ROWS)[name]()
+    service = bench_transport.transports("trivial", 2, ROWS)[name]()
     try:
         clients = [service.client(index) for index in range(2)]
         rng = np.random.default_rng(5)

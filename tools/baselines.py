@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 Model = Callable[[NDArray[np.float32], NDArray[np.bool_]], tuple[NDArray[np.float32], NDArray[np.float32]]]
 
-LOST_S = 30.0
+LOST_S = 120.0
 """How long a client waits for an answer."""
 
 
@@ -45,9 +45,12 @@ class QueueService:
 
     def close(self) -> None:
         self._requests.put(None)
-        self._server.join()
+        self._server.join(timeout=10.0)
+        self._server.kill()  # it cannot leave where a client died with a queue's lock
         if self._manager:
             self._manager.shutdown()
+        else:
+            self._requests.cancel_join_thread()
 
 
 class QueueClient:

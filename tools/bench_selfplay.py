@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import csv
 import dataclasses
 import itertools
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -20,17 +20,16 @@ from typing import Any
 
 from shmzero import SearchConfig, _core, play_rounds
 from shmzero.config import NETS, PRESETS, SelfPlayConfig, cores, to_toml
-from shmzero.errors import WorkerDied
+from shmzero.errors import ConfigError, WorkerDied
 from shmzero.evaluators import HashEvaluator
 from shmzero.launch import Fleet, plan_fleet
 from tools import bench_before
+from tools.bench_perf import hidden_allocators, thread_costs
 from tools.engine import Engine, Rates
-from tools.measure import Result, Spread, interleaved, ratio
+from tools.measure import PLAN_ROUNDS_PER_MIN, Result, Spread, interleaved, ratio
 from tools.serving import Pool, layouts, serving_costs
 
 ROOT = Path(__file__).resolve().parent.parent
-PLAN_ROUNDS_PER_MIN = 36.7
-"""Of the design that this one replaces: 32 workers, RTX 4060, 90 simulations a decision, 4 players, 5 cards."""
 
 
 def settings_of(given: argparse.Namespace, **changes: Any) -> SelfPlayConfig:
@@ -46,6 +45,11 @@ def device_spec(config: SelfPlayConfig, max_batch: int) -> dict[str, Any]:
     return {"evaluator": config.evaluator, "precision": config.precision, "compile": config.compile,
             "max_batch": max_batch, "net": dataclasses.asdict(NETS[config.net]), "seed": config.seed,
             "checkpoint": str(config.checkpoint) if config.checkpoint else None}
+
+
+def device_text(devices: Sequence[str]) -> str:
+    """Devices as --device takes them."""
+    return f"cpu*{len(devices)}" if set(devices) == {"cpu"} else ",".join(devices)
 
 
 def decisions_per_round(config: SelfPlayConfig) -> float:
@@ -95,29 +99,45 @@ class Roofline:
 
 
 def bench_selfplay(given: argparse.Namespace) -> list[Result]:
-    """A real run from the command on, then steady stretches of the engine interleaved with the roofline."""
-    seconds = 4.0 if given.quick else 12.0
+    """A real run from the command on, then the engine, the roofline and what it replaces, in turns."""
+    seconds = given.seconds or (3.0 if given.quick else 12.0)
+    configs = [settings_of(given, preset=preset) for preset in given.presets]
     results: list[Result] = []
-    for preset in given.presets:
-        config = settings_of(given, preset=preset)
-        summary = command(dataclasses.replace(config, rounds=given.rounds))
-        results += [
-            Result(f"{preset}: rounds of the run", float(summary["new_rounds"])),
-            Result(f"{preset}: from the command on", summary["rounds_per_min"], "rounds/min"),
-            Result(f"{preset}: first round after", summary["first_round_s"] or 0.0, "s", "<= 5"),
-            Result(f"{preset}: simulations per decision", summary["simulations_per_decision"]),
-            Result(f"{preset}: rows per simulation", summary["rows_per_simulation"], "", "<= 1.5"),
-            Result(f"{preset}: record", summary["record_bytes_per_round"], "bytes/round", "<= 1,500"),
-        ]
-        results += steady(config, given, preset, seconds)
-        if given.before and config.evaluator == "net":
-            rate = next(r.value for r in results if r.name == f"{preset}: steady distinct evaluations")
-            results += before(config, given, preset, seconds / 2, float(rate))
+    with ExitStack() as stack:
+        rivals: dict[str, Callable[[int], float]] = {}
+        for number, config in enumerate(configs):
+            summary = command(dataclasses.replace(config, rounds=given.rounds))
+            if not number and config.evaluator == "net":
+                # After the first run: its one line is for a device that is not there.
+                roofline = Roofline(config, plan_fleet(config, 10**6).max_batch, 0.5 if given.quick else 1.0)
+                stack.callback(roofline.close)
+                rivals[ROOFLINE] = partial(_measure_roofline, roofline, seconds)
+                if given.before:
+                    rivals |= before(stack, given, configs, seconds / 2)
+                results.append(Result("roofline of", roofline.name()))
+            name = config.preset
+            results += [
+                Result(f"{name}: rounds of the run", float(summary["new_rounds"])),
+                Result(f"{name}: from the command on", summary["rounds_per_min"], "rounds/min"),
+                Result(f"{name}: first round after", summary["first_round_s"] or 0.0, "s", "<= 5"),
+                Result(f"{name}: simulations per decision", summary["simulations_per_decision"]),
+                Result(f"{name}: rows per simulation", summary["rows_per_simulation"], "", "<= 1.5"),
+                Result(f"{name}: record", summary["record_bytes_per_round"], "bytes/round", "<= 1,500"),
+            ]
+            mine = {rival: partial(measure, number) for rival, measure in rivals.items()
+                    if rival == ROOFLINE or name == "medium" or not given.quick}
+            results += steady(config, seconds, given.repeats, mine)
     return results
 
 
+ROOFLINE = "roofline"
+
+
 def command(config: SelfPlayConfig) -> dict[str, Any]:
-    """What the self-play command says of a run with these settings, in a process of its own."""
+    """What the self-play command says of a run with these settings, in a process of its own.
+
+    Raises ConfigError with its line where it refuses them, WorkerDied where it fails.
+    """
     with tempfile.TemporaryDirectory() as folder:
         settings = Path(folder) / "run.toml"
         settings.write_text(to_toml({name: value for name, value in dataclasses.asdict(config).items()
@@ -125,73 +145,112 @@ def command(config: SelfPlayConfig) -> dict[str, Any]:
         flags = ["--config", str(settings), "--out", str(Path(folder) / "run"), "--json"]
         flags += ["--checkpoint", str(config.checkpoint)] if config.checkpoint else []
         done = subprocess.run([sys.executable, "-m", "shmzero.selfplay", *flags], cwd=ROOT,
-                              stdout=subprocess.PIPE, text=True)  # fmt: skip
+                              capture_output=True, text=True)  # fmt: skip
         if done.returncode:
-            raise WorkerDied(f"python -m shmzero.selfplay {' '.join(flags)} ended with status {done.returncode}")
+            line = (done.stderr.splitlines() or [f"it said nothing; exit status {done.returncode}"])[-1]
+            error = ConfigError if done.returncode == 2 else WorkerDied
+            raise error(f"self-play ended with status {done.returncode}: {line.removeprefix('error: ')}")
         summary: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
         return summary
 
 
 def before(
-    config: SelfPlayConfig, given: argparse.Namespace, preset: str, seconds: float, rate: float
-) -> list[Result]:
+    stack: ExitStack, given: argparse.Namespace, configs: Sequence[SelfPlayConfig], seconds: float
+) -> dict[str, Callable[[int], float]]:
     """What the engine replaces, on this machine: one round a process, eager float32, rows by message."""
-    workers = 2 * cores()
-    medians = interleaved(
-        {way: partial(bench_before.rows_per_s, way, config.search(), workers, seconds) for way in bench_before.WAYS},
-        given.repeats,
-    )
-    results = []
-    for way, text in bench_before.WAYS.items():
-        results += [
-            medians[way].result(f"{preset}: before, {text}", "evaluations/s"),
-            Result(f"{preset}: engine against {way}", rate / medians[way].median, "times"),
-        ]
-    return results
+    workers = given.workers or 2 * cores()
+    searches = [config.search() for config in configs]
+    ways = {way: stack.enter_context(bench_before.Before(way, searches, workers, given.net, configs[0].devices()[0]))
+            for way in bench_before.WAYS}
+    return {way: partial(_measure_before, running, seconds) for way, running in ways.items()}
 
 
-def steady(config: SelfPlayConfig, given: argparse.Namespace, preset: str, seconds: float) -> list[Result]:
-    """All lanes busy, in turns with the roofline."""
-    with ExitStack() as stack:
-        engine = stack.enter_context(Engine(config)).warm_up(seconds)
+def _measure_roofline(roofline: Roofline, seconds: float, which: int) -> float:
+    return roofline.measure(seconds)
+
+
+def _measure_before(running: bench_before.Before, seconds: float, which: int) -> float:
+    return running.measure(which, seconds)
+
+
+def steady(
+    config: SelfPlayConfig, seconds: float, repeats: int, rivals: Mapping[str, Callable[[], float]]
+) -> list[Result]:
+    """All lanes busy, in turns with the roofline and with what the engine replaces; ratios within repeats."""
+    name = config.preset
+    with Engine(config) as engine:
+        engine.warm_up(seconds)
         rates: list[Rates] = []
-        rooflines: list[float] = []
+        figures: dict[str, list[float]] = {rival: [] for rival in rivals}
 
         def play() -> float:
             rates.append(engine.measure(seconds))
             return rates[-1].rows_per_s
 
-        bodies = {"engine": play}
-        if config.evaluator == "net":
-            roofline = Roofline(config, engine.fleet.plan.max_batch, 1.0)
-            stack.callback(roofline.close)
+        def turn(rival: str) -> float:
+            figures[rival].append(rivals[rival]())
+            return figures[rival][-1]
 
-            def serve() -> float:
-                rooflines.append(roofline.measure(seconds))
-                return rooflines[-1]
-
-            bodies["roofline"] = serve
-        medians = interleaved(bodies, given.repeats)
+        medians = interleaved({"engine": play} | {rival: partial(turn, rival) for rival in rivals}, repeats)
         per_round = engine.rows_per_decision() * decisions_per_round(config)
-        per_min = [60 * rate.rows_per_s / per_round for rate in rates]
+        per_min = Spread.of([60 * rate.rows_per_s / per_round for rate in rates])
+        inference, workers = (statistics.median(getattr(rate, share) for rate in rates)
+                              for share in ("inference_share", "worker_share"))
         results = [
-            medians["engine"].result(f"{preset}: steady distinct evaluations", "per s"),
-            Result(f"{preset}: steady", statistics.median(per_min), "rounds/min", ">= 6,000 with AMX",
-                   min(per_min), max(per_min)),
-            Result(f"{preset}: against the plan's {PLAN_ROUNDS_PER_MIN}",
-                   statistics.median(per_min) / PLAN_ROUNDS_PER_MIN, "x, on its 32 workers and RTX 4060"),
-            Result(f"{preset}: mean batch", statistics.median(r.mean_batch for r in rates), "rows"),
-            Result(f"{preset}: inference busy", statistics.median(r.server_busy for r in rates)),
-            Result(f"{preset}: worker busy", statistics.median(r.worker_busy for r in rates)),
-            Result(f"{preset}: worker private memory", engine.private_mb(), "MB", "<= 60"),
+            medians["engine"].result(f"{name}: steady distinct evaluations", "per s"),
+            per_min.result(f"{name}: steady", "rounds/min", ">= 6,000 with AMX" if name == "medium" else ""),
+            Result(f"{name}: workers", float(engine.fleet.plan.workers)),
+            Result(f"{name}: mean batch", statistics.median(rate.mean_batch for rate in rates), "rows"),
+            Result(f"{name}: inference busy", statistics.median(rate.server_busy for rate in rates)),
+            Result(f"{name}: worker busy", statistics.median(rate.worker_busy for rate in rates)),
+            Result(f"{name}: cores' time in inference", inference),
+            Result(f"{name}: cores' time in workers", workers),
+            Result(f"{name}: cores' time idle or with others", max(0.0, 1 - inference - workers)),
+            Result(f"{name}: worker private memory", engine.private_mb(), "MB", "<= 60"),
         ]
-        if config.evaluator == "net":
-            results += [
-                medians["roofline"].result(f"{preset}: roofline ({roofline.name()})", "per s"),
-                ratio("roofline_share" if preset == "medium" else f"{preset}: roofline_share",
-                      [(rate.rows_per_s, best) for rate, best in zip(rates, rooflines, strict=True)], ">= 0.9"),
-            ]
-        return results
+    if name == "medium":  # what the plan's figure is of
+        results.append(Result(f"{name}: against the plan's {PLAN_ROUNDS_PER_MIN}", per_min.median / PLAN_ROUNDS_PER_MIN,
+                              "x, on its 32 workers and RTX 4060"))  # fmt: skip
+    pairs = {rival: list(zip([rate.rows_per_s for rate in rates], found, strict=True))
+             for rival, found in figures.items()}  # fmt: skip
+    for rival, found in pairs.items():
+        if rival == ROOFLINE:
+            share = "roofline_share" if name == "medium" else f"{name}: roofline_share"
+            results += [medians[rival].result(f"{name}: roofline", "per s"), ratio(share, found, ">= 0.9")]
+        else:
+            against = ratio(f"{name}: engine against {rival}", found)
+            results += [medians[rival].result(f"{name}: before, {bench_before.WAYS[rival]}", "evaluations/s"),
+                        dataclasses.replace(against, unit="times")]
+    return results
+
+
+COLUMNS = {
+    "workers": "workers",
+    "rounds_per_min": "steady",
+    "distinct_evaluations_per_s": "steady distinct evaluations",
+    "simulations_per_decision": "simulations per decision",
+    "mean_batch_rows": "mean batch",
+    "roofline_share": "roofline_share",
+    "speed_up_plan_36.7": f"against the plan's {PLAN_ROUNDS_PER_MIN}",
+    "speed_up_manager_queues": "engine against manager",
+    "speed_up_queue": "engine against queue",
+    "speed_up_direct": "engine against direct",
+    "rounds_per_min_from_the_command_on": "from the command on",
+}
+"""Of the table that `selfplay --csv` writes, and the results that they show."""
+
+
+def write_table(path: Path, results: Sequence[Result], given: argparse.Namespace) -> None:
+    """A row for each preset; empty where a figure does not apply."""
+    found = {result.name: result.value for result in results}
+    found["medium: roofline_share"] = found.get("roofline_share", "")
+    devices = device_text(settings_of(given).devices())
+    with path.open("w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["preset", "device", *COLUMNS])
+        for preset in given.presets:
+            cells = (found.get(f"{preset}: {name}", "") for name in COLUMNS.values())
+            table.writerow([preset, devices, *(f"{cell:.6g}" if isinstance(cell, float) else cell for cell in cells)])
 
 
 def bench_short(given: argparse.Namespace) -> list[Result]:
@@ -275,12 +334,6 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "one inference process, all cores its threads": {"device": "cpu*1"},
 }
 """Each of the engine's measures switched off alone. One of the precisions is what the engine takes by itself."""
-PERF_NAMES = {
-    "without env/perf.sh's thread counts": ("OMP_NUM_THREADS", "MKL_NUM_THREADS"),
-    "without env/perf.sh's CUDA allocator": ("PYTORCH_ALLOC_CONF",),
-    "without env/perf.sh's jemalloc": ("LD_PRELOAD",),
-}
-"""What env/perf.sh sets, as far as it is set."""
 
 
 def bench_ablate(given: argparse.Namespace) -> list[Result]:
@@ -294,7 +347,7 @@ def bench_ablate(given: argparse.Namespace) -> list[Result]:
         changes["50 us of busy waiting"] = {"spin_us": 50.0}
     if "cpu" not in whole.devices():
         del changes["one inference process, all cores its threads"]
-    without = {label: names for label, names in PERF_NAMES.items() if any(name in os.environ for name in names)}
+    without, left = hidden_allocators("cpu" not in whole.devices())
     engines = {"engine": whole} | {name: settings_of(given, **change) for name, change in changes.items()}
     measured = list(in_turns(given, engines | dict.fromkeys(without, whole), without))
     rates = measured[0][2]
@@ -303,7 +356,8 @@ def bench_ablate(given: argparse.Namespace) -> list[Result]:
     if whole.evaluator == "net":
         with Pool(layouts(whole.devices(), cores())[-1], device_spec(whole, plan.max_batch)) as pool:
             results += serving_costs(pool, given.repeats, 0.5 if given.quick else 2.0)
-    return results
+        results += thread_costs(given.repeats, 0.5 if given.quick else 2.0)
+    return results + left
 
 
 def bench_tune(given: argparse.Namespace) -> list[Result]:
@@ -311,6 +365,13 @@ def bench_tune(given: argparse.Namespace) -> list[Result]:
     config = settings_of(given)
     plan = plan_fleet(config, 10**6)
     cuda = any(name != "cpu" for name in plan.devices)
+    results: list[Result] = []
+    chosen: dict[str, Any] = {}
+    devices = [given.device]
+    if not cuda and config.evaluator == "net":
+        devices = [f"cpu*{len(layout.devices)}" for layout in layouts(["cpu"], cores())]
+        chosen["device"] = tried_in_turns(given, {"max_batch": plan.max_batch}, "device", devices, results)
+        plan = plan_fleet(settings_of(given, **chosen), 10**6)
     choices: dict[str, list[Any]] = {
         "max_batch": [2048, 4096, 8192, 16384] if cuda else [512, 1024, 2048],
         "workers": sorted({max(1, plan.workers // 2), plan.workers, 2 * plan.workers}),
@@ -318,25 +379,45 @@ def bench_tune(given: argparse.Namespace) -> list[Result]:
         "timeout_ms": [0.5, 2.0],
         "lanes": [],
     }
-    chosen: dict[str, Any] = {"max_batch": plan.max_batch, "workers": plan.workers, "slots": config.slots,
-                              "timeout_ms": config.timeout_ms, "lanes": None}
-    results: list[Result] = []
+    chosen |= {"max_batch": plan.max_batch, "workers": plan.workers, "slots": config.slots,
+               "timeout_ms": config.timeout_ms, "lanes": None}
     for name, values in choices.items():
         if name == "lanes":  # about what so many rows, workers and slots come to
             lanes = plan_fleet(settings_of(given, **chosen), 10**6).lanes
             values += [max(chosen["slots"], lanes // 2), lanes, 2 * lanes]
-        engines = {str(value): settings_of(given, **(chosen | {name: value})) for value in values}
-        medians = {}
-        for value, (label, spread, _) in zip(values, in_turns(given, engines), strict=True):
-            results.append(spread.result(f"{name} {label}", "evaluations/s"))
-            medians[value] = spread.median
-        chosen[name] = max(medians, key=medians.__getitem__)
+        chosen[name] = tried_in_turns(given, chosen, name, values, results)
     results += [Result(f"chosen: {name}", str(value)) for name, value in chosen.items()]
     if given.grid:
-        results += against_grid(given, chosen, choices)
-    settings = {"preset": config.preset, **({"device": given.device} if given.device != "auto" else {}), **chosen}
-    given.output.write_text(to_toml(settings))
+        results += against_grid(given, chosen, {"device": devices} | choices)
+    given.output.write_text(to_toml(tuned_settings(given, chosen)))
     return [*results, Result("written to", str(given.output))]
+
+
+def tried_in_turns(
+    given: argparse.Namespace, chosen: dict[str, Any], name: str, values: Sequence[Any], results: list[Result]
+) -> Any:
+    """The value of one setting with which the engine is fastest; what each gave goes into `results`."""
+    engines = {str(value): settings_of(given, **(chosen | {name: value})) for value in values}
+    medians = {}
+    for value, (label, spread, _) in zip(values, in_turns(given, engines), strict=True):
+        results.append(spread.result(f"{name} {label}", "evaluations/s"))
+        medians[value] = spread.median
+    return max(medians, key=medians.__getitem__)
+
+
+def tuned_settings(given: argparse.Namespace, chosen: dict[str, Any]) -> dict[str, Any]:
+    """All that `selfplay --config` needs to run what was measured."""
+    config = settings_of(given, **chosen)
+    plan = plan_fleet(config, 10**6)
+    settings: dict[str, Any] = {
+        "preset": config.preset, "evaluator": config.evaluator, "net": config.net, "precision": config.precision,
+        "device": device_text(plan.devices),
+    }
+    if set(plan.devices) == {"cpu"}:
+        settings["inference_threads"] = plan.threads
+    if config.checkpoint:
+        settings["checkpoint"] = str(config.checkpoint.resolve())
+    return chosen | settings
 
 
 def against_grid(given: argparse.Namespace, chosen: dict[str, Any], choices: dict[str, list[Any]]) -> list[Result]:
@@ -344,7 +425,7 @@ def against_grid(given: argparse.Namespace, chosen: dict[str, Any], choices: dic
 
     Each is tried once, the best three again, in turns with the chosen ones.
     """
-    names = ("max_batch", "workers", "slots", "timeout_ms")
+    names = ("device", "max_batch", "workers", "slots", "timeout_ms")
     tried: list[tuple[float, dict[str, Any]]] = []
     for values in itertools.product(*(choices[name] for name in names)):
         change = dict(zip(names, values, strict=True))
@@ -373,11 +454,13 @@ def add_options(name: str, sub: argparse.ArgumentParser) -> None:
     if name in ("scaling", "ablate", "tune"):
         sub.add_argument("--seconds", type=float, help="of each engine's turn (default 8; 3 with --quick)")
     if name == "selfplay":
-        sub.add_argument("--presets", nargs="+", choices=sorted(PRESETS), default=["medium"])
+        sub.add_argument("--seconds", type=float, help="of each engine's turn (default 12; 3 with --quick)")
+        sub.add_argument("--presets", nargs="+", choices=sorted(PRESETS), default=["light", "medium", "heavy"])
         sub.add_argument("--rounds", "--games", type=int, default=200, dest="rounds",
                          help="of the run that is timed from the command on (the plan called rounds games)")
         sub.add_argument("--no-before", action="store_false", dest="before",
-                         help="leave out what the engine replaces: queues, and a network in each process")
+                         help="leave out what the engine replaces: queues, and a network in each process "
+                              "(--quick: with medium alone)")
     else:
         sub.add_argument("--preset", choices=sorted(PRESETS), default="medium")
     if name == "short":
@@ -388,7 +471,7 @@ def add_options(name: str, sub: argparse.ArgumentParser) -> None:
         sub.add_argument("--workers", type=int)
     if name == "tune":
         sub.add_argument("--output", type=Path, default=Path("tuned.toml"), help="settings for selfplay --config")
-        sub.add_argument("--grid", action="store_true", help="also against every combination; half an hour")
+        sub.add_argument("--grid", action="store_true", help="also against every combination; most of an hour")
 
 
 BENCHMARKS: dict[str, Callable[[argparse.Namespace], list[Result]]] = {

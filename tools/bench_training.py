@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from shmzero.arena import Mode, make_agent, play_match
 from shmzero.config import built_in_bot
-from shmzero.errors import ConfigError
+from shmzero.errors import ConfigError, WorkerDied
 from shmzero.plot import plot
 from shmzero.records import newest_checkpoint
 from shmzero.train_config import TRAIN_PRESETS, TrainConfig, read_train_toml
@@ -33,6 +33,7 @@ MODES: dict[Mode, str] = {"one": "one against the others", "rest": "the others a
 
 def add_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--run", type=Path, help="a training run that is finished, instead of one from nothing")
+    sub.add_argument("--device", default="auto", help="of the training: auto, cpu, cuda ... (default auto)")
     sub.add_argument("--minutes", type=float, help="of the training (default 2; 0.5 with --quick)")
     sub.add_argument("--preset", choices=sorted(TRAIN_PRESETS), default="smoke", help="default: smoke")
     sub.add_argument("--seeds", type=int, default=1, help="so many runs, of seeds 0, 1, ...: means with 95 %% "
@@ -61,7 +62,7 @@ def bench_training(given: argparse.Namespace) -> list[Result]:
     for seed in range(given.seeds):
         with tempfile.TemporaryDirectory() as scratch:
             folder = given.run or Path(scratch) / f"{given.preset}-{minutes:g}-minutes"
-            results = [] if given.run else _train(folder, given.preset, minutes, seed)
+            results = [] if given.run else _train(folder, given, minutes, seed)
             if newest_checkpoint(folder) is None:
                 raise ConfigError(f"--run {folder} has no checkpoint")
             if given.picture and seed == 0:
@@ -85,13 +86,16 @@ def over_runs(runs: Sequence[list[Result]]) -> list[Result]:
     return found
 
 
-def _train(folder: Path, preset: str, minutes: float, seed: int) -> list[Result]:
+def _train(folder: Path, given: argparse.Namespace, minutes: float, seed: int) -> list[Result]:
     """The run as anybody has it, its own matches included; the time is to the last checkpoint's being there."""
-    flags = [str(folder), "--preset", preset, "--minutes", str(minutes), "--seed", str(seed), "--json"]
+    flags = [str(folder), "--preset", given.preset, "--device", given.device, "--minutes", str(minutes),
+             "--seed", str(seed), "--json"]  # fmt: skip
     start = time.time()
     done = subprocess.run([sys.executable, "-m", "shmzero.train", *flags], capture_output=True, text=True)
     if done.returncode != 0:
-        raise ConfigError(f"the training ended with status {done.returncode}: {(done.stderr.splitlines() or [''])[-1]}")
+        error = ConfigError if done.returncode == 2 else WorkerDied
+        line = (done.stderr.splitlines() or ["it said nothing"])[-1].removeprefix("error: ")
+        raise error(f"the training ended with status {done.returncode}: {line}")
     summary: dict[str, Any] = json.loads(done.stdout)
     seconds = Path(summary["checkpoint"]).stat().st_mtime - start
     return [

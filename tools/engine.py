@@ -14,7 +14,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from shmzero.config import SelfPlayConfig
+from shmzero.config import SelfPlayConfig, cores
 from shmzero.launch import Fleet
 
 SETTLE_S = 1.0
@@ -30,6 +30,10 @@ class Rates:
     mean_batch: float
     server_busy: float
     worker_busy: float
+    inference_share: float
+    """Of the cores' time, spent in the inference processes."""
+    worker_share: float
+    """The same in the workers."""
 
 
 class Engine:
@@ -68,7 +72,7 @@ class Engine:
     def warm_up(self, seconds: float) -> Engine:
         """Until a round is finished, which fills the lanes, and then for so long. Leaves it stopped."""
         while not self.rounds:
-            self.run(0.1)
+            self.run(0.1)  # which raises what a child refuses
         self.run(seconds)
         self.signal(signal.SIGSTOP)
         return self
@@ -77,9 +81,9 @@ class Engine:
         """Go on, measure, stop again."""
         self.signal(signal.SIGCONT)
         self.run(SETTLE_S)
-        before, start = self.fleet.counters(), time.monotonic()
+        before, spent_before, start = self.fleet.counters(), self._cpu_s(), time.monotonic()
         self.run(seconds)
-        after, wall = self.fleet.counters(), time.monotonic() - start
+        after, spent, wall = self.fleet.counters(), self._cpu_s(), time.monotonic() - start
         self.signal(signal.SIGSTOP)
         gain = {name: after[name] - before[name] for name in after}
         plan = self.fleet.plan
@@ -88,7 +92,13 @@ class Engine:
             gain["rows"] / max(1, gain["batches"]),
             gain["busy_ns"] / 1e9 / wall / len(plan.devices),
             gain["worker_busy_ns"] / 1e9 / wall / plan.workers,
+            (spent["servers"] - spent_before["servers"]) / wall / cores(),
+            (spent["workers"] - spent_before["workers"]) / wall / cores(),
         )
+
+    def _cpu_s(self) -> dict[str, float]:
+        """CPU time of the children so far, by kind."""
+        return {kind: sum(map(cpu_s_of, pids)) for kind, pids in self.fleet.pids().items()}
 
     def rows_per_decision(self) -> float:
         """Distinct evaluations of a decision so far."""
@@ -98,6 +108,12 @@ class Engine:
     def private_mb(self) -> float:
         """Private memory of the largest worker."""
         return max(private_mb_of(pid) for pid in self.fleet.pids()["workers"])
+
+
+def cpu_s_of(pid: int) -> float:
+    """CPU time of all threads of a process."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def private_mb_of(pid: int) -> float:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.nn import functional as F
 
 from shmzero import SearchConfig, _core, play_rounds
 from shmzero.config import NetConfig
@@ -25,11 +24,12 @@ def wide_masks(masks: NDArray[np.uint64]) -> NDArray[np.bool_]:
 
 
 def fitted_net(
-    config: NetConfig, steps: int, *, rounds: int = 1000, lr: float = 2e-3, certain: bool = False, seed: int = 1
+    config: NetConfig, steps: int, *, rounds: int = 1000, lr: float = 2e-3, c_puct: float = 0.5,
+    sharpness: float = 1.0, seed: int = 1,
 ) -> BlobNet:
-    """The network after `steps` batches: policies on visit shares, or (`certain`) on the most visited
-    action alone; values on what rows of random seats came to. A function of its arguments."""
-    search = SearchConfig(determinizations=4, simulations=60, c_puct=0.5)
+    """The network after `steps` batches: policies on visit shares to the power `sharpness`; values on what
+    rows of random seats came to. A function of its arguments."""
+    search = SearchConfig(determinizations=4, simulations=60, c_puct=c_puct)
     rows = _core.replay(play_rounds(UniformEvaluator(), rounds, search, seed=seed))
     net = BlobNet(config, seed=seed)
     states, seat_states = (
@@ -37,9 +37,8 @@ def fitted_net(
     )
     masks = torch.from_numpy(wide_masks(rows["masks"]))
     seat_values = torch.from_numpy(rows["seat_values"])
-    targets = torch.from_numpy(rows["policies"])
-    if certain:
-        targets = F.one_hot(targets.argmax(dim=1), _core.NUM_ACTIONS).float()
+    targets = torch.from_numpy(rows["policies"]) ** sharpness
+    targets /= targets.sum(dim=1, keepdim=True)
     optimiser = torch.optim.AdamW(net.parameters(), lr=lr)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, max_lr=lr, total_steps=steps)
     generator = torch.Generator().manual_seed(seed)

@@ -3,7 +3,7 @@
 `faster-fifo`: byte queues in shared memory, many messages taken at once. `pyzmq`: DEALER and ROUTER sockets
 over ipc, arrays as frames of their own, nothing pickled. `torchrl`: its fixed slots in shared memory, one
 server for each number of rows, which a slot is made for. All optional; a missing one is left out.
-Read next: bench_clients.py.
+Read next: bench_transport.py.
 """
 
 from __future__ import annotations
@@ -154,7 +154,7 @@ class ZmqClient(_Client):
 def _serve_zmq(make_model: Callable[[], Model], address: str) -> None:
     import zmq
 
-    from tools.bench_clients import ACTION_DIM, STATE_DIM
+    from tools.bench_transport import ACTION_DIM, STATE_DIM
 
     model = make_model()
     socket = zmq.Context.instance().socket(zmq.ROUTER)
@@ -191,7 +191,7 @@ class TorchrlService:
         from tensordict import TensorDict
         from torchrl.modules.inference_server import ProcessInferenceServer, ProcessSlotTransport
 
-        from tools.bench_clients import ACTION_DIM, STATE_DIM, VALUE_DIM
+        from tools.bench_transport import ACTION_DIM, STATE_DIM, VALUE_DIM
 
         os.environ.setdefault("OMP_NUM_THREADS", "1")
         self._transports, self._servers = {}, []

@@ -2,35 +2,65 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 from typing import Any
 
 from shmzero.errors import ConfigError
-from tools.measure import figure
+from tools.measure import PLAN_ROUNDS_PER_MIN, figure
 
 TRAINING_ROUNDS = 5_000_000
 """What the plan's training run plays."""
-PLAN_ROUNDS_PER_MIN = 36.7
 
 
 def write(folder: Path) -> str:
     """The report of all results in `folder`; returns what was written. Raises ConfigError where there are none."""
-    found = {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
+    found = {path.stem: read(path) for path in sorted(folder.glob("*.json"))}
     if not found:
         raise ConfigError(f"no results in {folder}; first: tools/bench.py all")
     lines = ["# Measured", "", "Written by `tools/bench.py report` from the JSON files beside it.", ""]
     lines += summary(found)
+    missing = "" if importlib.util.find_spec("matplotlib") else NO_PICTURES
     for stem, picture in (("ablate", ablation_picture), ("scaling", scaling_picture)):
-        if stem in found:
+        if stem in found and not missing:
             image = folder / f"{stem}.png"
-            if picture(found[stem], image):
-                lines += [f"![{stem}]({image.name})", ""]
+            picture(found[stem], image)
+            lines += [f"![{stem}]({image.name})", ""]
+    if "ablate" in found:
+        lines += contributions(found["ablate"])
     for stem, result in found.items():
         lines += table(stem, result)
     target = folder / "REPORT.md"
     target.write_text("\n".join(lines))
-    return f"wrote {target}"
+    return f"wrote {target}" + missing
+
+
+NO_PICTURES = ", without pictures: matplotlib is missing; env/run pip install -c env/constraints.txt matplotlib"
+
+
+def read(path: Path) -> dict[str, Any]:
+    """One file of bench.py. Raises ConfigError for any other."""
+    try:
+        result: dict[str, Any] = json.loads(path.read_text())
+        if not isinstance(result, dict) or not {"machine", "results"} <= set(result):
+            raise ValueError
+    except ValueError:
+        raise ConfigError(f"{path} is not a file of tools/bench.py; move it away") from None
+    return result
+
+
+def contributions(result: dict[str, Any]) -> list[str]:
+    """What each measure brings, the largest first: one over what is left of the rate without it."""
+    rows = [row for row in measured(result) if 0 < row["value"] < 1]
+    rows.sort(key=lambda row: row["value"])
+    lines = ["| switched off, or instead | the whole is so many times faster |", "|---|---:|"]
+    return [*lines, *(f"| {row['name']} | {figure(1 / row['value'])} |" for row in rows), ""]
+
+
+def measured(result: dict[str, Any]) -> list[dict[str, Any]]:
+    """The shares of an ablation; without the engine's own rate, and what could not be measured."""
+    return [row for row in result["results"] if row["unit"] == "" and not isinstance(row["value"], str)]
 
 
 def value_of(result: dict[str, Any], name: str) -> float | None:
@@ -56,6 +86,7 @@ def summary(found: dict[str, Any]) -> list[str]:
 
 
 def described(machine: dict[str, Any]) -> str:
+    """A machine in a few words."""
     extras = [flag for flag in ("amx_bf16", "avx512_bf16") if flag in machine["flags"]]
     parts = [f"{machine['cores']} cores of {machine['cpu']}", *extras, *filter(None, [machine.get("gpu")])]
     return ", ".join(parts)
@@ -71,35 +102,38 @@ def table(stem: str, result: dict[str, Any]) -> list[str]:
     return [*lines, ""]
 
 
-def _axes(width: float, height: float) -> Any:
-    """Matplotlib's axes, or None where it is not installed."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        return None
-    return Figure(figsize=(width, height), layout="constrained").subplots()
+def ablation_picture(result: dict[str, Any], path: Path) -> None:
+    """What is left with one measure switched off: of the engine's rate, and below, of other programs'."""
+    from matplotlib.figure import Figure
+
+    rows = sorted(measured(result), key=lambda row: -row["value"])
+    parts = {
+        "distinct evaluations/s, relative to the whole engine": [r for r in rows if not is_other(r["name"])],
+        "rows/s, relative to serving alone and to plain torch loops": [r for r in rows if is_other(r["name"])],
+    }
+    parts = {label: bars for label, bars in parts.items() if bars}
+    panels = Figure(figsize=(8, 1.2 + 0.28 * len(rows)), layout="constrained").subplots(
+        len(parts), squeeze=False, height_ratios=[len(bars) for bars in parts.values()]
+    )
+    for (label, bars), axes in zip(parts.items(), panels[:, 0], strict=True):
+        values = [row["value"] for row in bars]
+        errors = [[row["value"] - row["low"] for row in bars], [row["high"] - row["value"] for row in bars]]
+        axes.barh([row["name"] for row in bars], values, xerr=errors, color="#4878a8")
+        axes.axvline(1, color="#444444", linewidth=1)
+        axes.set_xlabel(label)
+    panels[0, 0].figure.savefig(path, dpi=110)
 
 
-def ablation_picture(result: dict[str, Any], path: Path) -> bool:
-    """Share of the engine's rate that is left with one measure switched off."""
-    axes = _axes(8, 3.5)
-    if axes is None:
-        return False
-    rows = [row for row in result["results"] if row["unit"] != "evaluations/s"]
-    rows.sort(key=lambda row: -row["value"])
-    errors = [[row["value"] - row["low"] for row in rows], [row["high"] - row["value"] for row in rows]]
-    axes.barh([row["name"] for row in rows], [row["value"] for row in rows], xerr=errors, color="#4878a8")
-    axes.axvline(1, color="#444444", linewidth=1)
-    axes.set_xlabel("distinct evaluations/s, relative to the whole engine")
-    axes.figure.savefig(path, dpi=110)
-    return True
+def is_other(name: str) -> bool:
+    """Whether a result of `ablate` is not of the engine."""
+    return name.startswith(("serving ", "plain torch loops"))
 
 
-def scaling_picture(result: dict[str, Any], path: Path) -> bool:
+def scaling_picture(result: dict[str, Any], path: Path) -> None:
     """Evaluations/s by workers."""
-    axes = _axes(6, 3.2)
-    if axes is None:
-        return False
+    from matplotlib.figure import Figure
+
+    axes = Figure(figsize=(6, 3.2), layout="constrained").subplots()
     rows = [row for row in result["results"] if row["unit"] == "evaluations/s"]
     workers = [int(row["name"].split()[0]) for row in rows]
     values = [row["value"] for row in rows]
@@ -111,4 +145,3 @@ def scaling_picture(result: dict[str, Any], path: Path) -> bool:
     axes.set_xlabel("workers")
     axes.set_ylabel("distinct evaluations/s")
     axes.figure.savefig(path, dpi=110)
-    return True

@@ -126,6 +126,7 @@ class Pool:
                 [sys.executable, __file__, json.dumps(spec | {"device": device, "threads": layout.threads,
                                                               "parent_pid": os.getpid()})],
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment,
+                start_new_session=True,  # a Ctrl-C is the parent's alone
             )
             for device in layout.devices
         ]

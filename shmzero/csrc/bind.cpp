@@ -8,7 +8,7 @@ PYBIND11_MODULE(_core, m) {
   shmzero::bind_shm(m);
   shmzero::bind_arena(m);
   shmzero::bind_train(m);
-#ifdef __SANITIZE_ADDRESS__
+#ifdef SHMZERO_SANITIZED  // by setup.py: not every sanitizer has a macro of its own
   m.attr("BUILD") = "sanitized";
 #elif defined(NDEBUG)
   m.attr("BUILD") = "release";

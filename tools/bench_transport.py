@@ -1,9 +1,9 @@
-"""Benchmark of a service's clients against what they replace. Run by bench.py, as `clients`.
+"""Benchmark `transport`: slots alone, and a service's clients against what they replace. Run by bench.py.
 
 Latency of one client (median and 99th percentile of a call) and rows a second of several, for the ring,
 a multiprocessing.Queue, Manager queues (30 rows as one message, and as 30 as the plan had it), pipes, what
-is installed of other_transports.py, and the model in each process. All in one run, with the same model. The
-server is always a process of its own.
+is installed of other_transports.py, and the model in each process. All in one run, with the same model, by
+turns. The server is always a process of its own.
 """
 
 from __future__ import annotations
@@ -11,27 +11,33 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import os
+import queue
 import secrets
 import signal
 import statistics
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from shmzero import Client
+from shmzero import Client, _core
+from shmzero.errors import WorkerDied
 from tools import other_transports
 from tools.baselines import DirectEvaluator, PipeService, QueueService
-from tools.measure import Result, Spread
+from tools.measure import Result, Spread, ignoring_interrupts, interleaved, windowed
 
 ROOT = Path(__file__).resolve().parent.parent
 STATE_DIM, ACTION_DIM, VALUE_DIM = 256, 52, 1
 NO_TRANSPORT = "direct"
 """The model where it is asked: measured, but no way to share a device."""
+TURN_S = 300.0
+"""Longest turn, the start of all processes included."""
 
 
 def trivial(states: Any, masks: Any) -> tuple[Any, Any]:
@@ -43,16 +49,26 @@ def make_trivial() -> Any:
     return trivial
 
 
-def make_plan() -> Any:
-    """The network `plan` in float32, one thread, as a function of numpy arrays."""
+def make_net(net: str, device: str) -> Any:
+    """A fresh network of NETS, eager, in float32, with one thread, as a function of numpy arrays."""
     import torch
 
     from shmzero.config import NETS
-    from shmzero.evaluators import NetEvaluator
     from shmzero.net import BlobNet
 
     torch.set_num_threads(1)
-    return NetEvaluator(BlobNet(NETS["plan"])).evaluate_many
+    model = BlobNet(NETS[net]).to(device)
+
+    def evaluate_many(states: Any, masks: Any) -> tuple[Any, Any]:
+        with torch.inference_mode():
+            policies, values = model.policy_value(*(torch.as_tensor(part).to(device) for part in (states, masks)))
+            return policies.cpu().numpy(), values.cpu().numpy()
+
+    return evaluate_many
+
+
+def make_plan() -> Any:
+    return make_net("plan", "cpu")
 
 
 MODELS = {"trivial": make_trivial, "plan": make_plan}
@@ -64,14 +80,15 @@ class _RingService:
     def __init__(self, model: str) -> None:
         self.name = f"bench-{secrets.token_hex(4)}"
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "shmzero.serve", "--name", self.name, "--model", f"tools.bench_clients:make_{model}",
-             "--threads", "1"],
+            [sys.executable, "-m", "shmzero.serve", "--name", self.name, "--threads", "1",
+             "--model", f"tools.bench_transport:make_{model}"],
             cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, stderr=subprocess.PIPE, text=True,
+            start_new_session=True,  # a Ctrl-C is the parent's alone
         )  # fmt: skip
         assert self._process.stderr is not None
         line = self._process.stderr.readline()
         if not line.startswith("serving"):
-            raise RuntimeError(line + self._process.stderr.read())
+            raise WorkerDied(f"python -m shmzero.serve did not start: {line}{self._process.stderr.read()}")
 
     def client(self, index: int) -> Client:
         return Client(self.name)
@@ -139,6 +156,16 @@ def transports(model: str, num_clients: int, row_counts: Iterable[int]) -> dict[
     return ours | {name: others[name] for name in other_transports.installed()} | direct
 
 
+def started(stack: ExitStack, makers: Mapping[str, Callable[[], Any]]) -> dict[str, Any]:
+    """The services, to be closed by `stack`."""
+    services = {}
+    with ignoring_interrupts():
+        for name, make in makers.items():
+            services[name] = make()
+            stack.callback(services[name].close)
+    return services
+
+
 def _rows(count: int) -> tuple[Any, Any]:
     rng = np.random.default_rng(1)
     return rng.random((count, STATE_DIM), np.float32), rng.random((count, ACTION_DIM)) < 0.5
@@ -180,9 +207,9 @@ def bench_latency(
     row_counts: Sequence[int], seconds: float, repeats: int, model: str = "trivial"
 ) -> dict[tuple[str, int], tuple[Spread, Spread]]:
     """(medians, 99th percentiles) of the microseconds of a call by (transport, rows), over `repeats`."""
-    services = {name: make() for name, make in transports(model, 1, row_counts).items()}
     figures: dict[tuple[str, int], list[tuple[float, float]]] = {}
-    try:
+    with ExitStack() as stack:
+        services = started(stack, transports(model, 1, row_counts))
         clients = {name: service.client(0) for name, service in services.items()}
         for client in clients.values():
             for rows in row_counts:
@@ -193,51 +220,76 @@ def bench_latency(
                     times = _times_us(client, rows, seconds)
                     cut = (statistics.median(times), float(np.percentile(times, 99)))
                     figures.setdefault((name, rows), []).append(cut)
-    finally:
-        for service in services.values():
-            service.close()
     return {key: (Spread.of([f[0] for f in cuts]), Spread.of([f[1] for f in cuts])) for key, cuts in figures.items()}
 
 
-def _count_rows(client: Any, rows: int, seconds: float, repeats: int, barrier: Any, counts: Any) -> None:
-    states, masks = _rows(rows)
-    client.evaluate_many(states, masks)
-    for _ in range(repeats):
+def _ask(clients: dict[str, Any], order: Any, barrier: Any, rates: Any) -> None:
+    """A program that is a client of every service and asks the one that it is told."""
+    names = list(clients)
+    opened: set[int] = set()
+    while True:
         barrier.wait()
-        end = time.perf_counter() + seconds
-        done = 0
-        while time.perf_counter() < end:
+        which, rows, seconds = int(order[0]), int(order[1]), order[2]
+        if seconds < 0:
+            return
+        client, (states, masks) = clients[names[which]], _rows(rows)
+        if which not in opened:
+            client.evaluate_many(states, masks)  # attaches, and opens what a first call opens
+            opened.add(which)
+        barrier.wait()
+
+        def call(client: Any = client, states: Any = states, masks: Any = masks) -> int:
             client.evaluate_many(states, masks)
-            done += rows
-        counts.put(done)
+            return len(states)
+
+        rates.put(windowed(call, seconds))
 
 
 def bench_throughput(
-    num_clients: int, rows: int, seconds: float, repeats: int, model: str = "trivial"
-) -> dict[str, Spread]:
-    """Rows a second of `num_clients` processes that ask for `rows` a time, by transport."""
+    num_clients: int, row_counts: Sequence[int], seconds: float, repeats: int, model: str = "trivial"
+) -> dict[tuple[str, int], Spread]:
+    """Rows a second of `num_clients` processes by (transport, rows that they ask for at a time).
+
+    All services are there at once and take turns; so does each number of rows.
+    """
     context = multiprocessing.get_context("spawn")
-    figures: dict[str, Spread] = {}
-    for name, make in transports(model, num_clients, [rows]).items():
-        service = make()
-        try:
-            barrier, counts = context.Barrier(num_clients), context.Queue()
+    with ExitStack() as stack:
+        services = started(stack, transports(model, num_clients, row_counts))
+        with ignoring_interrupts():
+            order = context.Array("d", 3, lock=False)
+            barrier, rates = context.Barrier(num_clients + 1), context.Queue()
             programs = [
                 context.Process(
-                    target=_count_rows, daemon=True,
-                    args=(service.client(i), rows, seconds, repeats, barrier, counts),
+                    target=_ask, daemon=True,
+                    args=({name: service.client(i) for name, service in services.items()}, order, barrier, rates),
                 )
                 for i in range(num_clients)
             ]
             for program in programs:
                 program.start()
-            rates = [sum(counts.get(timeout=300) for _ in programs) / seconds for _ in range(repeats)]
-            for program in programs:
-                program.join()
-            figures[name] = Spread.of(rates)
+        names = list(services)
+
+        def turn(name: str, rows: int) -> float:
+            order[:] = [names.index(name), rows, seconds]
+            barrier.wait(TURN_S)
+            barrier.wait(TURN_S)
+            return float(sum(rates.get(timeout=TURN_S) for _ in programs))
+
+        figures: dict[tuple[str, int], list[float]] = {}
+        try:
+            for _ in range(repeats):
+                for rows in row_counts:
+                    for name in names:
+                        figures.setdefault((name, rows), []).append(turn(name, rows))
+            order[:] = [0, 0, -1.0]
+            barrier.wait(TURN_S)
+        except (queue.Empty, threading.BrokenBarrierError):
+            raise WorkerDied(f"{num_clients} clients did not all answer within {TURN_S:g} s") from None
         finally:
-            service.close()
-    return figures
+            for program in programs:
+                program.join(timeout=5.0)
+                program.kill()
+    return {key: Spread.of(got) for key, got in figures.items()}
 
 
 def against_best(what: str, ring: Spread, others: Mapping[str, Spread], faster_is_more: bool) -> Result:
@@ -254,13 +306,29 @@ def against_best(what: str, ring: Spread, others: Mapping[str, Spread], faster_i
                   fast.low / slow.high, fast.high / slow.low)  # fmt: skip
 
 
-def bench_clients(given: argparse.Namespace) -> list[Result]:
-    """A service's clients against queues, pipes, other transports and a model in each process; same model."""
-    quick, repeats = given.quick, given.repeats
-    seconds = 0.3 if quick else 1.0
-    row_counts = (1, 30, 256) if quick else (1, 30, 128, 256)
+def bench_slots(given: argparse.Namespace) -> list[Result]:
+    """Slots between two spinning threads: one row there and back, and rows a second in slots of 256."""
+    trips, rows = (20_000, 1_000_000) if given.quick else (100_000, 5_000_000)
+    medians = interleaved(
+        {
+            "trip": lambda: _core.bench_round_trip(trips),
+            "rows": lambda: _core.bench_rows(256, 4, rows),
+        },
+        given.repeats,
+    )
+    return [
+        medians["trip"].result("slot round trip, one row", "ns", "<= 2,000"),
+        medians["rows"].result("rows through slots of 256", "rows/s", ">= 5,000,000"),
+    ]
+
+
+def bench_transport(given: argparse.Namespace) -> list[Result]:
+    """Slots alone; then the ring against queues, pipes, other transports and a model in each process."""
+    repeats = given.repeats
+    seconds = given.seconds or (0.2 if given.quick else 0.5)
+    row_counts = sorted({1, 30, *given.rows})
+    results = bench_slots(given)
     latency = bench_latency(row_counts, seconds, repeats)
-    results = []
     for (name, rows), (median, tail) in latency.items():
         goal = "<= 25" if (name, rows) == ("ring", 1) else ""
         results.append(median.result(f"{name}: {rows} rows, median", "us", goal))
@@ -275,10 +343,20 @@ def bench_clients(given: argparse.Namespace) -> list[Result]:
     for rows in row_counts:
         medians = {name: latency[name, rows][0] for name in names}
         results.append(against_best(f"{rows} rows a call", medians["ring"], medians, faster_is_more=False))
-    for num_clients, rows in ((3, 30),) if quick else ((1, 30), (8, 1), (8, 30), (8, 256), (32, 30), (64, 30)):
-        rates = bench_throughput(num_clients, rows, seconds, repeats)
-        for name, rate in rates.items():
-            results.append(rate.result(f"{name}: {num_clients} clients, {rows} rows a time", "rows/s"))
-        results.append(against_best(f"{num_clients} clients, {rows} rows a time", rates["ring"], rates, True))
+    for num_clients in given.clients:
+        found = bench_throughput(num_clients, given.rows, seconds, repeats)
+        for rows in given.rows:
+            rates = {name: rate for (name, number), rate in found.items() if number == rows}
+            for name, rate in rates.items():
+                results.append(rate.result(f"{name}: {num_clients} clients, {rows} rows a time", "rows/s"))
+            results.append(against_best(f"{num_clients} clients, {rows} rows a time", rates["ring"], rates, True))
     missing = [name for name in other_transports.PACKAGES if name not in names]
     return [*results, Result("not installed", ", ".join(missing) or "none")]
+
+
+def add_options(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--clients", type=int, nargs="+", default=[1, 4, 8, 16, 32, 64], metavar="N",
+                     help="processes that ask at once (default 1 4 8 16 32 64)")
+    sub.add_argument("--rows", type=int, nargs="+", default=[1, 8, 30, 128, 256], metavar="N",
+                     help="rows of a call (default 1 8 30 128 256)")
+    sub.add_argument("--seconds", type=float, help="of each turn (default 0.5; 0.2 with --quick)")

@@ -1,0 +1,282 @@
+"""Benchmarks of the network alone, on the devices that the engine serves it from: inference, numerics.
+
+What serves takes its weights as arguments, so that they can be swapped between two batches while the
+compiled callable stays. Inductor's freezing writes the weights into what it compiles: faster, but each new
+checkpoint would have to be compiled before it could serve, half a minute a swap. `--frozen` measures what
+that would bring; nothing serves it. Run by bench.py; read next: serving.py, shmzero/net_device.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import numpy as np
+
+from shmzero import SearchConfig, _core, play_rounds
+from shmzero.config import NETS, cores
+from shmzero.errors import WorkerDied
+from shmzero.evaluators import BatchDevice, NetEvaluator
+from tools import bench_selfplay
+from tools.measure import Result, interleaved
+from tools.serving import ready_device, rows_per_s
+
+SIZES = (1, 16, 64, 256, 512, 1024, 2048, 4096, 8192, 16384)
+"""Rows of a batch."""
+NUMERICS_ROWS = 512
+
+
+def device_name(given: argparse.Namespace) -> str:
+    """The device, or the first of several; `auto` is what self-play takes."""
+    return str(bench_selfplay.settings_of(given).devices()[0])
+
+
+def precisions(device: str) -> list[str]:
+    """What the device multiplies in hardware: fp32 is TF32 on CUDA."""
+    from shmzero.net_device import cpu_has_bf16
+
+    if device != "cpu":
+        return ["fp32", "bf16", "fp16"]
+    return ["fp32", "bf16"] if cpu_has_bf16() else ["fp32"]
+
+
+def serving_device(
+    given: argparse.Namespace, precision: str, compiled: bool, max_batch: int, checkpoint: Path | None = None
+) -> BatchDevice:
+    """What an inference process of these settings serves from, real rows in its staging."""
+    config = bench_selfplay.settings_of(given, precision=precision, compile=compiled, checkpoint=checkpoint)
+    threads = 1 if given.name == "inference" else cores()
+    spec = bench_selfplay.device_spec(config, max_batch)
+    return ready_device(spec | {"device": device_name(given), "threads": threads})
+
+
+def matrix_product(device: str, precision: str) -> tuple[int, Callable[[], float]]:
+    """(n, a function that gives the FLOP/s of n x n products on the device)."""
+    import torch
+
+    from shmzero.net_device import DTYPES
+
+    size = 1024 if device == "cpu" else 8192
+    square = torch.rand(size, size).to(device, DTYPES[precision])
+
+    def finish() -> None:
+        if device != "cpu":
+            torch.cuda.synchronize(device)
+
+    def body() -> float:
+        finish()
+        start = time.perf_counter()
+        for _ in range(4):
+            torch.mm(square, square)
+        finish()
+        return 4 * 2 * size**3 / (time.perf_counter() - start)
+
+    body()
+    return size, body
+
+
+def frozen_body(given: argparse.Namespace, precision: str, rows: int) -> Callable[[], float]:
+    """Rows a second of the network with its weights compiled in, on a CPU: not a way to serve, see above."""
+    import torch
+
+    from shmzero.net import BlobNet
+    from shmzero.net_device import InferenceNet
+    from tools.measure import real_rows
+
+    function = InferenceNet(NETS[given.net], precision)
+    weights = function.weights(BlobNet(NETS[given.net]))
+
+    class Frozen(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weights = torch.nn.ParameterList([torch.nn.Parameter(w, requires_grad=False) for w in weights])
+
+        def forward(self, features: Any, masks: Any) -> Any:
+            return function(features, masks, *self.weights)
+
+    features, masks = (torch.from_numpy(part) for part in real_rows(rows))
+    words = masks.view(torch.int64)
+    call = torch.compile(Frozen().eval(), dynamic=False, options={"freezing": True})
+
+    def body() -> float:
+        done, start = 0, time.perf_counter()
+        with torch.no_grad():
+            while time.perf_counter() - start < 0.3:
+                call(features, words)
+                done += rows
+        return done / (time.perf_counter() - start)
+
+    body()
+    return body
+
+
+@contextmanager
+def _empty_cache(folder: str) -> Iterator[None]:
+    names = ("SHMZERO_CACHE", "TORCHINDUCTOR_CACHE_DIR")
+    before = {name: os.environ.get(name) for name in names}
+    os.environ.update(dict.fromkeys(names, folder))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def compile_times(given: argparse.Namespace) -> list[Result]:
+    """Seconds to the compiled network that `auto` serves, from an empty cache and from a full one."""
+    from shmzero.net_device import load_package, package_path, resolve_precision, start_compiler
+
+    device = device_name(given)
+    precision = resolve_precision("auto", device)
+    made = NETS[given.net], precision, device
+    kept = package_path(*made)
+    with tempfile.TemporaryDirectory() as folder:
+        with _empty_cache(folder):
+            start = time.perf_counter()
+            helper = start_compiler(*made)
+            assert helper is not None
+            if helper.wait():
+                raise WorkerDied(f"the compile helper ({precision}, {device}) ended with status {helper.returncode}")
+            cold = time.perf_counter() - start
+            path = package_path(*made)
+        start = time.perf_counter()
+        load_package(path)
+        warm = time.perf_counter() - start
+        if not kept.exists():  # the devices below would only make it again
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, f"{kept}.{os.getpid()}")
+            Path(f"{kept}.{os.getpid()}").replace(kept)
+    return [
+        Result(f"compile {precision}, empty cache", cold, "s"),
+        Result(f"compile {precision}, from the cache", warm, "s"),
+    ]
+
+
+def bench_inference(given: argparse.Namespace) -> list[Result]:
+    """Rows a second of the serving path (on a CPU in one thread), swappable weights, eager and compiled."""
+    import torch
+
+    from shmzero.net import flops_per_row
+    from shmzero.net_device import CUDA_BUCKETS
+
+    device = device_name(given)
+    where = "one thread" if device == "cpu" else device
+    torch.set_num_threads(1)
+    serving_device(given, "fp32", False, 1)  # which says so in one line where there is no such device
+    results = compile_times(given) if given.compile else []
+    most = given.max_batch or (4096 if device == "cpu" else CUDA_BUCKETS[-1])
+    seconds = 0.1 if given.quick else 0.3
+    bodies: dict[str, Callable[[], float]] = {}
+    square = 0
+    for precision in precisions(device):
+        for compiled in (False, True) if given.compile else (False,):
+            served = serving_device(given, precision, compiled, most)
+            for count in (size for size in SIZES if size <= most):
+
+                def body(served: BatchDevice = served, count: int = count) -> float:
+                    return rows_per_s(served, count, seconds)
+
+                body()
+                bodies[f"{'compiled' if compiled else 'eager'} {precision} {count} rows"] = body
+        if given.frozen and device == "cpu":
+            bodies[f"frozen {precision} {min(1024, most)} rows"] = frozen_body(given, precision, min(1024, most))
+        square, bodies[f"{precision} product"] = matrix_product(device, precision)  # the device has allowed TF32
+    medians = interleaved(bodies, given.repeats)
+    products = {precision: medians.pop(f"{precision} product").median for precision in precisions(device)}
+    results += [spread.result(f"{name}, {where}", "positions/s") for name, spread in medians.items()]
+    flops = flops_per_row(NETS[given.net])
+    for precision, rate in products.items():
+        best = max(spread.median for name, spread in medians.items() if precision in name and "frozen" not in name)
+        results.append(Result(f"{precision} {square}^3 matrix product, {where}", rate / 1e9, "GFLOP/s"))
+        results.append(Result(f"{precision}: best, share of that product's rate", best * flops / rate, ""))
+    return results
+
+
+def answers(device: BatchDevice, features: Any, masks: Any) -> Any:
+    """Policies [B, 52] of rows of any number."""
+    parts = []
+    for at in range(0, len(masks), device.max_batch):
+        count = min(device.max_batch, len(masks) - at)
+        staging = device.staging(0)
+        staging.features[:count] = features[at : at + count]
+        staging.masks[:count] = masks[at : at + count]
+        device.launch(0, count)
+        device.wait(0)
+        parts.append(staging.policies[:count].copy())
+    return np.concatenate(parts)
+
+
+def bench_numerics(given: argparse.Namespace) -> list[Result]:
+    """Action probabilities of each serving mode against fp32 eager, on a network fitted to be confident."""
+    import torch
+
+    from shmzero.net import load_checkpoint, save_checkpoint
+    from tools.fit import fitted_net, wide_masks
+
+    device = device_name(given)
+    torch.set_num_threads(cores())
+    with tempfile.TemporaryDirectory() as folder:
+        path = given.checkpoint or Path(folder) / "fitted.safetensors"
+        if not given.checkpoint:
+            # Soft targets: on the best action alone the network would end at 0 and 1, where nothing differs.
+            fitted = fitted_net(NETS[given.net], given.steps, rounds=400, lr=5e-4, c_puct=0.1, sharpness=3.0)
+            save_checkpoint(fitted, path)
+        net = load_checkpoint(path)
+        # Rounds that the network itself plays: what it is asked when it serves.
+        rounds = play_rounds(NetEvaluator(net), 20, SearchConfig(determinizations=2, simulations=20), seed=77)
+        rows = _core.replay(rounds)
+        wide = wide_masks(rows["masks"])
+        reference, _ = NetEvaluator(net).evaluate_many(rows["features"].astype(np.float32), wide)
+        best = reference.max(axis=1)
+        results = [
+            Result("rounds", float(len(rounds)), "", ">= 10"),
+            Result("positions", float(len(wide))),
+            Result("mean top probability", float(best.mean()), "", ">= 0.6"),
+            Result("positions with a top probability above 0.99", float((best > 0.99).mean()), "", "<= 0.2"),
+        ]
+        for precision in dict.fromkeys([*precisions(device), "fp16"]):
+            for compiled in (False, True) if given.compile else (False,):
+                if compiled and given.quick and precision not in precisions(device):
+                    continue  # half a minute of compilation for what nothing serves here
+                served = serving_device(given, precision, compiled, NUMERICS_ROWS, path)
+                kind = f"{precision} {'compiled' if compiled else 'eager'}"
+                if compiled and getattr(served, "compiled", None) is None:
+                    results.append(Result(kind, "could not be compiled"))
+                    continue
+                difference = np.abs(answers(served, rows["features"], rows["masks"]) - reference)[wide]
+                results += [
+                    Result(f"{kind}: largest difference", float(difference.max()), "", "< 0.01"),
+                    Result(f"{kind}: p99.9", float(np.quantile(difference, 0.999))),
+                    Result(f"{kind}: mean", float(difference.mean())),
+                ]
+    return results
+
+
+def add_options(name: str, sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--device", default="auto", help="auto, cpu, cuda:N (default auto: CUDA where there is one)")
+    sub.add_argument("--net", choices=sorted(NETS), default="plan")
+    sub.add_argument("--no-compile", action="store_false", dest="compile", help="eager only")
+    if name == "inference":
+        sub.add_argument("--max-batch", type=int, help="largest batch (default 4096; on CUDA 16384)")
+        sub.add_argument("--frozen", action="store_true", help="also with weights compiled in, which nothing serves")
+    else:
+        sub.add_argument("--checkpoint", type=Path, help="a trained network, instead of one fitted here")
+        sub.add_argument("--steps", type=int, default=300, help="of that fit (default 300)")
+
+
+BENCHMARKS: dict[str, Callable[[argparse.Namespace], list[Result]]] = {
+    "inference": bench_inference, "numerics": bench_numerics,
+}
