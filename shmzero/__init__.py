@@ -1,5 +1,6 @@
 """shmzero: self-play for the card game Blob (Oh Hell) over shared memory. Imports no torch."""
 
+import shmzero.command  # noqa: F401  first: it catches a Ctrl-C while the rest is loaded
 from shmzero._core import Game, Round, Rules
 from shmzero.client import Client
 from shmzero.config import NetConfig, SearchConfig

@@ -30,6 +30,7 @@ from shmzero.errors import ConfigError
 from shmzero.rating import Ratings, draw_tables, ratings
 from shmzero.records import newest_checkpoint
 from shmzero.search import Evaluator
+from shmzero.train_config import DEALS
 
 Rows = tuple[NDArray[np.float32], NDArray[np.float32]]
 Mode = Literal["one", "rest"]
@@ -77,7 +78,8 @@ def make_agent(spec: AgentLike, device: str = "cpu", threads: int | None = None)
     """The agent that a name, a checkpoint's path or an (evaluator, SearchConfig) stands for.
 
     Names: see config.built_in_bot. A training run's folder stands for its newest checkpoint. A path may end in
-    `:policy` (no search) or `:DxS`; alone it is searched 3x30.
+    `:policy` (no search) or `:DxS`; alone it is searched 3x30. A search may end in `+halving` (its root rule),
+    `+maximise` (max^n) and `+solverN` (exact leaves of at most N cards in all hands).
     Agents play their best action, without noise or temperature. `device` runs checkpoints, on a
     CPU in so many `threads` (default: all cores). Raises ConfigError.
     """
@@ -97,15 +99,18 @@ def _checkpoint(spec: str, device: str, threads: int) -> Agent:
     head, colon, suffix = spec.rpartition(":")
     if colon and suffix == "policy":
         path, search = head, SearchConfig(simulations=0)
-    elif colon and (found := re.fullmatch(r"(\d{1,9})x(\d{1,9})", suffix)):
-        path, search = head, SearchConfig(determinizations=int(found[1]), simulations=int(found[2]))
+    elif colon and (found := re.fullmatch(r"(\d{1,9})x(\d{1,9})(\+halving)?(\+maximise)?(?:\+solver(\d+))?", suffix)):
+        path, search = head, SearchConfig(
+            determinizations=int(found[1]), simulations=int(found[2]), root="halving" if found[3] else "puct",
+            opponents="maximise" if found[4] else "policy", solved_cards=int(found[5] or 0),
+        )
         check_number(f"simulations of {spec}", search.simulations, 1, 10**6)
     if Path(path).is_dir():  # of a training run: its newest
         path = str(newest_checkpoint(Path(path)) or path)
     if not Path(path).is_file():
         raise ConfigError(
             f"agent {spec!r} is not built in ({BUILT_IN}), and there is no checkpoint file {path!r}; "
-            "allowed after a file: :policy or :DxS, such as :3x30"
+            "allowed after a file: :policy or :DxS, such as :3x30, and +halving, +maximise, +solver8 in this order"
         )
     return Agent(spec, search, _served(path, device, threads, search.simulations > 0))
 
@@ -180,8 +185,9 @@ class MatchResult:
     exact_bid: dict[int, float]
     """By hand size: share of the hero's rounds in which it won exactly what it bid."""
     villain_exact_bid: dict[int, float]
-    ceiling: float
-    """What no table's mean exact-bid rate can exceed: (n-1)/n, for the hook makes one bid fail."""
+    ceiling: dict[int, float]
+    """By hand size: what the mean exact-bid rate of whole tables cannot exceed, (n-1)/n, for the hook makes one
+    bid fail; over the tables that the hero's rate is over."""
     win_share: float
     """The hero's expected share of the win (most points of a round, or of a game with `games`; equals share it).
     In mode "rest" that of one hero. 1/n is what equals would have."""
@@ -282,13 +288,14 @@ def _result(
     mean = float(by_deal.mean())
 
     exact = rounds["bids"] == rounds["tricks"]
-    rates = {}
-    for role, mask in (("odd", at_odd), ("others", seated & ~at_odd)):
-        rates[role] = {
-            int(size): float(exact[mask & (rounds["cards"] == size)[:, None]].mean())
-            for size in np.unique(rounds["cards"])
-        }
-    hero, villain = ("odd", "others") if mode == "one" else ("others", "odd")
+    most = np.broadcast_to((1 - 1 / num)[:, None], exact.shape)
+
+    def by_size(of_seats: NDArray[Any], mask: NDArray[np.bool_]) -> dict[int, float]:
+        sizes = rounds["cards"][:, None]
+        return {int(size): float(of_seats[mask & (sizes == size)].mean()) for size in np.unique(sizes)}
+
+    others = seated & ~at_odd
+    hero, villain = (at_odd, others) if mode == "one" else (others, at_odd)
     win = odd_win if mode == "one" else (1 - odd_win) / (players - 1)
     return MatchResult(
         hero=agents[0].name,
@@ -299,9 +306,9 @@ def _result(
         mean=mean,
         low=mean - margin,
         high=mean + margin,
-        exact_bid=rates[hero],
-        villain_exact_bid=rates[villain],
-        ceiling=float((1 - 1 / num).mean()),
+        exact_bid=by_size(exact, hero),
+        villain_exact_bid=by_size(exact, villain),
+        ceiling=by_size(most, hero),
         win_share=float(win.mean()),
         fair_share=float((1 / players).mean()),
         seconds=seconds,
@@ -357,20 +364,23 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = Parser(
         prog="python -m shmzero.arena",
         description="Matches of Blob by duplicate deals: every deal is played in each rotation of the seats.\n"
-        f"Agents: {BUILT_IN}; a checkpoint or the folder of a training run, perhaps with :policy or :DxS.",
+        f"Agents: {BUILT_IN}; a checkpoint or the folder of a training run, perhaps with :policy or :DxS,\n"
+        "the latter perhaps with +halving, +maximise, +solver8.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     parser.add_argument("agents", nargs="*", metavar="AGENT", help="the hero and its villains; with --rating a pool")
     parser.add_argument("--deals", type=int, default=1000, help="deals, or whole games with --games (default: 1000)")
-    parser.add_argument("--players", default="4", help="4, 3-6, or with weights 4:15,5:70,6:15")
-    parser.add_argument("--cards", default="5", help="cards each, written likewise; with --games the largest hand")
+    parser.add_argument("--players", help="4 (default), 3-6, or with weights 4:15,5:70,6:15")
+    parser.add_argument("--cards", help="cards each (default: 5), written likewise; with --games the largest hand")
+    parser.add_argument(
+        "--deals-from", choices=DEALS, help="players and cards of the plan's distribution, or of a broad one"
+    )
     parser.add_argument("--trump", default="random", help="random, a suit, none, or several with commas")
     parser.add_argument(
         "--mode",
         choices=("one", "rest", "both"),
-        default="both",
         help="one hero against n-1 villains, n-1 heroes against one, or both (default)",
     )
     parser.add_argument("--games", action="store_true", help="whole games instead of rounds")
@@ -382,10 +392,16 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, help="with --exploit: time of that training (default: 3)")
     parser.add_argument("--out", type=Path, help="with --rating: folder that gets ratings.json")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, help="threads for bots and networks (default: all cores)")
-    parser.add_argument("--device", default="cpu", help="where checkpoints run: cpu, cuda, cuda:1")
+    parser.add_argument("--threads", type=int, help="threads for bots, networks and training (default: all cores)")
+    parser.add_argument("--device", default="cpu", help="of checkpoints and of --exploit: cpu, cuda, cuda:1")
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     args = parser.parse_args(arguments)
+    deals = {"players": "4", "cards": "5"} | DEALS.get(args.deals_from, {})
+    args.players = args.players or deals["players"]
+    args.cards = args.cards or deals["cards"]
+    if args.mode and (args.rating or args.exploit):
+        raise ConfigError("--mode is set with --rating or --exploit; allowed: with matches of a hero")
+    args.mode = args.mode or "both"
     if args.exploit:
         if args.agents or args.rating or args.games:
             raise ConfigError("--exploit is set with agents, --rating or --games; allowed: it alone, on rounds")
@@ -479,7 +495,7 @@ def _bid_rows(results: Sequence[MatchResult]) -> list[list[str]]:
             str(size),
             f"{r.exact_bid[size]:.3f}",
             f"{r.villain_exact_bid[size]:.3f}",
-            f"{r.ceiling:.3f}",
+            f"{r.ceiling[size]:.3f}",
         ]
         for r in results
         for size in r.exact_bid
@@ -532,10 +548,14 @@ def _exploit(args: argparse.Namespace, out: _Output) -> dict[str, Any]:
     played = {"players": args.players, "cards": args.cards, "trump": args.trump}
     villain = make_agent(f"{args.exploit}:policy", args.device, args.threads)
     minutes = 3.0 if args.minutes is None else args.minutes
-    net = learn_against(args.exploit, minutes=minutes, seed=args.seed, show=out.line, **played)
+    net = learn_against(
+        args.exploit, minutes=minutes, seed=args.seed, show=out.line, device=args.device, threads=args.threads, **played
+    )
     hero = make_agent((NetEvaluator(net), SearchConfig(simulations=0)))
     # Deals that it has not learned from.
-    result = play_match(hero, villain, deals=args.deals, seed=args.seed + 1, mode="one", **played)
+    result = play_match(
+        hero, villain, deals=args.deals, seed=args.seed + 1, mode="one", threads=args.threads, **played
+    )
     out.table(
         f"{args.exploit}: points a round that a fresh seat learned to gain from copies of it, 95 % interval over deals",
         ["gain", "low", "high", "deals", "rounds"],

@@ -22,13 +22,11 @@ from numpy.typing import NDArray
 
 from shmzero import _core
 from shmzero.config import cores
-from shmzero.errors import SegmentCorrupt, ServerGone
+from shmzero.errors import ModelFailed, SegmentCorrupt, ServerGone
 from shmzero.segment import find_service, inode_of, service_path
 
 MOST_PORTS = 16
 """Requests that one client has in flight at most; further threads wait."""
-IDLE_PORTS = 4
-"""Blocks that a client keeps for its next requests."""
 SLICE_MS = 100.0
 """How long to wait for an answer before looking whether the server is still there."""
 LOOK_S = 0.02
@@ -38,7 +36,10 @@ Answer = tuple[NDArray[np.float32], NDArray[np.float32], int]
 
 
 class _Connection:
-    """A mapped segment and the blocks in it that this process has claimed."""
+    """A mapped segment and the blocks in it that this process has claimed.
+
+    Between two requests a block rests: it is taken up again, unless another client needed it meanwhile.
+    """
 
     def __init__(self, segment: _core.Segment, inode: int) -> None:
         self.segment = segment
@@ -58,19 +59,39 @@ class _Connection:
     def is_served(self) -> bool:
         return not self.segment.service_closed and _core.is_alive(self.segment.service_owner)
 
+    @property
+    def is_full(self) -> bool:
+        """Whether this client may have no further request in flight."""
+        return self._num_ports >= MOST_PORTS
+
+    @property
+    def most_pieces(self) -> int:
+        """Slots that one split request may hold: half of them, so that others get on."""
+        return max(1, min(MOST_PORTS, self.segment.num_workers) // 2)
+
+    @property
+    def is_wanted(self) -> bool:
+        """Whether a thread waits for a port."""
+        return self._num_waiting > 0
+
     def try_acquire(self) -> _core.RequestPort | None:
         """A port whose slot is free, if there is one now."""
-        try:
-            return self._idle.pop()  # one bytecode: no lock
-        except IndexError:
-            pass
+        while True:
+            try:
+                port = self._idle.pop()  # one bytecode: no lock
+            except IndexError:
+                break
+            if port.resume():
+                return port
+            with self._changed:
+                self._num_ports -= 1  # its block is another client's by now
         with self._changed:
-            if self._num_ports >= MOST_PORTS:
+            if self.is_full:
                 return None
-            port = _core.RequestPort.claim(self.segment, self._identity)
-            if port is not None:
+            claimed = _core.RequestPort.claim(self.segment, self._identity)
+            if claimed is not None:
                 self._num_ports += 1
-            return port
+            return claimed
 
     def wait_for_port(self, seconds: float) -> None:
         with self._changed:
@@ -81,10 +102,8 @@ class _Connection:
 
     def release(self, port: _core.RequestPort) -> None:
         """Take back a port whose slot is free."""
-        if len(self._idle) < IDLE_PORTS:
-            self._idle.append(port)
-        else:
-            self.forget(port)
+        port.rest()
+        self._idle.append(port)
         if self._num_waiting:
             with self._changed:
                 self._changed.notify()
@@ -105,8 +124,8 @@ class Client:
 
     Pickles as its name; the child of a fork attaches anew. Raises in every call: ValueError for
     wrong shapes and for states that are not finite, TimeoutError after `timeout` seconds,
-    ModelFailed with the server's message, ServerGone where the server has left, or died and was not
-    restarted within the time-out.
+    ModelFailed with the server's message, ServerGone where nobody serves the name by then. `timeout`
+    is for all that a call waits for; a server that is started meanwhile answers it.
     """
 
     _all: ClassVar[weakref.WeakSet[Client]] = weakref.WeakSet()
@@ -130,7 +149,8 @@ class Client:
         self._connection: _Connection | None = None
         self._widths: tuple[int, int, int, str] | None = None
         self._refusal = ""
-        self._lock = threading.Lock()
+        self._pending: weakref.WeakSet[PendingRequest] = weakref.WeakSet()
+        self._lock = threading.Lock()  # of _connection, _widths and _pending; never held while waiting
         Client._all.add(self)
 
     # --- what the service is ------------------------------------------------------------------------
@@ -164,9 +184,10 @@ class Client:
 
     def evaluate(self, state: Any, mask: Any, timeout: float = 30.0) -> tuple[Any, Any]:
         """(policy [A], value [V]) of one state [S] and its mask bool [A], in the input's kind."""
-        connection = self._connection or self._connected(timeout)
+        deadline = time.monotonic() + timeout
+        connection = self._connection or self._connect(None, deadline)
         rows, bools, like = _arrays(state, mask, connection.segment, 1)
-        policy, value, self.version = self._call(connection, rows, bools, timeout)
+        policy, value, self.version = self._call(connection, rows, bools, deadline)
         return (policy, value) if like is None else (_as_torch(policy, like), _as_torch(value, like))
 
     def evaluate_many(self, states: Any, masks: Any, timeout: float = 30.0) -> tuple[Any, Any]:
@@ -174,17 +195,19 @@ class Client:
 
         Stacked arrays or sequences of rows, numpy or torch; the answer is of the input's kind and order.
         """
-        connection = self._connection or self._connected(timeout)
+        deadline = time.monotonic() + timeout
+        connection = self._connection or self._connect(None, deadline)
         rows, bools, like = _arrays(states, masks, connection.segment, 2)
         if not 0 < len(rows) <= connection.segment.rows_per_slot:
-            return PendingRequest(self, connection, rows, bools, like).result(timeout)
-        policies, values, self.version = self._call(connection, rows, bools, timeout)
+            return PendingRequest(self, connection, rows, bools, like)._result(deadline)
+        policies, values, self.version = self._call(connection, rows, bools, deadline)
         return (policies, values) if like is None else (_as_torch(policies, like), _as_torch(values, like))
 
     def submit_many(self, states: Any, masks: Any) -> PendingRequest:
         """Send rows and return at once; `result(timeout)` of what is returned waits for the answer.
 
-        Rows of more than one slot are sent as slots become free, at the latest in `result`.
+        Rows of more than one slot are sent as slots become free, at the latest in `result`. Only a first
+        call, which has no server yet, waits for one: up to 30 seconds.
         """
         connection = self._connected()
         rows, bools, like = _arrays(states, masks, connection.segment, 2)
@@ -193,9 +216,9 @@ class Client:
     def request(self, rows: int, timeout: float = 30.0) -> SlotRequest:
         """`with client.request(rows) as r:` gives the slot itself, without a copy: see SlotRequest.
 
-        `rows` is at most `max_rows`; waits up to `timeout` seconds for a slot.
+        `rows` is at most `max_rows`; the block is entered `timeout` seconds after this call at the latest.
         """
-        return SlotRequest(self, rows, timeout)
+        return SlotRequest(self, rows, time.monotonic() + timeout)
 
     def close(self) -> None:
         """Give the blocks back. A further call attaches again."""
@@ -215,9 +238,8 @@ class Client:
 
     # --- finding the server ---------------------------------------------------------------------------
 
-    def _connected(self, timeout: float = 30.0) -> _Connection:
-        connection = self._connection
-        return self._connect(None, time.monotonic() + timeout) if connection is None else connection
+    def _connected(self) -> _Connection:
+        return self._connection or self._connect(None, time.monotonic() + 30.0)
 
     def _find(self) -> _Connection | None:
         """A connection to whoever serves the name now."""
@@ -233,65 +255,87 @@ class Client:
         return connection if connection.is_served else None
 
     def _connect(self, lost: _Connection | None, deadline: float) -> _Connection:
-        """The connection that takes the place of `lost`; waits for it.
+        """The connection that takes the place of `lost`. Waits for it; raises ServerGone at the deadline."""
+        while True:
+            with self._lock:
+                connection = self._look_up(lost)
+            if connection is not None:
+                return connection
+            left = deadline - time.monotonic()
+            if left <= 0:
+                break
+            time.sleep(min(LOOK_S, left))
+        if lost is not None and lost.segment.service_closed:
+            raise ServerGone(f"service {self.name!r} has been closed by its server and nobody else serves it")
+        raise ServerGone(
+            f"nobody serves {self.name!r}{self._refusal}; start python -m shmzero.serve --name {self.name}"
+        )
 
-        Raises ServerGone at the deadline, or at once where the lost server has left on purpose.
-        """
-        with self._lock:
-            while self._connection is lost:
-                found = self._find()
-                if found is not None:
-                    if self._widths not in (None, found.widths):
-                        raise ServerGone(
-                            f"service {self.name!r} came back with other widths (state, action, value, wire): "
-                            f"{found.widths} instead of {self._widths}; make a new Client"
-                        )
-                    self._widths = found.widths
-                    self._connection = found
-                elif lost is not None and lost.segment.service_closed:
+    def _look_up(self, lost: _Connection | None) -> _Connection | None:
+        """What another thread has found in place of `lost`, or who serves now. Holding the lock."""
+        if self._connection is lost or self._connection is None:
+            self._connection = self._find()
+            if self._connection is not None:
+                widths = self._connection.widths
+                if self._widths not in (None, widths):
                     self._connection = None
-                    raise ServerGone(f"service {self.name!r} has been closed by its server")
-                elif time.monotonic() >= deadline:
                     raise ServerGone(
-                        f"nobody serves {self.name!r}{self._refusal}; start python -m shmzero.serve --name {self.name}"
+                        f"service {self.name!r} came back with other widths (state, action, value, wire): "
+                        f"{widths} instead of {self._widths}; make a new Client"
                     )
-                else:
-                    time.sleep(LOOK_S)
-            if self._connection is None:
-                raise ServerGone(f"service {self.name!r} has been closed by its server")
-            return self._connection
+                self._widths = widths
+        return self._connection
 
     # --- one request ----------------------------------------------------------------------------------
 
     def _acquire(self, connection: _Connection, deadline: float) -> tuple[_Connection, _core.RequestPort]:
         """A port to send with, of this connection or the one that takes its place."""
         while True:
-            port = connection.try_acquire()
+            port = self._try_acquire(connection)
             if port is not None:
                 return connection, port
-            if connection.segment.service_closed or not connection.is_served:
+            left = deadline - time.monotonic()
+            if not connection.is_served:
                 connection = self._connect(connection, deadline)
-            elif time.monotonic() >= deadline:
-                raise TimeoutError(
-                    f"service {self.name!r} had no free slot within the time-out; "
-                    f"all {connection.segment.num_workers} are in use: start it with more --slots"
-                )
+            elif left <= 0:
+                raise self._no_slot(connection)
             else:
-                connection.wait_for_port(LOOK_S)
+                connection.wait_for_port(min(LOOK_S, left))
 
-    def _call(self, connection: _Connection, states: NDArray[Any], masks: NDArray[np.bool_], timeout: float) -> Answer:
+    def _try_acquire(self, connection: _Connection) -> _core.RequestPort | None:
+        """A port, if there is one now or where answers lie about that nobody has asked for yet."""
+        port = connection.try_acquire()
+        if port is None:
+            with self._lock:
+                pending = list(self._pending)
+            for request in pending:
+                request._collect()
+            port = connection.try_acquire()
+        return port
+
+    def _no_slot(self, connection: _Connection) -> TimeoutError:
+        if connection.is_full:
+            return TimeoutError(
+                f"this client of {self.name!r} has {MOST_PORTS} requests in flight, the most that one client may "
+                "have, and none of them was answered within the time-out; a further Client may have as many"
+            )
+        return TimeoutError(
+            f"service {self.name!r} had no free slot within the time-out; "
+            f"all {connection.segment.num_workers} are in use: start it with more --slots"
+        )
+
+    def _call(self, connection: _Connection, states: NDArray[Any], masks: NDArray[np.bool_], deadline: float) -> Answer:
         """Rows of one slot, there and back. The straight path is one call of the core."""
         port = connection.try_acquire()
         if port is None:
-            connection, port = self._acquire(connection, time.monotonic() + timeout)
+            connection, port = self._acquire(connection, deadline)
             if states.ndim == 2 and len(states) > connection.segment.rows_per_slot:  # a successor's
                 connection.release(port)
                 request = PendingRequest(self, connection, states, masks, None)
-                return *request.result(timeout), request.version
-        start = time.monotonic()
+                return *request._result(deadline), request.version
         try:
-            answer = port.call(states, masks, min(timeout * 1e3, SLICE_MS), self._spin_us)
-        except (ValueError, RuntimeError):
+            answer = port.call(states, masks, _slice_ms(deadline - time.monotonic()), self._spin_us)
+        except (ValueError, ModelFailed):
             connection.release(port)
             raise
         except BaseException:
@@ -300,7 +344,10 @@ class Client:
         if answer is None:
             piece = _Piece(self, states, masks)
             piece.connection, piece.port = connection, port
-            return piece.finish(start + timeout)
+            try:
+                return piece.finish(deadline)
+            finally:
+                piece.drop()
         connection.release(port)
         return answer
 
@@ -313,7 +360,10 @@ class _Piece:
         self.states = states
         self.masks = masks
         self.connection: _Connection | None = None
+        """Where it was sent last; with `port` None it is not there any more."""
         self.port: _core.RequestPort | None = None
+        self._answer: Answer | None = None
+        self._error: ModelFailed | None = None
 
     @property
     def num_rows(self) -> int:
@@ -330,53 +380,58 @@ class _Piece:
             raise
 
     def finish(self, deadline: float) -> Answer:
-        """Wait for the answer; where the server is replaced, ask its successor."""
-        try:
-            while True:
-                assert self.connection is not None and self.port is not None
-                left = deadline - time.monotonic()
-                if self.port.wait(min(max(left, 0.0) * 1e3, SLICE_MS), self.client._spin_us):
-                    return self._take()
-                if (answer := self._look(deadline, expired=left <= 0)) is not None:
-                    return answer
-        except BaseException:
-            self.drop()
-            raise
+        """Wait for the answer; where the server is replaced, ask its successor.
 
-    def _take(self) -> Answer:
+        After a TimeoutError the request is still out.
+        """
+        while self._answer is None:
+            if self._error is not None:
+                raise self._error
+            assert self.connection is not None
+            if self.port is None:
+                self._send_again(self.connection, deadline)
+                continue
+            left = deadline - time.monotonic()
+            if self.port.wait(_slice_ms(left), self.client._spin_us):
+                self.collect()
+            elif _is_lost(self.client, self.connection):
+                self.drop()
+            elif left <= 0:
+                raise _too_late(self.client, self.connection, self.num_rows)
+        return self._answer
+
+    def collect(self) -> None:
+        """Take the answer out of the slot, which is free for others then; if it is there."""
         connection, port = self.connection, self.port
-        assert connection is not None and port is not None
-        self.connection = self.port = None
+        if connection is None or port is None or not port.answered:
+            return
+        self.port = None
         try:
-            return port.take(self.num_rows, self.states.ndim == 1)
-        finally:
-            connection.release(port)
+            self._answer = port.take(self.num_rows, self.states.ndim == 1)
+        except ModelFailed as error:
+            self._error = error
+        except BaseException:
+            _give_up(connection, port)
+            raise
+        connection.release(port)
 
-    def _look(self, deadline: float, expired: bool) -> Answer | None:
-        """Without an answer: is somebody there, and is it still the one we asked?"""
-        connection = self.connection
-        assert connection is not None
-        if _is_lost(self.client, connection):
-            self.drop()
-            successor = self.client._connect(connection, deadline)
-            if self.num_rows > successor.segment.rows_per_slot:  # smaller slots than before
-                request = PendingRequest(self.client, successor, self.states, self.masks, None)
-                policies, values = request.result(deadline - time.monotonic())
-                return policies, values, request.version
+    def _send_again(self, lost: _Connection, deadline: float) -> None:
+        successor = self.client._connect(lost, deadline)
+        if self.num_rows > successor.segment.rows_per_slot:  # smaller slots than before
+            request = PendingRequest(self.client, successor, self.states, self.masks, None)
+            self._answer = *request._result(deadline), request.version
+        else:
             self.send(*self.client._acquire(successor, deadline))
-        elif expired:
-            raise _too_late(self.client, connection, self.num_rows)
-        return None
 
     def drop(self) -> None:
         """Give the request up, if it is out."""
-        if self.connection is not None and self.port is not None:
-            _give_up(self.connection, self.port)
-        self.connection = self.port = None
+        port, self.port = self.port, None
+        if self.connection is not None and port is not None:
+            _give_up(self.connection, port)
 
 
 class PendingRequest:
-    """Rows on their way to a service. Dropping it gives the request up."""
+    """Rows on their way to a service. Dropping it gives the request up; a time-out does not."""
 
     def __init__(
         self, client: Client, connection: _Connection, states: NDArray[Any], masks: NDArray[np.bool_], like: Any
@@ -395,36 +450,68 @@ class PendingRequest:
         self._answers: list[Answer] = []
         self._lock = threading.Lock()
         self._error: BaseException | None = None
+        connection.segment.check_finite(states)  # all of them, before any is sent
         self._send()
+        with client._lock:
+            client._pending.add(self)
 
     def result(self, timeout: float = 30.0) -> tuple[Any, Any]:
-        """(policies [n, A], values [n, V]), in the order of the rows. Raises as the client's calls do."""
+        """(policies [n, A], values [n, V]), in the order of the rows. Raises as the client's calls do.
+
+        After a TimeoutError it may be asked again.
+        """
+        return self._result(time.monotonic() + timeout)
+
+    def _result(self, deadline: float) -> tuple[Any, Any]:
         if self._pid != os.getpid():
             raise RuntimeError(f"this request belongs to process {self._pid}, of which this one is a fork")
-        deadline = time.monotonic() + timeout
-        with self._lock:
+        left = min(max(deadline - time.monotonic(), 0.0), threading.TIMEOUT_MAX)
+        if not self._lock.acquire(timeout=left):  # another thread waits for this result
+            raise _too_late(self._client, self._connection, sum(piece.num_rows for piece in self._sent))
+        try:
             if self._error is not None:
                 raise self._error
-            try:
-                while self._waiting or self._sent:
-                    self._connection = self._client._connection or self._connection
-                    if not self._sent:  # holding no slot: only then may it wait for one
-                        self._sent.append(self._waiting.popleft())
-                        self._sent[-1].send(*self._client._acquire(self._connection, deadline))
-                    self._send()
-                    self._answers.append(self._sent[0].finish(deadline))
-                    self._sent.popleft()
-            except BaseException as error:
-                self._error = error
-                self._drop()
-                raise
+            while self._waiting or self._sent:
+                self._connection = self._client._connection or self._connection
+                if not self._sent:  # holding no slot: only then may it wait for one
+                    self._connection, port = self._client._acquire(self._connection, deadline)
+                    self._send_next(port)
+                self._send()
+                self._answers.append(self._sent[0].finish(deadline))
+                self._sent.popleft()
             return self._joined()
+        except TimeoutError:
+            raise
+        except BaseException as error:
+            self._error = error
+            self._drop()
+            raise
+        finally:
+            self._lock.release()
 
     def _send(self) -> None:
-        """As many pieces as there are free slots."""
-        while self._waiting and (port := self._connection.try_acquire()) is not None:
-            self._sent.append(self._waiting.popleft())
-            self._sent[-1].send(self._connection, port)
+        """As many pieces as there are free slots for them, one where others wait for slots as well."""
+        while self._waiting:
+            num_out = sum(piece.port is not None for piece in self._sent)
+            if num_out >= (1 if self._connection.is_wanted else self._connection.most_pieces):
+                return
+            port = self._client._try_acquire(self._connection)
+            if port is None:
+                return
+            self._send_next(port)
+
+    def _send_next(self, port: _core.RequestPort) -> None:
+        self._sent.append(self._waiting.popleft())
+        self._sent[-1].send(self._connection, port)
+
+    def _collect(self) -> None:
+        """Take the answers that have come out of their slots, unless another thread is at it."""
+        if self._pid == os.getpid() and self._lock.acquire(blocking=False):
+            try:
+                for piece in self._sent:
+                    piece.collect()
+            finally:
+                self._lock.release()
 
     def _joined(self) -> tuple[Any, Any]:
         segment = self._connection.segment
@@ -465,26 +552,36 @@ class SlotRequest(AbstractContextManager["SlotRequest"]):
     values: NDArray[np.float32]
     """[rows, V]"""
 
-    def __init__(self, client: Client, rows: int, timeout: float) -> None:
-        connection = client._connected(timeout)
-        if not 1 <= rows <= connection.segment.rows_per_slot:
-            raise ValueError(f"rows is {rows}; a slot of service {client.name!r} holds 1..{client.max_rows}")
+    def __init__(self, client: Client, rows: int, deadline: float) -> None:
         self.version = 0
         self._client = client
         self._rows = rows
-        self._connection, self._port = client._acquire(connection, time.monotonic() + timeout)
-        self._port.begin()
-        self._view()
+        self._deadline = deadline
+        self._pid = os.getpid()
+        self._connection = client._connection or client._connect(None, deadline)
+        self._sent = False
+        most = self._connection.segment.rows_per_slot
+        if not 1 <= rows <= most:
+            raise ValueError(f"rows is {rows}; a slot of service {client.name!r} holds 1..{most}")
+
+    def __enter__(self) -> SlotRequest:
+        self._take_slot(self._connection, self._deadline)
+        return self
+
+    def _take_slot(self, connection: _Connection, deadline: float) -> None:
+        connection, port = self._client._acquire(connection, deadline)
+        if self._rows > connection.segment.rows_per_slot:
+            connection.release(port)
+            raise ServerGone(f"service {self._client.name!r} came back with smaller slots; ask again")
+        self._connection, self._port = connection, port
+        states, masks, policies, values = _core.slot_views(connection.segment, port.block, 0)
+        self.states, self.masks = states[: self._rows], masks[: self._rows]
+        self.policies, self.values = policies[: self._rows], values[: self._rows]
 
     @staticmethod
     def pack_masks(masks: NDArray[np.bool_]) -> NDArray[np.uint64]:
         """uint64 [n, ceil(A / 64)] out of bool [n, A]."""
         return _core.pack_masks(np.ascontiguousarray(masks, np.bool_))
-
-    def _view(self) -> None:
-        states, masks, policies, values = _core.slot_views(self._connection.segment, self._port.block, 0)
-        self.states, self.masks = states[: self._rows], masks[: self._rows]
-        self.policies, self.values = policies[: self._rows], values[: self._rows]
 
     def run(self, timeout: float = 30.0) -> None:
         """Send the rows and wait until policies and values are there.
@@ -492,10 +589,13 @@ class SlotRequest(AbstractContextManager["SlotRequest"]):
         Once only: RuntimeError the second time. Raises as the client's calls do.
         """
         deadline = time.monotonic() + timeout
+        if self._sent:
+            raise RuntimeError("this request has been sent already")
         self._port.publish(self._rows)
+        self._sent = True
         while True:
             left = deadline - time.monotonic()
-            if self._port.wait(min(max(left, 0.0) * 1e3, SLICE_MS), self._client._spin_us):
+            if self._port.wait(_slice_ms(left), self._client._spin_us):
                 break
             if _is_lost(self._client, self._connection):
                 self._send_again(deadline)
@@ -506,19 +606,16 @@ class SlotRequest(AbstractContextManager["SlotRequest"]):
 
     def _send_again(self, deadline: float) -> None:
         lost, port, states, masks = self._connection, self._port, self.states, self.masks
-        successor = self._client._connect(lost, deadline)
-        if self._rows > successor.segment.rows_per_slot:
-            raise ServerGone(f"service {self._client.name!r} came back with smaller slots; ask again")
-        self._connection, self._port = self._client._acquire(successor, deadline)
-        self._port.begin()
-        self._view()
+        self._take_slot(self._client._connect(lost, deadline), deadline)
         self.states[:], self.masks[:] = states, masks
         _give_up(lost, port)
         self._port.publish(self._rows)
 
     def __exit__(self, *exception: object) -> None:
-        _give_up(self._connection, self._port)
+        if self._pid == os.getpid():  # in the child of a fork it is the parent's
+            _give_up(self._connection, self._port)
         del self.states, self.masks, self.policies, self.values, self._port  # somebody else's from now on
+        self._sent = False
 
 
 def _is_lost(client: Client, connection: _Connection) -> bool:
@@ -533,6 +630,11 @@ def _too_late(client: Client, connection: _Connection, rows: int) -> Exception:
     if not connection.is_served:
         return ServerGone(f"the server of {client.name!r} (process {owner}) died and was not restarted in time")
     return TimeoutError(f"service {client.name!r} (process {owner}) did not answer {rows} rows in time")
+
+
+def _slice_ms(left_s: float) -> float:
+    """How long to wait before looking whether the server is still there."""
+    return min(max(left_s * 1e3, 0.0), SLICE_MS)
 
 
 def _give_up(connection: _Connection, port: _core.RequestPort) -> None:
@@ -595,6 +697,7 @@ def _unpickled(name: str, spin_us: float | None) -> Client:
 def _after_fork() -> None:
     for client in list(Client._all):
         client._connection = None  # the blocks are the parent's
+        client._pending = weakref.WeakSet()
         client._lock = threading.Lock()  # another thread of it may have held this one
 
 

@@ -1,14 +1,20 @@
-"""What the commands share: flags into settings, errors into one line and an exit code."""
+"""What the commands share: Ctrl-C, flags into settings, errors into one line and an exit code.
+
+The package imports this before anything else.
+"""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
 import io
+import os
 import re
+import signal
 import sys
 import time
 from collections.abc import Callable
+from types import FrameType
 from typing import Any, NoReturn, TypeVar
 
 from shmzero.errors import ConfigError, ShmzeroError
@@ -20,12 +26,37 @@ STARTED = time.monotonic()
 command, may have spent a minute on making the environment."""
 
 
+def leave(number: int, frame: FrameType | None) -> None:
+    """End at once, without a traceback: nothing has been started yet."""
+    os.write(2, b"interrupted\n")
+    os._exit(130)
+
+
+def take_over_ctrl_c() -> None:
+    """Where this process is `python -m shmzero...`: until its command runs, Ctrl-C is `leave`.
+
+    A program that merely imports shmzero keeps its signals as they are.
+    """
+    command = any(
+        flag == "-m" and module.partition(".")[0] == "shmzero"
+        for flag, module in zip(sys.orig_argv, sys.orig_argv[1:], strict=False)
+    )
+    if command and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, leave)
+
+
+take_over_ctrl_c()
+
+
 def run_command(body: Callable[[], int]) -> int:
     """`body`'s exit code: 0 done, 130 interrupted; or what an error makes of it, said in one line on
     standard error: 2 the user's (ConfigError), 1 the environment's (every other ShmzeroError)."""
     try:
+        if signal.getsignal(signal.SIGINT) is leave:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         return body()
     except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
         return 130
     except ShmzeroError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -6,6 +6,7 @@ Defaults live here and nowhere else; those of training in train_config.py. Read 
 from __future__ import annotations
 
 import functools
+import importlib.util
 import math
 import os
 import re
@@ -29,6 +30,8 @@ BUILT_IN = "random, threshold, mc90, mc900, uct10x90, uct10x90+solver (any numbe
 """Bots, in words."""
 SOLVED_CARDS = 12
 """Cards in all hands below which `+solver` solves a leaf: three tricks of four players."""
+MOST_SIMULATIONS = 1 << 18
+"""Of a decision, over all worlds and, under max^n, seats: each takes 300 to 600 bytes of its lane."""
 OLDER = "older"
 """Among `others` of a training run: one of its own earlier checkpoints."""
 
@@ -93,6 +96,7 @@ class SearchConfig:
     share of moves drawn uniformly."""
     noise_alpha: float = 1.0
     temperature: float = 1.0
+    """Self-play draws its moves from visits^(1/temperature); halving plays its best action instead."""
     temperature_decisions: int = 99
     """Decisions of a round played with `temperature`; later ones with `final_temperature`."""
     final_temperature: float = 0.0
@@ -111,6 +115,8 @@ class SearchConfig:
         check_choice("opponents", self.opponents, ("policy", "maximise"))
         check_choice("root", self.root, ("puct", "halving"))
         check_choice("target", self.target, ("visits", "improved"))
+        if self.root == "halving" and self.target == "visits" and self.noise_fraction > 0 < self.simulations:
+            raise ConfigError("target is 'visits' with root 'halving' and noise; allowed: target 'improved'")
         check_number("improved_beta", self.improved_beta, 0, 1000)
         check_number("considered", self.considered, 1, _core.NUM_ACTIONS)
         check_number("noise_fraction", self.noise_fraction, 0, 1)
@@ -120,6 +126,17 @@ class SearchConfig:
         check_number("final_temperature", self.final_temperature, 0, 100)
         check_number("rivalry", self.rivalry, 0, 10)
         check_number("solved_cards", self.solved_cards, 0, 20)
+        if self.size() > MOST_SIMULATIONS:
+            seats = f" for {_core.MAX_PLAYERS} seats each" if self.opponents == "maximise" else ""
+            raise ConfigError(
+                f"determinizations x simulations is {self.determinizations} x {self.simulations}{seats}; "
+                f"allowed: {MOST_SIMULATIONS} in all"
+            )
+
+    def size(self) -> int:
+        """Simulations of a decision over all worlds, times the seats whose values each may keep."""
+        seats = _core.MAX_PLAYERS if self.opponents == "maximise" else 1
+        return (1 if self.known_hands else self.determinizations) * self.simulations * seats
 
     def to_core(self) -> _core.SearchConfig:
         """The same settings as the core takes them."""
@@ -246,7 +263,7 @@ def play_settings(
     rules: _core.Rules | None = None,
     others: str = "",
 ) -> _core.PlaySettings:
-    """What self-play plays, as the core takes it. Raises ConfigError for deals that cannot be."""
+    """What self-play plays, as the core takes it. Raises ConfigError for deals and games that cannot be."""
     check_number("seed", seed, 0, 2**64 - 1)
     if search.known_hands:
         raise ConfigError("known_hands is set; self-play never looks at hidden hands")
@@ -274,7 +291,26 @@ def play_settings(
     core.others = [(bot, share) for _, bot, share in other_agents(others)]
     if rules is not None:
         core.rules = rules
+    if games:
+        check_games(core)
     return core
+
+
+def check_games(play: _core.PlaySettings) -> None:
+    """Raises ConfigError where a game that may be drawn has too many rounds, or more cards than the deck."""
+    for number, _ in play.players:
+        most = _core.NUM_CARDS // number
+        for cards in {cards for cards, _ in play.cards if cards <= most}:
+            sizes = play.rules.hand_sizes(number, cards)
+            if len(sizes) > _core.MAX_ROUNDS_PER_GAME:
+                raise ConfigError(
+                    f"a game of these rules has {len(sizes)} rounds; allowed: {_core.MAX_ROUNDS_PER_GAME}"
+                )
+            if max(sizes) > most:
+                raise ConfigError(
+                    f"the sequence of hand sizes has {max(sizes)} with {number} players; "
+                    f"the deck allows at most {most} cards each"
+                )
 
 
 def cores() -> int:
@@ -361,7 +397,8 @@ class SelfPlayConfig:
     seed: int = 0
     """Of deals, search and fresh weights: the same seed and settings give the same rounds."""
     stall_s: float = 120.0
-    """An inference process that finishes no batch for so long, with work waiting, is replaced."""
+    """An inference process that finishes no batch for so long, or a worker that does nothing, with work
+    waiting, is replaced."""
     json: bool = False
     """Print one JSON object at the end and nothing else on standard output."""
 
@@ -452,6 +489,8 @@ class SelfPlayConfig:
                  "others", "evaluator", "seed")
         settings: dict[str, Any] = {name: getattr(self, name) for name in names}
         search = self.search()
+        if self.evaluator == "net":
+            settings["net"] = self.net if self.checkpoint is None else "of a checkpoint"
         settings |= {
             "unit": "round" if self.games is None else "game",
             "determinizations": search.determinizations,
@@ -463,8 +502,20 @@ class SelfPlayConfig:
 
 
 def has_cuda() -> bool:
-    """Whether there is an NVIDIA device, without importing torch."""
+    """Whether there is an NVIDIA device and a torch that can use it, without importing that."""
+    return has_nvidia() and torch_has_cuda()
+
+
+def has_nvidia() -> bool:
+    """Whether the kernel has an NVIDIA device."""
     return Path("/dev/nvidia0").exists() or Path("/dev/nvidiactl").exists()
+
+
+def torch_has_cuda() -> bool:
+    """Whether the installed torch was built for NVIDIA devices, without importing it."""
+    found = importlib.util.find_spec("torch")
+    folders = (found.submodule_search_locations if found else None) or ()
+    return any((Path(folder) / "lib" / "libtorch_cuda.so").exists() for folder in folders)
 
 
 def read_toml(path: Path) -> dict[str, Any]:

@@ -11,6 +11,10 @@ class ConfigError(ShmzeroError, ValueError):
     """A setting, a flag, a checkpoint or a run folder that cannot be used; exit code 2."""
 
 
+class FolderBusy(ConfigError):
+    """A run folder that another process writes to."""
+
+
 class IllegalAction(ShmzeroError, ValueError):
     """An action that the rules do not allow now."""
 
@@ -25,6 +29,10 @@ class SegmentCorrupt(SegmentError):
 
 class RecordError(ShmzeroError):
     """The record file cannot be read or written; exit code 1."""
+
+
+class StartError(ShmzeroError):
+    """A child process cannot be started; exit code 1."""
 
 
 class WorkerDied(ShmzeroError):

@@ -49,7 +49,7 @@ class Control:
         return [json.loads(line) for line in lines]
 
     def failed(self, error: ModelFailed) -> None:
-        """A batch that failed ends the process: its parent starts another."""
+        """A batch that failed ends the process; the one that takes its place runs the batch again."""
         raise error
 
     def send(self, **event: Any) -> None:
@@ -73,7 +73,7 @@ class ServeControl(Protocol):
     def send(self, **event: Any) -> None: ...
 
     def failed(self, error: ModelFailed) -> None:
-        """A batch was answered with `error`; raises where the loop shall end."""
+        """A batch failed. Raises where the loop shall end, with the batch's slots taken and unanswered."""
 
 
 def serve(
@@ -84,42 +84,70 @@ def serve(
     timeout_ms: float,
     spin_us: float = 0.0,
 ) -> None:
-    """Serve until told to stop, or until the other end of `control` is gone.
+    """Serve until told to stop, or until the other end of `control` is gone; batches at hand are finished.
 
-    Up to `device.num_stages` batches are in flight; they finish in the order they were launched.
+    Up to `device.num_stages` batches are in flight; they finish in the order they were launched. Of a
+    batch that failed the requests run once more, each alone: only those fail that the model refuses.
     """
-    in_flight: deque[tuple[int, int, int]] = deque()  # stage, batch, version
+    in_flight: deque[tuple[int, int]] = deque()  # stage, batch
+    refused: deque[tuple[int, ModelFailed]] = deque()  # batches that failed as a whole
     next_stage = 0
     pending: tuple[Any, int] | None = None
     other: Any = None
 
-    def fail(batch: int, batch_version: int, error: ModelFailed) -> None:
-        port.fail(batch, str(error), batch_version)
-        control.failed(error)
+    def launch(batch: int, rows: int) -> None:
+        nonlocal next_stage
+        device.launch(next_stage, rows)
+        in_flight.append((next_stage, batch))
+        next_stage = (next_stage + 1) % device.num_stages
 
     def finish_oldest() -> None:
-        stage, batch, batch_version = in_flight.popleft()
-        try:
-            device.wait(stage)
-        except ModelFailed as error:
-            fail(batch, batch_version, error)
-            return
+        stage, batch = in_flight.popleft()
+        device.wait(stage)
         staging = device.staging(stage)
-        port.scatter(batch, staging.policies, staging.values, batch_version)
+        port.scatter(batch, staging.policies, staging.values, version)
+
+    def refuse(batch: int, error: ModelFailed) -> None:
+        control.failed(error)
+        refused.append((batch, error))
+
+    def finish_or_refuse() -> None:
+        batch = in_flight[0][1]
+        try:
+            finish_oldest()
+        except ModelFailed as error:
+            refuse(batch, error)
+
+    def finish_all() -> None:
+        while in_flight:
+            finish_or_refuse()
+        while refused:
+            batch, failure = refused.popleft()
+            requests = port.split(batch)
+            if len(requests) == 1:
+                port.fail(requests[0], str(failure), version)
+                continue
+            for request in requests:
+                staging = device.staging(next_stage)
+                try:
+                    launch(request, port.refill(request, staging.features, staging.masks, device.max_batch))
+                    finish_oldest()
+                except ModelFailed as error:
+                    port.fail(request, str(error), version)
 
     while True:
         for command in control.commands():
             if command["cmd"] == "stop":
+                finish_all()
                 return
             if command["cmd"] == "other":
                 other = command["weights"]
             else:
                 pending = (command["weights"], command["version"])
+        if control.closed or pending is not None or other is not None or refused:
+            finish_all()
         if control.closed:
             return
-        if pending is not None or other is not None:
-            while in_flight:
-                finish_oldest()
         if other is not None:
             try:
                 cast(OtherDevice, device).seat_other(other)
@@ -130,11 +158,12 @@ def serve(
             weights, wanted = pending
             pending = None
             try:
-                device.swap(weights)
-                version = max(version, wanted)
-                control.send(event="weights", version=version)
+                take_up(device, weights)
             except ConfigError as error:
                 control.send(event="refused", version=wanted, message=str(error))
+            else:
+                version = max(version, wanted)
+                control.send(event="weights", version=version)
         if not in_flight and (line := device.poll()):
             control.send(event="compiled", message=line)
         if len(in_flight) < device.num_stages:
@@ -150,14 +179,22 @@ def serve(
             )
             if rows:
                 try:
-                    device.launch(next_stage, rows)
+                    launch(batch, rows)
                 except ModelFailed as error:
-                    fail(batch, version, error)
-                    continue
-                in_flight.append((next_stage, batch, version))
-                next_stage = (next_stage + 1) % device.num_stages
+                    refuse(batch, error)
         if in_flight and (len(in_flight) == device.num_stages or device.finished(in_flight[0][0])):
-            finish_oldest()
+            finish_or_refuse()
+
+
+def take_up(device: BatchDevice, weights: Any) -> None:
+    """device.swap(weights), of which every exception is a ConfigError."""
+    try:
+        device.swap(weights)
+    except ConfigError:
+        raise
+    except Exception as error:  # the user's weights meet the user's model: whatever they make of it
+        said = " ".join(str(error).split())
+        raise ConfigError(f"the weights cannot be served: {type(error).__name__}: {said}") from error
 
 
 def run(spec: dict[str, Any]) -> int:

@@ -10,12 +10,14 @@ import dataclasses
 import json
 import os
 import socket
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from shmzero.errors import ConfigError
+from shmzero.config import cores
+from shmzero.errors import ConfigError, RecordError
 from shmzero.inference import Control, child_main
 from shmzero.launch import Child, start_child
 from shmzero.records import CHECKPOINT_FOLDER, newest_checkpoint
@@ -50,8 +52,12 @@ class Judge:
     def __init__(self, config: TrainConfig, folder: Path) -> None:
         self.config = config
         self.folder = folder
-        self.words = ""
-        """The last result, in short."""
+        self.last: dict[str, dict[str, Any]] = {}
+        """The last match against each opponent, one seat against all others."""
+        self.rating: dict[str, Any] | None = None
+        """The last rating."""
+        self.failures = 0
+        """Processes that ended before their matches did."""
         self.best: int | None = None
         """Step of the checkpoint that self-play has, where there is a gate."""
         self._gated: int | None = None
@@ -59,12 +65,24 @@ class Judge:
         self._child: Child | None = None
         self._received = b""
 
-    def poll(self, elapsed_s: float) -> list[dict[str, Any]]:
+    @property
+    def wanted(self) -> bool:
+        """Whether the run's checkpoints are matched or rated at all."""
+        return bool(self.config.opponents) or self.config.rate
+
+    def recall(self, lines: list[dict[str, Any]]) -> None:
+        """Take up what the metrics of an earlier session hold."""
+        for line in lines:
+            self._note(line)
+        passed = [line["gate"]["steps"] for line in lines if "gate" in line]
+        self.best = passed[-1] if passed else None
+
+    def poll(self, elapsed_s: float, say: Callable[[str], None]) -> list[dict[str, Any]]:
         """Lines for the metrics. Starts a match when it is due; `elapsed_s` is the run's time."""
         lines = self._read()
         if self._child is not None and self._child.process.poll() is not None:
             lines += self._read()
-            self._bury()
+            self._bury(say)
         if self._child is None and self.config.gate:
             self._start_gate()
         if self._child is None and self.config.evaluate_s and elapsed_s >= self._due_s:
@@ -87,20 +105,23 @@ class Judge:
         """The file of a checkpoint of this run."""
         return self.folder / CHECKPOINT_FOLDER / f"{steps:08d}.safetensors"
 
-    def finish(self, say: Callable[[str], None]) -> list[dict[str, Any]]:
+    def finish(self, say: Callable[[str], None], stopped: Callable[[], bool]) -> list[dict[str, Any]]:
         """Play the last checkpoint's matches, both ways, rate it, and wait for that; lines for the metrics."""
         self.kill()
-        self._start(FINAL_DEALS, 0, modes=("one", "rest"), rate=self.config.rate)
+        self._start(FINAL_DEALS, 0, modes=("one", "rest"), rate=self.config.rate, threads=cores())
         lines: list[dict[str, Any]] = []
+        if self._child is not None:
+            say(f"the last checkpoint plays its matches against {self.config.opponents or 'older ones'}")
         while self._child is not None and self._child.process.poll() is None:
+            if stopped():
+                say("the last matches are broken off: the same command plays them")
+                self.kill()
+                break
             lines += self._read()
             time.sleep(0.05)
         lines += self._read()
         if self._child is not None:
-            words, status = self._child.last_words(), self._child.process.returncode
-            self._bury()
-            if status:
-                say(f"the last matches ended with status {status}: {words.splitlines()[-1]}")
+            self._bury(say)
         return lines
 
     def kill(self) -> None:
@@ -108,15 +129,16 @@ class Judge:
         if self._child is not None:
             self._child.process.kill()
             self._child.process.wait()
-            self._bury()
+            self._close()
 
     def _start(
         self, deals: int, niceness: int, modes: tuple[str, ...] = ("one",), rate: bool = False,
-        against: list[str] | None = None,
+        against: list[str] | None = None, threads: int = 1,
     ) -> None:
+        """`threads`: one beside self-play and learner, all cores where nothing else runs."""
         checkpoint = newest_checkpoint(self.folder)
         opponents = against or [name for name in self.config.opponents.split(",") if name]
-        if checkpoint is None or not opponents:
+        if checkpoint is None or not (opponents or rate):
             return
         ours, theirs = socket.socketpair()
 
@@ -136,9 +158,10 @@ class Judge:
             "games": self.config.games,
             "niceness": niceness,
             "rate": rate,
+            "threads": threads,
         }
         with theirs:
-            self._child = start_child("shmzero.judge", spec, [theirs.fileno()], threads=1)
+            self._child = start_child("shmzero.judge", spec, [theirs.fileno()], threads)
         ours.setblocking(False)
         self._socket = ours
 
@@ -155,17 +178,27 @@ class Judge:
         for line in found:
             if line.get("event") == "error":
                 raise ConfigError(line["message"])
-            if "match" not in line:
-                continue
-            match = line["match"]
-            if match["mode"] == GATE:
-                if match["low"] > 0:
-                    self.best = match["steps"]
-                continue
-            self.words = f"{match['mean']:+.2f}±{(match['high'] - match['low']) / 2:.2f} vs {match['opponent']}"
+            self._note(line)
+            match = line.get("match", {})
+            if match.get("mode") == GATE and match["low"] > 0:
+                self.best = match["steps"]
         return found
 
-    def _bury(self) -> None:
+    def _note(self, line: dict[str, Any]) -> None:
+        if line.get("match", {}).get("mode") == "one":
+            self.last[line["match"]["opponent"]] = line["match"]
+        self.rating = line.get("rating", self.rating)
+
+    def _bury(self, say: Callable[[str], None]) -> None:
+        """Clear away a process that has ended; one that failed is counted and said."""
+        assert self._child is not None
+        words, status = self._child.last_words(), self._child.process.returncode
+        self._close()
+        if status:
+            self.failures += 1
+            say(f"the matches ended with status {status}: {words.splitlines()[-1]}")
+
+    def _close(self) -> None:
         assert self._child is not None
         self._socket.close()
         self._child.close()
@@ -179,15 +212,15 @@ def run(spec: dict[str, Any]) -> int:
 
     os.nice(spec["niceness"])
     control = Control(spec["control_fd"])
-    checkpoint = spec["checkpoint"]
+    checkpoint, threads = spec["checkpoint"], spec["threads"]
     try:
-        hero = make_agent(f"{checkpoint}:policy")
+        hero = make_agent(f"{checkpoint}:policy", threads=threads)
         for name in spec["opponents"]:
-            villain = make_agent(name)
+            villain = make_agent(name, threads=threads)
             for mode in spec["modes"]:
                 result = play_match(
                     hero, villain, deals=spec["deals"], players=spec["players"], cards=spec["cards"],
-                    trump=spec["trump"], seed=MATCH_SEED, mode="one" if mode == GATE else mode, threads=1,
+                    trump=spec["trump"], seed=MATCH_SEED, mode="one" if mode == GATE else mode, threads=threads,
                     games=spec["games"],
                 )
                 control.send(match={
@@ -201,6 +234,9 @@ def run(spec: dict[str, Any]) -> int:
     except ConfigError as error:
         control.send(event="error", message=str(error))
         return 2
+    except RecordError as error:
+        print(error, file=sys.stderr)  # the last words, which the parent says
+        return 1
     return 0
 
 
@@ -213,12 +249,12 @@ def rate_checkpoints(newest: Path, spec: dict[str, Any]) -> dict[str, Any]:
     spread = {older[len(older) * i // OLDER_RATED] for i in range(OLDER_RATED)} if older else set()
 
     def named(path: Path) -> Agent:
-        return dataclasses.replace(make_agent(f"{path}:policy"), name=f"step {int(path.stem)}")
+        return dataclasses.replace(make_agent(f"{path}:policy", threads=spec["threads"]), name=f"step {int(path.stem)}")
 
     pool: list[str | Agent] = [named(path) for path in (newest, *sorted(spread))]
     pool += sorted({ANCHOR, *spec["opponents"]})
     table = rate(pool, deals=spec["deals_rated"], players=spec["players"], cards=spec["cards"], trump=spec["trump"],
-                 games=spec["games"], seed=MATCH_SEED, threads=1)  # fmt: skip
+                 games=spec["games"], seed=MATCH_SEED, threads=spec["threads"])  # fmt: skip
     table.save(newest.parent.parent)
     agents = {name: {"rating": r.rating, "low": r.low, "high": r.high} for name, r in table.agents.items()}
     own = agents[f"step {int(newest.stem)}"]

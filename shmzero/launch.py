@@ -6,32 +6,50 @@ slots. Knows nothing of SQLite and terminals; selfplay.py does. Read next: worke
 
 from __future__ import annotations
 
+import errno
 import fcntl
+import functools
+import hashlib
 import json
 import os
 import selectors
+import shutil
 import socket
 import struct
 import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from shmzero import _core
 from shmzero.config import NETS, OLDER, SelfPlayConfig, cores
-from shmzero.errors import ConfigError, WorkerDied
+from shmzero.errors import ConfigError, StartError, WorkerDied
 from shmzero.segment import create_private
 
 MOST_DEATHS = 5
 DEATH_WINDOW_S = 60.0
 """So many deaths of children in such a time end the run."""
-GRANT_UNITS = 512
+GRANT = struct.Struct("=QI4x8h")
+"""A unit as the workers read it: id, first round, points of the seats before that (csrc/lane.h, Unit)."""
+GRANT_UNITS = 4096 // GRANT.size
 """Units in one write: 4096 bytes, which a pipe takes whole or not at all."""
+FRAME = struct.Struct("=IQI")
+"""Before a record: bytes that follow the first number, unit, 1 where it is the unit's last (csrc/worker.h)."""
 PIPE_BYTES = 1 << 20
+START_S = 120.0
+"""An inference process that does not serve, or a worker that does nothing, for so long after its start hangs."""
+LOOK_S = 0.2
+"""How often the children are looked at for one that hangs."""
+GLANCE_S = 1.0
+"""What one look at a worker that stands still counts at most: this process may have been away itself."""
 MOST_SLOT_ROWS = 1 << 22
+LANE_SIMULATIONS = 1 << 22
+"""So many simulations the lanes of a run have room for, unless their number is given: one to two GB."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +86,7 @@ def plan_fleet(config: SelfPlayConfig, num_units: int) -> FleetPlan:
     rows_per_lane = search.rows_per_step(config.play_settings().most_players)
     batches = 3 if on_cuda else 2
     wanted = -(-batches * max_batch * len(devices) // (rows_per_lane * workers))
+    wanted = min(wanted, LANE_SIMULATIONS // (workers * max(1, config.search().size())))
     lanes = config.lanes or max(config.slots, wanted)
     lanes = max(1, min(lanes, -(-num_units // workers)))
     rows_per_slot = -(-lanes // config.slots) * rows_per_lane
@@ -92,10 +111,10 @@ def plan_fleet(config: SelfPlayConfig, num_units: int) -> FleetPlan:
 
 @dataclass
 class Child:
-    """A process, its pidfd and what it last said on stderr (an anonymous file)."""
+    """A process, what becomes readable when it ends, and what it last said on stderr (an anonymous file)."""
 
     process: subprocess.Popen[bytes]
-    pidfd: int
+    end_fd: int
     stderr_fd: int
     fds: list[int]
 
@@ -106,35 +125,117 @@ class Child:
         return text or f"(it said nothing; exit status {status})"
 
     def close(self) -> None:
-        for fd in [self.pidfd, self.stderr_fd, *self.fds]:
+        for fd in [self.end_fd, self.stderr_fd, *self.fds]:
             os.close(fd)
 
 
+@contextmanager
+def _starting(what: str) -> Iterator[ExitStack]:
+    """A stack of what to undo where `what` cannot be started, for which it raises StartError."""
+    with ExitStack() as undo:
+        try:
+            yield undo
+        except OSError as error:
+            raise StartError(
+                f"{what} cannot be started: {error.strerror}; "
+                "use fewer --workers, or allow more files and processes (ulimit -n, ulimit -u)"
+            ) from None
+        undo.pop_all()
+
+
+@functools.cache
+def has_pidfd() -> bool:
+    """Whether this kernel tells of a death by pidfd (Linux 5.3, and permitted)."""
+    try:
+        os.close(os.pidfd_open(os.getpid()))
+    except AttributeError:
+        return False
+    except OSError as error:
+        if error.errno in (errno.ENOSYS, errno.EPERM):
+            return False
+        raise
+    return True
+
+
 def start_child(module: str, spec: dict[str, Any], fds: list[int], threads: int) -> Child:
-    """Start `python -m module` with `spec` on a pipe, inheriting `fds`; it dies with this process."""
-    spec_read, spec_write = os.pipe()
-    with os.fdopen(spec_write, "w") as pipe:  # fits in the pipe, and a child that dies early breaks nothing
-        json.dump(spec | {"parent_pid": os.getpid()}, pipe)
-    stderr_fd = os.memfd_create("shmzero-stderr")
+    """Start `python -m module` with `spec` in a file, inheriting `fds`; it dies with this process.
+
+    Raises StartError where the machine has no room for it.
+    """
     environment = dict(os.environ)
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         environment[name] = str(threads)
     environment["PYTHONPATH"] = os.pathsep.join(
         [str(Path(__file__).parent.parent), *filter(None, [environment.get("PYTHONPATH")])]
     )
-    try:
+    with _starting(f"a process of {module}") as undo, ExitStack() as theirs:
+        spec_fd = os.memfd_create("shmzero-spec")
+        theirs.callback(os.close, spec_fd)
+        os.write(spec_fd, json.dumps(spec | {"parent_pid": os.getpid()}).encode())
+        os.lseek(spec_fd, 0, os.SEEK_SET)
+        stderr_fd = os.memfd_create("shmzero-stderr")
+        undo.callback(os.close, stderr_fd)
+        inherited = [spec_fd, *fds]
+        end_fd = -1
+        if not has_pidfd():  # a pipe that the child holds the other end of, until it ends
+            end_fd, life = os.pipe()
+            undo.callback(os.close, end_fd)
+            theirs.callback(os.close, life)
+            inherited.append(life)
         process = subprocess.Popen(
-            [sys.executable, "-m", module, "--spec-fd", str(spec_read)],
+            [sys.executable, "-m", module, "--spec-fd", str(spec_fd)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=stderr_fd,
-            pass_fds=[spec_read, *fds],
+            pass_fds=inherited,
             env=environment,
             start_new_session=True,  # a Ctrl-C in the terminal is the parent's alone
         )
-    finally:
-        os.close(spec_read)
-    return Child(process, os.pidfd_open(process.pid), stderr_fd, [])
+        undo.callback(process.wait)
+        undo.callback(process.kill)
+        if end_fd < 0:
+            end_fd = os.pidfd_open(process.pid)
+    return Child(process, end_fd, stderr_fd, [])
+
+
+def digest_of(path: Path | str) -> str:
+    """SHA-256 of a file. Raises OSError."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@dataclass
+class Weights:
+    """A version of the weights as this process keeps it: a copy, whatever becomes of the file."""
+
+    version: int
+    path: str | None
+    """None: the network is initialised from the seed."""
+    fd: int = -1
+    refused: bool = False
+
+    @classmethod
+    def copied(cls, version: int, path: Path | str) -> Weights:
+        """Of a checkpoint file. Raises OSError."""
+        with open(path, "rb") as file:
+            fd = os.memfd_create("shmzero-weights")
+            with open(fd, "wb", closefd=False) as copy:
+                shutil.copyfileobj(file, copy)
+        return cls(version, str(path), fd)
+
+    @property
+    def name(self) -> str | None:
+        """Where the children read the copy."""
+        return None if self.path is None else f"/proc/{os.getpid()}/fd/{self.fd}"
+
+    def digest(self) -> str | None:
+        """SHA-256 of the file."""
+        return None if self.name is None else digest_of(self.name)
+
+    def close(self) -> None:
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
 
 
 @dataclass
@@ -145,6 +246,12 @@ class _Worker:
     record_fd: int
     outstanding: set[int] = field(default_factory=set)
     buffer: bytes = b""
+    progress_ns: int | None = None
+    """Its busy and waiting time together: it grows ten times a second whatever the worker waits for."""
+    moved: bool = False
+    """Whether that has grown since it was started."""
+    still_s: float = 0.0
+    """For how long it has not."""
 
 
 @dataclass
@@ -153,22 +260,33 @@ class _Server:
     child: Child
     control: socket.socket
     epoch: int
+    heard: int
+    """Version of the weights that it last took, refused or was started with."""
     received: bytes = b""
+    started_at: float = field(default_factory=time.monotonic)
     ready_at: float | None = None
     """When it began to serve; requests may be older than it."""
+    killed: bool = False
 
 
 class Fleet:
     """Workers and inference processes that play units. Use as a context manager, from one thread."""
 
     def __init__(
-        self, config: SelfPlayConfig, units: Iterable[int], num_units: int, version: int = 0
+        self,
+        config: SelfPlayConfig,
+        units: Iterable[int],
+        num_units: int,
+        version: int = 0,
+        begun: Mapping[int, list[bytes]] | None = None,
     ) -> None:
         """Starts everything. `units` yields the ids to play, `num_units` is how many there are.
 
-        `version` is that of the weights it starts with.
+        `version` is that of the weights it starts with; `begun` has the first rounds' records of games
+        that it shall go on with.
 
-        Raises SegmentError where shared memory is short, ConfigError for impossible sizes.
+        Raises SegmentError where shared memory is short, ConfigError for impossible sizes and for a
+        checkpoint that cannot be read, StartError where the machine has no room for the processes.
         """
         self.config = config
         self.plan = plan_fleet(config, num_units)
@@ -176,21 +294,33 @@ class Fleet:
         """Lines for people: replacements, refusals, the switch to the compiled network."""
         self.paused = False
         """While set, no further units are granted; those in progress go on."""
+        self.begun: dict[int, list[bytes]] = {unit: list(records) for unit, records in (begun or {}).items()}
+        """Records of the rounds finished so far of games in progress: all that is needed to go on with them."""
         self.restarts = 0
         self.version = version
-        self._checkpoint = str(config.checkpoint) if config.checkpoint else None
+        """Of the weights that were published last; see `served`."""
         other = config.other_network()
         self._other = None if other == OLDER else other
         self._fresh: Iterator[int] = iter(units)
         self._returned: deque[int] = deque()
         self._left = num_units
         self._deaths: deque[float] = deque()
-        self._selector = selectors.DefaultSelector()
         self._workers: list[_Worker] = []
         self._servers: list[_Server] = []
-        self._memory = create_private(
-            len(self.plan.devices), self.plan.workers, self.plan.slots, self.plan.rows_per_slot
-        )
+        self._looked_at = time.monotonic()
+        try:
+            self._served = Weights.copied(version, config.checkpoint) if config.checkpoint else Weights(version, None)
+        except OSError as error:
+            raise ConfigError(f"checkpoint {config.checkpoint} cannot be read: {error.strerror}") from None
+        self._weights = {version: self._served}
+        """By version: what is served, what was offered since, and what a server may be about to read."""
+        with _starting("a fleet") as undo:
+            self._selector = selectors.DefaultSelector()
+            undo.callback(self._selector.close)
+            undo.callback(self._served.close)
+            self._memory = create_private(
+                len(self.plan.devices), self.plan.workers, self.plan.slots, self.plan.rows_per_slot
+            )
         self.segment = self._memory.segment
         try:
             for index in range(len(self.plan.devices)):
@@ -207,72 +337,75 @@ class Fleet:
         return start_child(module, spec | {"segment_fd": self._memory.fd}, [*fds, self._memory.fd], threads)
 
     def _start_worker(self, index: int) -> _Worker:
-        grant_read, grant_write = os.pipe()
-        record_read, record_write = os.pipe()
-        fcntl.fcntl(record_read, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
-        os.set_blocking(grant_write, False)
-        os.set_blocking(record_read, False)
         config = self.config
-        spec = {
-            "worker": index,
-            "grant_fd": grant_read,
-            "record_fd": record_write,
-            "lanes": self.plan.lanes,
-            "spin_us": self.plan.spin_us,
-            "search": asdict(config.search()),
-            "play": {
-                "seed": config.seed,
-                "players": config.players,
-                "cards": config.cards,
-                "trump": config.trump,
-                "dealer": config.dealer,
-                "games": config.games is not None,
-                "others": config.others,
-            },
-        }
-        try:
-            child = self._start(
-                "shmzero.worker", spec, [grant_read, record_write], threads=1
-            )
-        finally:
-            os.close(grant_read)
-            os.close(record_write)
+        with _starting(f"worker {index}") as undo, ExitStack() as theirs:
+            grant_read, grant_write = os.pipe()
+            theirs.callback(os.close, grant_read)
+            undo.callback(os.close, grant_write)
+            record_read, record_write = os.pipe()
+            theirs.callback(os.close, record_write)
+            undo.callback(os.close, record_read)
+            with suppress(PermissionError):  # beyond a user's share of pipe memory: a small one does
+                fcntl.fcntl(record_read, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+            os.set_blocking(grant_write, False)
+            os.set_blocking(record_read, False)
+            spec = {
+                "worker": index,
+                "grant_fd": grant_read,
+                "record_fd": record_write,
+                "lanes": self.plan.lanes,
+                "spin_us": self.plan.spin_us,
+                "search": asdict(config.search()),
+                "play": {
+                    "seed": config.seed,
+                    "players": config.players,
+                    "cards": config.cards,
+                    "trump": config.trump,
+                    "dealer": config.dealer,
+                    "games": config.games is not None,
+                    "others": config.others,
+                },
+            }
+            child = self._start("shmzero.worker", spec, [grant_read, record_write], threads=1)
         child.fds = [grant_write, record_read]
         worker = _Worker(index, child, grant_write, record_read)
         self._selector.register(record_read, selectors.EVENT_READ, worker)
-        self._selector.register(child.pidfd, selectors.EVENT_READ, worker)
+        self._selector.register(child.end_fd, selectors.EVENT_READ, worker)
         return worker
 
     def _start_server(self, index: int, epoch: int) -> _Server:
-        ours, theirs = socket.socketpair()
         config = self.config
-        spec = {
-            "server": index,
-            "epoch": epoch,
-            "control_fd": theirs.fileno(),
-            "threads": self.plan.threads,
-            "evaluator": config.evaluator,
-            "device": self.plan.devices[index],
-            "precision": config.precision,
-            "compile": config.compile,
-            "max_batch": self.plan.max_batch,
-            "timeout_ms": config.timeout_ms,
-            "spin_us": self.plan.spin_us,
-            "net": asdict(NETS[config.net]),
-            "checkpoint": self._checkpoint,
-            "searched": config.search().simulations > 0,
-            "other": self._other,
-            "seed": config.seed,
-            "version": self.version,
-        }
-        with theirs:
-            child = self._start(
-                "shmzero.inference", spec, [theirs.fileno()], self.plan.threads
-            )
+        with _starting(f"inference process {index}") as undo:
+            ours, theirs = socket.socketpair()
+            undo.callback(ours.close)
+            spec = {
+                "server": index,
+                "epoch": epoch,
+                "control_fd": theirs.fileno(),
+                "threads": self.plan.threads,
+                "evaluator": config.evaluator,
+                "device": self.plan.devices[index],
+                "precision": config.precision,
+                "compile": config.compile,
+                "max_batch": self.plan.max_batch,
+                "timeout_ms": config.timeout_ms,
+                "spin_us": self.plan.spin_us,
+                "net": asdict(NETS[config.net]),
+                "checkpoint": self._served.name,
+                "searched": config.search().simulations > 0,
+                "other": self._other,
+                "seed": config.seed,
+                "version": self._served.version,
+            }
+            with theirs:
+                child = self._start("shmzero.inference", spec, [theirs.fileno()], self.plan.threads)
         ours.setblocking(False)
-        server = _Server(index, child, ours, epoch)
+        server = _Server(index, child, ours, epoch, heard=self._served.version)
         self._selector.register(ours, selectors.EVENT_READ, server)
-        self._selector.register(child.pidfd, selectors.EVENT_READ, server)
+        self._selector.register(child.end_fd, selectors.EVENT_READ, server)
+        newest = self._weights[max(self._weights)]
+        if newest is not self._served and not newest.refused:
+            self._offer(server, newest)  # the one before it may have died without taking them
         return server
 
     # --- the loop ---------------------------------------------------------------------------------
@@ -291,14 +424,14 @@ class Fleet:
         """Units finished within at most `timeout_s`, as (unit, records); each once.
 
         Grants work, replaces the dead. Raises WorkerDied when children keep dying, ConfigError where
-        a child refuses its settings.
+        a child refuses its settings, StartError where there is no room for a replacement.
         """
         self._grant()
         finished: list[tuple[int, list[bytes]]] = []
         dead: list[_Worker | _Server] = []
         for key, _ in self._selector.select(timeout_s):
             owner: _Worker | _Server = key.data
-            if key.fd == owner.child.pidfd:
+            if key.fd == owner.child.end_fd:
                 dead.append(owner)
             elif isinstance(owner, _Worker):
                 self._read_frames(owner, finished)
@@ -313,18 +446,43 @@ class Fleet:
         self._kill_stalled()
         return finished
 
+    @property
+    def served(self) -> Weights:
+        """The newest weights that an inference process has taken; a replacement starts with them."""
+        return self._served
+
     def publish(self, path: Path | str, version: int | None = None) -> int:
         """Serve the weights of a checkpoint from the next batch on; returns their version.
 
-        `version` must be higher than the last one (default: the next). A replacement of an inference
-        process starts with the last that were published.
+        The version is the next one, or `version` where that is higher. What cannot be used is refused
+        with a line in `events`, and what was served before stays.
         """
-        self.version = self.version + 1 if version is None else max(version, self.version)
-        self._checkpoint = str(path)
-        line = json.dumps({"cmd": "weights", "weights": self._checkpoint, "version": self.version})
+        wanted = self.version + 1 if version is None else max(version, self.version + 1)
+        try:
+            weights = Weights.copied(wanted, path)
+        except OSError as error:
+            self.events.append(f"checkpoint {path} cannot be read: {error.strerror}; weights {self.version} stay")
+            return self.version
+        self.version = wanted
+        self._weights[wanted] = weights
         for server in self._servers:
-            self._send(server, line)
+            self._offer(server, weights)
         return self.version
+
+    def _offer(self, server: _Server, weights: Weights) -> None:
+        self._send(server, json.dumps({"cmd": "weights", "weights": weights.name, "version": weights.version}))
+
+    def _heard(self, server: _Server, version: int, taken: bool) -> None:
+        """Note what a server says of weights; what no server can be about to read any more is closed."""
+        server.heard = max(server.heard, version)
+        found = self._weights.get(version)
+        if found is not None and taken and version > self._served.version:
+            self._served = found
+        elif found is not None and not taken and version > self._served.version:
+            found.refused = True
+        oldest = min([self._served.version, *(other.heard for other in self._servers)])
+        for gone in [known for known in self._weights if known < oldest]:
+            self._weights.pop(gone).close()
 
     def seat_other(self, path: Path) -> None:
         """Let a checkpoint's network hold the seats that `others` gives to one, from the next batch on."""
@@ -371,6 +529,8 @@ class Fleet:
         self._workers.clear()
         self._servers.clear()
         self._selector.close()
+        for weights in self._weights.values():
+            weights.close()
         if self._memory.fd >= 0:
             self._memory.close()
             self._memory.fd = -1
@@ -404,11 +564,21 @@ class Fleet:
                 if not units:
                     return
                 try:
-                    os.write(worker.grant_fd, struct.pack(f"={len(units)}Q", *units))
+                    os.write(worker.grant_fd, b"".join(map(self._granted, units)))
                 except (BlockingIOError, BrokenPipeError):
                     self._returned.extend(units)  # full, or it is dead and about to be replaced
                     break
                 worker.outstanding.update(units)
+
+    def _granted(self, unit: int) -> bytes:
+        """A unit as its worker reads it."""
+        records = self.begun.get(unit)
+        totals = [0] * _core.MAX_PLAYERS
+        if records:
+            last = _core.decode_record(records[-1])
+            for seat, (before, score) in enumerate(zip(last["totals_before"], last["scores"], strict=True)):
+                totals[seat] = before + score
+        return GRANT.pack(unit, len(records or ()), *totals)
 
     def _read_frames(self, worker: _Worker, finished: list[tuple[int, list[bytes]]]) -> None:
         parts = [worker.buffer]
@@ -423,21 +593,20 @@ class Fleet:
             parts.append(part)
         data = b"".join(parts)
         at = 0
-        while len(data) - at >= 4:
-            (size,) = struct.unpack_from("=I", data, at)
+        while len(data) - at >= FRAME.size:
+            size, unit, last = FRAME.unpack_from(data, at)
             if len(data) - at - 4 < size:
                 break
-            unit, num_records = struct.unpack_from("=QI", data, at + 4)
-            place, records = at + 16, []
-            for _ in range(num_records):
-                (length,) = struct.unpack_from("=I", data, place)
-                records.append(data[place + 4 : place + 4 + length])
-                place += 4 + length
+            record = data[at + FRAME.size : at + 4 + size]
             at += 4 + size
-            if unit in worker.outstanding:
-                worker.outstanding.remove(unit)
-                self._left -= 1
-                finished.append((unit, records))
+            if unit not in worker.outstanding:
+                continue
+            if not last:
+                self.begun.setdefault(unit, []).append(record)
+                continue
+            worker.outstanding.remove(unit)
+            self._left -= 1
+            finished.append((unit, [*self.begun.pop(unit, []), record]))
         worker.buffer = data[at:]
 
     # --- deaths -----------------------------------------------------------------------------------
@@ -465,7 +634,7 @@ class Fleet:
     def _bury_worker(self, worker: _Worker, finished: list[tuple[int, list[bytes]]]) -> None:
         self._read_frames(worker, finished)  # to the end: only then may its units be given out again
         self._unregister(worker.record_fd)
-        self._unregister(worker.child.pidfd)
+        self._unregister(worker.child.end_fd)
         self.segment.reclaim_worker(worker.index)
         self._returned.extend(sorted(worker.outstanding))
         worker.outstanding.clear()
@@ -479,7 +648,7 @@ class Fleet:
     def _bury_server(self, server: _Server) -> None:
         self._read_events(server)
         self._unregister(server.control.fileno())
-        self._unregister(server.child.pidfd)
+        self._unregister(server.child.end_fd)
         self.segment.reclaim_server(server.index)
         self._count_death(f"inference process {server.index} ({self.plan.devices[server.index]})", server.child)
         replacement = self._start_server(server.index, server.epoch + 1)
@@ -499,6 +668,9 @@ class Fleet:
         *lines, server.received = server.received.split(b"\n")
         for line in lines:
             event = json.loads(line)
+            for weights in self._weights.values():  # a message names the file, not our copy
+                if weights.name is not None and weights.path is not None and "message" in event:
+                    event["message"] = event["message"].replace(weights.name, weights.path)
             if event["event"] == "error":
                 raise ConfigError(event["message"])
             if event["event"] == "ready":
@@ -506,7 +678,10 @@ class Fleet:
                 self.events.append(f"inference process {server.index} serves {event['description']}")
             elif event["event"] in ("refused", "compiled"):
                 self.events.append(f"inference process {server.index}: {event['message']}")
+                if event["event"] == "refused":
+                    self._heard(server, event["version"], taken=False)
             elif event["event"] == "weights":
+                self._heard(server, event["version"], taken=True)
                 self.events.append(f"inference process {server.index} serves weights {event['version']}")
 
     def _send(self, server: _Server, line: str) -> None:
@@ -516,11 +691,37 @@ class Fleet:
             pass  # dead: its replacement starts with these weights
 
     def _kill_stalled(self) -> None:
+        """End children that live and do nothing; what becomes of them then is a death like any other."""
+        now = time.monotonic()
+        if now - self._looked_at < LOOK_S:
+            return
+        passed_s = min(now - self._looked_at, GLANCE_S)
+        self._looked_at = now
         stall_s = self.config.stall_s
+        start_s = max(START_S, stall_s)
         for server in self._servers:
-            if server.ready_at is None or time.monotonic() - server.ready_at <= stall_s:
+            if server.killed:
                 continue
-            if self.segment.stalled_s(server.index) > stall_s:
-                self.events.append(f"inference process {server.index} finished no batch for {stall_s:g} s")
-                server.ready_at = None
+            if server.ready_at is None:
+                hangs, what = now - server.started_at > start_s, f"did not begin to serve within {start_s:g} s"
+            else:
+                hangs = now - server.ready_at > stall_s and self.segment.stalled_s(server.index) > stall_s
+                what = f"finished no batch for {stall_s:g} s"
+            if hangs:
+                self.events.append(f"inference process {server.index} {what}")
+                server.killed = True
                 server.child.process.kill()
+        for worker in self._workers:
+            counters = self.segment.worker_counters(worker.index)
+            progress_ns = counters["busy_ns"] + counters["wait_ns"]
+            if worker.progress_ns != progress_ns or not worker.outstanding:
+                worker.moved = worker.moved or worker.progress_ns not in (None, progress_ns)
+                worker.progress_ns = progress_ns
+                worker.still_s = 0.0
+                continue
+            worker.still_s += passed_s
+            limit_s = stall_s if worker.moved else start_s
+            if worker.still_s > limit_s:
+                self.events.append(f"worker {worker.index} did nothing for {limit_s:g} s with work to do")
+                worker.still_s = 0.0
+                worker.child.process.kill()

@@ -29,14 +29,16 @@ from shmzero.net import BlobNet, Block, masked_softmax, write_tensors
 from shmzero.net_device import bf16_is_faster
 from shmzero.train_config import TrainConfig
 
-FORMAT = "shmzero-learner-1"
+FORMAT = "shmzero-learner-2"
 METRICS = (
     "loss", "policy_loss", "value_loss", "critic_loss", "entropy", "gradient_norm", "utility_variance", "advantage",
     "value_slope", "value_bias",
 )
-"""What `Learner.step` returns, in order. `advantage` is its root mean square over the legal actions; a loss
-of value or critic is well below `utility_variance` where it explains anything. `value_slope`: of outcomes over
-values, 1 where the value is calibrated, less where it is too sure; `value_bias`: mean value less mean outcome."""
+"""What `Learner.step` returns, in order. `policy_loss`: with a critic what the policy leaves to the best action, by
+the critic's word; else the cross entropy with the target. Losses of value and critic are mean squares, well below
+`utility_variance` where they explain anything. `advantage` is its root mean square over the legal actions.
+`value_slope`: of outcomes over values, 1 where the value is calibrated, less where it is too sure; `value_bias`:
+mean value less mean outcome."""
 MOST_SKIPPED = 20
 MOST_TRICKS = _core.NUM_CARDS // _core.MIN_PLAYERS
 
@@ -52,7 +54,7 @@ class ReplayBuffer:
         shapes: dict[str, tuple[tuple[int, ...], torch.dtype]] = {
             "features": ((capacity, _core.NUM_FEATURES), torch.float16),
             "masks": ((capacity,), torch.int64),
-            "hands": ((capacity, _core.NUM_HANDS), torch.int64),
+            "hands": ((capacity, _core.NUM_HANDS * _core.NUM_CARDS), torch.uint8),
             "actions": ((capacity,), torch.uint8),
             "utilities": ((capacity,), torch.float32),
             "policies": ((capacity, _core.NUM_ACTIONS), torch.float16),
@@ -103,14 +105,8 @@ def bits(words: Tensor) -> Tensor:
     return ((words[..., None] >> places) & 1).bool()
 
 
-def full_deal_rows(features: Tensor, hands: Tensor) -> Tensor:
-    """Rows [B, 256 + H x 52] f32 of `hands` [B, H]: the mover's features, the undealt cards, then the
-    hands of the next seats."""
-    return torch.cat([features.float(), bits(hands).flatten(1).float()], dim=1)
-
-
 class Critic(nn.Module):
-    """Utility of the mover after each action, from full-deal rows. Lives in the learner only."""
+    """What each action is worth to the mover, from the full deal. Lives in the learner only."""
 
     input_scale: Tensor
 
@@ -120,7 +116,7 @@ class Critic(nn.Module):
         self.num_hands = num_hands
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            columns = _core.NUM_FEATURES + num_hands * _core.NUM_ACTIONS
+            columns = _core.NUM_FEATURES + num_hands * _core.NUM_CARDS
             self.read = nn.Linear(columns, config.width)
             self.blocks = nn.Sequential(*(Block(config.width, config.hidden) for _ in range(config.blocks)))
             self.bids = nn.Linear(config.width, _core.NUM_ACTIONS)
@@ -131,11 +127,15 @@ class Critic(nn.Module):
                     head.bias.zero_()
         self.register_buffer("input_scale", torch.ones(_core.NUM_FEATURES))
 
-    def forward(self, rows: Tensor) -> Tensor:
-        """Q [B, 52] of full-deal rows [B, 256 + num_hands x 52]."""
-        known, hidden = rows[:, : _core.NUM_FEATURES], rows[:, _core.NUM_FEATURES :]
-        x = self.blocks(self.read(torch.cat([known * self.input_scale, hidden], dim=1)))
-        playing = rows[:, _core.PLAYING_FEATURE, None] > 0.5
+    def forward(self, features: Tensor, hands: Tensor) -> Tensor:
+        """[B, 52] of the mover's features [B, 256] and the hands [B, H x 52] that it does not see, the undealt cards
+        and those of the next seats: see Learner.critic_step."""
+        hidden = hands[:, : self.num_hands * _core.NUM_CARDS].to(features.dtype)
+        # Two products instead of one of both inputs side by side, which would have to be copied.
+        known, rest = self.read.weight[:, : _core.NUM_FEATURES], self.read.weight[:, _core.NUM_FEATURES :]
+        x = F.linear(features * self.input_scale, known, self.read.bias) + F.linear(hidden, rest)
+        x = self.blocks(x)
+        playing = features[:, _core.PLAYING_FEATURE, None] > 0.5
         q: Tensor = torch.where(playing, self.cards(x), self.bids(x))
         return q
 
@@ -157,8 +157,84 @@ class Schedule:
         return Schedule(config.learning_rate * ramp * cosine, first + (last - first) * done)
 
 
+class Optimiser:
+    """Fused AdamW over some modules, with clipping; a gradient that is not finite changes nothing."""
+
+    def __init__(self, modules: Iterable[nn.Module | None], config: TrainConfig, scale_gradients: bool) -> None:
+        """`scale_gradients`: the products are in float16, whose gradients would vanish."""
+        self.parameters = [parameter for module in modules if module for parameter in module.parameters()]
+        self.adam = torch.optim.AdamW(
+            self.parameters, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
+        )
+        self.skipped = 0
+        """Steps whose gradient was not finite."""
+        self._clip = config.clip
+        self._in_a_row = 0
+        self._scaler = torch.amp.GradScaler(self.parameters[0].device.type, enabled=scale_gradients)
+
+    def step(self, loss: Tensor, learning_rate: float) -> Tensor | None:
+        """One step; the gradient's norm, None where it was skipped. Raises ModelFailed after many of those."""
+        for group in self.adam.param_groups:
+            group["lr"] = learning_rate
+        self.adam.zero_grad(set_to_none=True)
+        self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        self._scaler.unscale_(self.adam)
+        norm = nn.utils.clip_grad_norm_(self.parameters, self._clip)
+        if math.isfinite(float(norm)):
+            self._in_a_row = 0
+            self._scaler.step(self.adam)
+            self._scaler.update()
+            return norm
+        self._scaler.update()
+        self.adam.zero_grad(set_to_none=True)
+        self.skipped += 1
+        self._in_a_row += 1
+        if self._in_a_row >= MOST_SKIPPED:
+            raise ModelFailed(
+                f"{MOST_SKIPPED} batches in a row without a finite gradient; lower learning_rate, or set autocast = off"
+            )
+        return None
+
+    def state(self) -> dict[str, Tensor]:
+        """What `load` needs, by place of the parameter and name."""
+        slots = self.adam.state_dict()["state"].items()
+        return {f"{place}.{name}": t for place, slot in slots for name, t in slot.items()}
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        slots: dict[int, dict[str, Tensor]] = {}
+        for name, t in state.items():
+            place, _, field = name.partition(".")
+            slots.setdefault(int(place), {})[field] = t
+        self.adam.load_state_dict({"state": slots, "param_groups": self.adam.state_dict()["param_groups"]})
+
+
+def stakes(features: Tensor) -> Tensor:
+    """Utility [B, 52] that each action leads to if the mover wins exactly its bid, for points without rivalry:
+    (10 + bid) / (10 + cards), the bid being the one made or the action itself. From its features [B, 256]."""
+    cards = (features[:, _core.CARDS_FEATURE, None].float() * 13).round()
+    made = (features[:, _core.BID_FEATURE, None].float() * 14).round() - 1
+    playing = features[:, _core.PLAYING_FEATURE, None] > 0.5
+    actions = torch.arange(_core.NUM_ACTIONS, device=features.device)
+    return (10 + torch.where(playing, made, actions)) / (10 + cards)
+
+
+@dataclass(frozen=True)
+class Valued:
+    """A batch that the critic has valued and learned from."""
+
+    batch: dict[str, Tensor]
+    q: Tensor | None
+    """[B, 52] before it learned from them; None without a critic."""
+    loss: Tensor
+    """Mean square of Q less what came of the actions taken."""
+
+
 class Learner:
-    """Networks, optimiser and exponential moving average; one `step` a batch."""
+    """Networks, optimisers and exponential moving average.
+
+    A `step` has two halves, which share no parameter, so that two threads can each do one: `critic_step`
+    of a batch, and `policy_step` of the batch before.
+    """
 
     def __init__(self, config: TrainConfig, device: str) -> None:
         self.config = config
@@ -171,6 +247,8 @@ class Learner:
         if config.targets == "critic":
             most_players = config.self_play(0, None).play_settings().most_players
             self.critic = Critic(NETS[config.critic_net], most_players, seed + 1).to(device)
+        self._critic_says_chances = config.rivalry == 0
+        """The critic gives the log odds of the exact bid, or of the win: then Q is bounded and its scale known."""
         self.tricks: nn.Linear | None = None
         """Tricks that the mover will win, from the policy's stream: to train by, never served."""
         if config.tricks_weight > 0:
@@ -182,20 +260,20 @@ class Learner:
         self.columns = ("features", "masks", "utilities", "seat_features", "seat_utilities", *own)
         """Arrays of the buffer that `step` reads."""
         self.steps = 0
-        self.skipped = 0
-        """Batches whose gradient was not finite; they change nothing."""
-        self._skipped_in_a_row = 0
         self.scaled = False
         self.generator = torch.Generator().manual_seed(seed)
-        trained = [self.net, self.critic, self.tricks]
-        parameters = [parameter for module in trained if module for parameter in module.parameters()]
-        self._parameters = parameters
-        self.optimiser = torch.optim.AdamW(
-            parameters, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
-        )
         # The losses and the softmax stay in float32.
-        autocast = config.autocast if config.autocast is not None else device != "cpu" or bf16_is_faster()
-        self._autocast = torch.autocast("cuda" if device != "cpu" else "cpu", torch.bfloat16, autocast)
+        fast = device != "cpu" or bf16_is_faster()
+        autocast = ("bf16" if fast else "off") if config.autocast == "auto" else config.autocast
+        dtype = torch.float16 if autocast == "fp16" else torch.bfloat16
+        self._autocast = (torch.device(device).type, dtype, autocast != "off")
+        self.optimiser = Optimiser([self.net, self.tricks], config, autocast == "fp16")
+        self.critic_optimiser = Optimiser([self.critic], config, autocast == "fp16") if self.critic else None
+
+    @property
+    def skipped(self) -> int:
+        """Optimiser steps whose gradient was not finite; they change nothing."""
+        return self.optimiser.skipped + (self.critic_optimiser.skipped if self.critic_optimiser else 0)
 
     def measure_scale(self, buffer: ReplayBuffer) -> None:
         """Fix the input scale, 1 / standard deviation of each feature, from the first rows."""
@@ -209,74 +287,85 @@ class Learner:
 
     def critic_values(self, batch: dict[str, Tensor]) -> Tensor:
         """Q [B, 52] of a batch's rows."""
-        assert self.critic is not None
-        q: Tensor = self.critic(full_deal_rows(batch["features"], batch["hands"][:, : self.critic.num_hands]))
-        return q
+        return self._q(batch, self._critic_says(batch))
 
-    def step(self, batch: dict[str, Tensor], schedule: Schedule) -> Tensor:
-        """One optimiser step; returns METRICS of the batch as one tensor, not yet waited for."""
-        config = self.config
+    def _critic_says(self, batch: dict[str, Tensor]) -> Tensor:
+        assert self.critic is not None
+        with torch.autocast(*self._autocast):
+            said: Tensor = self.critic(batch["features"].float(), batch["hands"])
+        return said.float()
+
+    def _q(self, batch: dict[str, Tensor], said: Tensor) -> Tensor:
+        if not self._critic_says_chances:
+            return said
+        chances = torch.sigmoid(said)
+        return chances if self.config.utility == "win" else chances * stakes(batch["features"])
+
+    def step(self, batch: dict[str, Tensor], schedule: Schedule) -> Tensor | None:
+        """Both halves of a batch; returns METRICS as one tensor, not yet waited for, or None where it was skipped."""
+        return self.policy_step(self.critic_step(batch, schedule), schedule)
+
+    def critic_step(self, batch: dict[str, Tensor], schedule: Schedule) -> Valued:
+        """Value every action of a batch's rows on its true deal, then learn from what came of those taken."""
+        if self.critic_optimiser is None:
+            return Valued(batch, None, torch.zeros((), device=self.device))
+        said = self._critic_says(batch)
+        taken = batch["actions"].long()[:, None]
+        q, came = self._q(batch, said), batch["utilities"]
+        loss = F.mse_loss(q.gather(1, taken)[:, 0], came)
+        if self._critic_says_chances:
+            chance = came if self.config.utility == "win" else (came > 0).float()
+            self.critic_optimiser.step(
+                F.binary_cross_entropy_with_logits(said.gather(1, taken)[:, 0], chance), schedule.learning_rate
+            )
+        else:
+            self.critic_optimiser.step(loss, schedule.learning_rate)
+        return Valued(batch, q.detach(), loss.detach())
+
+    def policy_step(self, valued: Valued, schedule: Schedule) -> Tensor | None:
+        """Move policy and value; see `step`."""
+        config, batch, q = self.config, valued.batch, valued.q
         masks = bits(batch["masks"])
         value_rows = max(1, round(config.value_share * len(masks)))
-        with self._autocast:
+        with torch.autocast(*self._autocast):
             features = batch["features"].float()
             stream = self.net.stream(features)
             logits = self.net.logits_of(features, stream)
             said = self.tricks(stream) if self.tricks else None
             values = self.net.values(batch["seat_features"][:value_rows].float())
-            q = self.critic_values(batch) if self.critic else None
         policies = masked_softmax(logits, masks)
         log_policies = torch.log(policies.clamp(min=1e-9))
         entropy = -(policies * log_policies).sum(dim=1).mean()
-        value_loss = F.mse_loss(values.float()[:, 0], batch["seat_utilities"][:value_rows])
+        value, came = values.float()[:, 0], batch["seat_utilities"][:value_rows]
+        value_loss = F.mse_loss(value, came)
         if q is not None:
-            q = q.float()
-            taken = q.gather(1, batch["actions"].long()[:, None])[:, 0]
-            critic_loss = F.mse_loss(taken, batch["utilities"])
+            # Linear in Q: a softmax over it would teach what only a clairvoyant can know.
+            left = (q.masked_fill(~masks, -math.inf).amax(dim=1, keepdim=True) - q) * masks
+            policy_loss = (policies * left).sum(dim=1).mean()
             with torch.no_grad():
-                advantages = (q - (policies * q).sum(dim=1, keepdim=True)) * masks
-            spread = (advantages.square().sum(dim=1) / masks.sum(dim=1)).mean().sqrt()
-            policy_loss = -(policies * advantages).sum(dim=1).mean()
-            loss = policy_loss - schedule.entropy_weight * entropy + critic_loss + config.value_weight * value_loss
+                advantages = ((policies * left).sum(dim=1, keepdim=True) - left) * masks
+                spread = (advantages.square().sum(dim=1) / masks.sum(dim=1)).mean().sqrt()
+            loss = policy_loss - schedule.entropy_weight * entropy + config.value_weight * value_loss
         else:
-            critic_loss = spread = torch.zeros((), device=self.device)
+            spread = torch.zeros((), device=self.device)
             policy_loss = -(batch["policies"].float() * log_policies).sum(dim=1).mean()
             loss = policy_loss + config.value_weight * value_loss
         if said is not None:
             loss = loss + config.tricks_weight * F.cross_entropy(said.float(), batch["tricks"].long())
-        for group in self.optimiser.param_groups:
-            group["lr"] = schedule.learning_rate
-        self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        norm = nn.utils.clip_grad_norm_(self._parameters, config.clip)
+        norm = self.optimiser.step(loss, schedule.learning_rate)
         self.steps += 1
-        if not math.isfinite(float(norm)):
-            self._skip()
-            return torch.zeros(len(METRICS), device=self.device)
-        self._skipped_in_a_row = 0
-        self.optimiser.step()
+        if norm is None:
+            return None
         decay = min(config.ema, (1 + self.steps) / (10 + self.steps))
         with torch.no_grad():
             torch._foreach_lerp_(list(self.ema.parameters()), list(self.net.parameters()), 1 - decay)
             variance = batch["utilities"].var(correction=0)
-            value, came = values.float()[:, 0], batch["seat_utilities"][:value_rows]
             bias = value.mean() - came.mean()
             together = ((value - value.mean()) * (came - came.mean())).mean()
             slope = together / value.var(correction=0).clamp(min=1e-9)
         return torch.stack(
-            [loss, policy_loss, value_loss, critic_loss, entropy, norm, variance, spread, slope, bias]
+            [loss, policy_loss, value_loss, valued.loss, entropy, norm, variance, spread, slope, bias]
         ).detach()
-
-    def _skip(self) -> None:
-        self.optimiser.zero_grad(set_to_none=True)
-        self.skipped += 1
-        self._skipped_in_a_row += 1
-        if self._skipped_in_a_row >= MOST_SKIPPED:
-            raise ModelFailed(
-                f"step {self.steps}: {MOST_SKIPPED} batches in a row without a finite gradient; "
-                "lower learning_rate, or set autocast = false"
-            )
-
 
 
 def save_state(learner: Learner, path: Path, facts: dict[str, Any]) -> None:
@@ -287,8 +376,9 @@ def save_state(learner: Learner, path: Path, facts: dict[str, Any]) -> None:
         tensors |= {f"critic.{name}": t for name, t in learner.critic.state_dict().items()}
     if learner.tricks is not None:
         tensors |= {f"tricks.{name}": t for name, t in learner.tricks.state_dict().items()}
-    for index, slot in learner.optimiser.state_dict()["state"].items():
-        tensors |= {f"optimiser.{index}.{name}": t for name, t in slot.items()}
+    tensors |= {f"optimiser.{name}": t for name, t in learner.optimiser.state().items()}
+    if learner.critic_optimiser is not None:
+        tensors |= {f"critic_optimiser.{name}": t for name, t in learner.critic_optimiser.state().items()}
     tensors["generator"] = learner.generator.get_state()
     own = {"steps": learner.steps, "scaled": learner.scaled}
     metadata = {"format": FORMAT, "features": str(_core.FEATURE_VERSION), "facts": json.dumps(facts | own)}
@@ -329,12 +419,9 @@ def load_state(learner: Learner, path: Path) -> dict[str, Any]:
     except RuntimeError as error:
         why = " ".join(str(error).split())[:300]
         raise ConfigError(f"learner state {path} is of other networks: {why}") from None
-    slots: dict[int, dict[str, Tensor]] = {}
-    for name, t in part("optimiser.").items():
-        index, _, field = name.partition(".")
-        slots.setdefault(int(index), {})[field] = t
-    state = learner.optimiser.state_dict()
-    learner.optimiser.load_state_dict({"state": slots, "param_groups": state["param_groups"]})
+    learner.optimiser.load(part("optimiser."))
+    if learner.critic_optimiser is not None:
+        learner.critic_optimiser.load(part("critic_optimiser."))
     learner.generator.set_state(tensors["generator"])
     learner.steps, learner.scaled = facts["steps"], facts["scaled"]
     return facts

@@ -2,7 +2,8 @@
 
 Finished rounds come over one pipe as frames (u32 bytes, record), JSON lines go both ways over a socket.
 A learner that starts takes up the state and the newest records of the run folder, so one that was
-killed is simply started again. Read next: learn.py (the arithmetic), train.py (the parent).
+killed is simply started again. A second thread does the critic's half of a step while the first does the
+policy's half of the step before. Read next: learn.py (the arithmetic), train.py (the parent).
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import select
 import struct
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +113,9 @@ class LearnerProcess:
 
         torch.set_num_threads(spec["threads"])
         self._learn = learn
+        self._second = ThreadPoolExecutor(1, "critic", torch.set_num_threads, (spec["threads"],))
+        self._ahead: Future[learn.Valued] | None = None
+        """The critic's half of the next step."""
         self._control = control
         self._folder = Path(spec["folder"])
         self._config = TrainConfig(**spec["config"])
@@ -173,8 +178,8 @@ class LearnerProcess:
             else:
                 if not learner.scaled:
                     learner.measure_scale(self._buffer)
-                batch = self._buffer.sample(config.batch, learner.generator, learner.device, learner.columns)
-                pending.append(learner.step(batch, self._learn.Schedule.at(config, self._progress)))
+                if (metrics := self._step()) is not None:
+                    pending.append(metrics)
             now = time.monotonic()
             if pending and now - metrics_at >= METRICS_S:
                 self._report(pending, now - started)
@@ -185,6 +190,18 @@ class LearnerProcess:
             if learner.steps > saved and now - saved_at >= config.checkpoint_s:
                 self._save()
                 saved, saved_at = learner.steps, now
+
+    def _step(self) -> Any:
+        """The policy's half of a step, while the critic is already at the next one if that is wanted."""
+        schedule = self._learn.Schedule.at(self._config, self._progress)
+        valued = (self._ahead or self._value(schedule)).result()
+        self._ahead = self._value(schedule) if self._may_step(ahead=1) else None
+        return self._learner.policy_step(valued, schedule)
+
+    def _value(self, schedule: Any) -> Future[Any]:
+        learner = self._learner
+        batch = self._buffer.sample(self._config.batch, learner.generator, learner.device, learner.columns)
+        return self._second.submit(learner.critic_step, batch, schedule)
 
     def _take(self) -> None:
         if records := self._pipe.read():
@@ -201,12 +218,13 @@ class LearnerProcess:
         whole, self._open = self._open[:end], self._open[end:]
         return self._buffer.add(whole, _core.game_win_shares(whole)) if whole else 0
 
-    def _may_step(self) -> bool:
+    def _may_step(self, ahead: int = 0) -> bool:
+        """Whether a step is wanted after `ahead` more."""
         # No more than self-play brings before it is held back; of a tiny run what there is.
         few = len(self._buffer) < min(FIRST_ROWS, LEAD_SHARES[0] * self._config.buffer)
         if few and not (self._pipe.ended and len(self._buffer)):
             return False
-        trained = self._learner.steps * self._config.batch
+        trained = (self._learner.steps + ahead) * self._config.batch
         return trained < self._rows_new * self._config.replay_ratio
 
     def _balance(self) -> None:
@@ -249,6 +267,8 @@ class LearnerProcess:
         """The state to go on from, and a checkpoint that stays."""
         from shmzero.net import save_checkpoint
 
+        if self._ahead is not None:
+            self._ahead.result()  # a critic at rest; it is saved half a step ahead of the policy
         checkpoints = self._folder / CHECKPOINT_FOLDER
         checkpoints.mkdir(exist_ok=True)
         path = checkpoints / f"{self._learner.steps:08d}.safetensors"

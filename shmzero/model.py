@@ -99,7 +99,7 @@ class FunctionDevice:
         old, self._model = self._model, weights
         try:
             self._try_out()
-        except ConfigError:
+        except BaseException:
             self._model = old
             raise
 
@@ -118,7 +118,7 @@ class _NamedFailures:
 
     def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
         if isinstance(error, Exception):
-            said = " ".join(str(error).split())
+            said = " ".join(str(error).split()).encode(errors="replace").decode()  # goes into UTF-8
             raise ModelFailed(f"{type(error).__name__} in a batch of {self._rows} rows: {said}") from error
 
 
@@ -211,12 +211,17 @@ class ModuleDevice(FunctionDevice):
         tensors = self._tensors(weights)
         own = self._model.state_dict()  # type: ignore[attr-defined]
         wrong = sorted(own.keys() ^ tensors.keys())
+        for name in own.keys() & tensors.keys():
+            if not isinstance(tensors[name], self._torch.Tensor):
+                raise ConfigError(f"weights has a {type(tensors[name]).__name__} for {name}; allowed: torch tensors")
         wrong += [name for name in own if not wrong and own[name].shape != tensors[name].shape]
         if wrong:
             raise ConfigError(f"these weights are another model's: {', '.join(wrong[:3])} do not fit")
         with self._torch.no_grad():
+            # All that can go wrong comes before the first of the old is overwritten.
+            fresh = {name: tensors[name].to(tensor.device, tensor.dtype) for name, tensor in own.items()}
             for name, tensor in own.items():
-                tensor.copy_(tensors[name])
+                tensor.copy_(fresh[name])
         if self._on_cuda:
             self._torch.cuda.synchronize(self._device)
 
@@ -239,12 +244,38 @@ class ModuleDevice(FunctionDevice):
 def device_of(
     model: Any, state_dim: int, action_dim: int, value_dim: int, wire: str, max_batch: int, device: str
 ) -> Any:
-    """The BatchDevice that serves a model: a torch module, a function of numpy arrays, or itself one."""
+    """The BatchDevice that serves a model: a torch module, a function of numpy arrays, or itself one.
+
+    Raises ConfigError for what cannot be served in these widths and on this device.
+    """
     if hasattr(model, "launch") and hasattr(model, "staging"):
+        _check_device(model, state_dim, action_dim, value_dim, wire)
         return model
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(model, torch.nn.Module):
         return ModuleDevice(model, state_dim, action_dim, value_dim, wire, max_batch, device)
     if not callable(model):
         raise ConfigError(f"model is {model!r}; allowed: a torch module, or a function of (states, masks)")
+    if device not in ("auto", "cpu"):
+        raise ConfigError(f"device is {device!r}; a function of numpy arrays runs on the CPU: allowed are auto and cpu")
     return FunctionDevice(model, state_dim, action_dim, value_dim, wire, max_batch)
+
+
+def _check_device(device: Any, state_dim: int, action_dim: int, value_dim: int, wire: str) -> None:
+    """Whether the arrays of a BatchDevice are those of the service."""
+    words = (action_dim + 63) // 64
+    for stage in range(device.num_stages):
+        staging = device.staging(stage)
+        for name, width, dtype in (
+            ("features", state_dim, wire), ("masks", words, "uint64"),
+            ("policies", action_dim, "float32"), ("values", value_dim, "float32"),
+        ):  # fmt: skip
+            array = getattr(staging, name)
+            flat = name == "masks" and words == 1 and array.shape == (device.max_batch,)
+            if array.dtype != dtype or not (flat or array.shape == (device.max_batch, width)):
+                raise ConfigError(
+                    f"the device's {name} are {array.dtype} {list(array.shape)}; "
+                    f"the service's widths and wire make that {dtype} {[device.max_batch, width]}"
+                )
+            if not array.flags.c_contiguous:
+                raise ConfigError(f"the device's {name} are not contiguous")

@@ -1,8 +1,9 @@
-"""python -m shmzero.plot RUN: a training run's metrics as a picture.
+"""How a training run is seen. python -m shmzero.plot RUN: its metrics as a picture.
 
 Strength against fixed opponents over wall time, with 95 % intervals; losses of value and critic beside
 that of a constant guess; entropy of the policy; the rating, where there is one. Needs matplotlib. The same
-metrics for TensorBoard, which needs tensorboard.
+metrics for TensorBoard, which needs tensorboard; and while the run goes on a table, or a line, that says
+where it stands.
 """
 
 from __future__ import annotations
@@ -12,11 +13,15 @@ import importlib.util
 import json
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from shmzero.command import Parser, run_command
 from shmzero.errors import ConfigError
+
+if TYPE_CHECKING:
+    from shmzero.selfplay import Progress
 
 METRICS_NAME = "metrics.jsonl"
 LOSSES = {"value_loss": "value", "critic_loss": "critic", "utility_variance": "a constant guess"}
@@ -33,6 +38,81 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         except json.JSONDecodeError:
             continue
     return lines
+
+
+def clock(seconds: float) -> str:
+    """2:05, or 1:02:05."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+@dataclass
+class TrainProgress:
+    """Where a training run stands."""
+
+    done: float
+    """Share of the run, 0 to 1."""
+    elapsed_s: float
+    left_s: float | None
+    """At the rate of the last seconds; None where that cannot be said."""
+    rounds: int
+    """Of all sessions."""
+    play: Progress
+    """Of self-play since its processes were started."""
+    play_waits: float
+    """Share of that time in which self-play was held back for the learner."""
+    learner: dict[str, Any]
+    """Its last report, or only the step of the last checkpoint."""
+    matches: list[dict[str, Any]]
+    """The last against each opponent."""
+    rating: dict[str, Any] | None
+
+    def line(self) -> str:
+        """All that matters, on one line."""
+        entropy = self.learner.get("entropy")
+        parts = [
+            f"{self.done:4.0%}",
+            f"{self.rounds:,} rounds, {self.play.rounds_per_min:,.0f}/min",
+            f"step {self.learner.get('steps', 0):,}"
+            + ("" if entropy is None else f", entropy {entropy:.2f}"),
+            *(f"{m['mean']:+.2f}±{(m['high'] - m['low']) / 2:.2f} vs {m['opponent']}" for m in self.matches),
+            f"ETA {'?' if self.left_s is None else clock(self.left_s)}",
+        ]
+        return " | ".join(parts)
+
+    def table(self) -> Any:
+        """The same and more, for a terminal that rich draws on."""
+        from rich.console import Group
+        from rich.progress_bar import ProgressBar
+        from rich.table import Table
+        from rich.text import Text
+
+        left = "" if self.left_s is None else f", {clock(self.left_s)} left"
+        head = Table.grid(padding=(0, 1))
+        head.add_row(ProgressBar(1.0, self.done, width=30), f"{self.done:.0%}", f"{clock(self.elapsed_s)}{left}")
+        body = Table.grid(padding=(0, 2))
+        body.add_column(style="bold", no_wrap=True, min_width=len("self-play"))
+        body.add_column(overflow="ellipsis", no_wrap=True)
+        play, learner = self.play, self.learner
+        body.add_row("self-play", f"{self.rounds:,} rounds, {play.rounds_per_min:,.0f}/min")
+        body.add_row("", f"{play.evaluations_per_s:,.0f} evaluations/s in batches of {play.mean_batch_rows:,.0f}; "
+                         f"waits {self.play_waits:.0%}")  # fmt: skip
+        body.add_row("learner", f"step {learner.get('steps', 0):,}" + (
+            f", {learner['steps_per_s']:.1f}/s; waits {learner['learner_waits']:.0%}" if "loss" in learner else
+            "; waits for its first rounds"))  # fmt: skip
+        if "loss" in learner:
+            critic = f", critic {learner['critic_loss']:.4f}" if learner["critic_loss"] else ""
+            body.add_row("losses", f"policy {learner['policy_loss']:+.4f}, value {learner['value_loss']:.4f}{critic}; "
+                                   f"a constant guess {learner['utility_variance']:.4f}")  # fmt: skip
+            body.add_row("entropy", f"{learner['entropy']:.3f} nats")
+        for label, match in zip(["strength", *[""] * len(self.matches)], self.matches, strict=False):
+            body.add_row(label, f"{match['mean']:+.2f} ({match['low']:+.2f} to {match['high']:+.2f}) points a round vs "
+                                f"{Path(match['opponent']).name}, step {match['steps']:,}")  # fmt: skip
+        if self.rating:
+            body.add_row("rating", f"{self.rating['rating']:+.0f} ({self.rating['low']:+.0f} to "
+                                   f"{self.rating['high']:+.0f}), step {self.rating['steps']:,}")  # fmt: skip
+        return Group(Text(), head, body)
 
 
 class Board:

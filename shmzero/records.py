@@ -6,7 +6,9 @@ schema version and the run's settings. `python -m shmzero.records FILE` shows on
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import sqlite3
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -20,7 +22,7 @@ from numpy.typing import NDArray
 from shmzero import _core
 from shmzero.command import Parser, run_command
 from shmzero.config import SUITS
-from shmzero.errors import ConfigError, RecordError
+from shmzero.errors import ConfigError, FolderBusy, RecordError
 
 SCHEMA_VERSION = 1
 FILE_NAME = "rounds.sqlite"
@@ -35,6 +37,24 @@ CREATE TABLE rounds (
 );
 CREATE INDEX rounds_unit ON rounds (unit);
 """
+
+
+def _lock(folder: Path) -> int:
+    """A descriptor of the folder, locked as long as it is open. Raises FolderBusy."""
+    try:
+        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as error:
+        raise RecordError(f"run folder {folder} cannot be opened: {error.strerror}") from None
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(fd)
+        raise FolderBusy(
+            f"run folder {folder} is being written by another process; wait for its end, or choose another --out"
+        ) from None
+    except OSError:
+        pass  # a file system without locks
+    return fd
 
 
 def _connect(path: Path, writing: bool) -> sqlite3.Connection:
@@ -74,10 +94,16 @@ class RecordWriter:
     """The one writer of a run folder's records. Finished means committed."""
 
     def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
-        """Open or create. Raises ConfigError where the folder holds a run of other settings."""
+        """Open or create. Raises ConfigError where the folder holds a run of other settings, FolderBusy
+        where another process writes there."""
         self.path = folder / FILE_NAME
+        self._lock_fd = _lock(folder)
         existed = self.path.exists()
-        self._connection = _connect(self.path, writing=True)
+        try:
+            self._connection = _connect(self.path, writing=True)
+        except RecordError:
+            os.close(self._lock_fd)
+            raise
         try:
             if existed and self.path.stat().st_size > 0:
                 _check_schema(self._connection, self.path)
@@ -93,10 +119,10 @@ class RecordWriter:
                 self._connection.executemany("INSERT INTO meta VALUES (?, ?)", rows)
                 self._connection.execute("COMMIT")
         except sqlite3.Error as error:
-            self._connection.close()
+            self.close()
             raise RecordError(f"record file {self.path} cannot be written: {error}") from None
         except ConfigError:
-            self._connection.close()
+            self.close()
             raise
 
     def _has_schema(self) -> bool:
@@ -115,19 +141,55 @@ class RecordWriter:
         if differing:
             raise ConfigError(
                 f"{self.path.parent} holds a run of other settings ({'; '.join(differing)}); "
-                "use them, or another --out"
+                "use them, or another folder"
             )
 
     def units(self) -> set[int]:
         """Ids of the units that are finished."""
-        return {row[0] for row in _query(self._connection, self.path, "SELECT DISTINCT unit FROM rounds")}
+        found = {row[0] for row in _query(self._connection, self.path, "SELECT DISTINCT unit FROM rounds")}
+        return found - self.begun().keys()
+
+    def begun(self) -> dict[int, list[bytes]]:
+        """Games of which only the first rounds are there, with the records of these in order."""
+        some = _query(self._connection, self.path, "SELECT record FROM rounds LIMIT 1")
+        try:
+            if not some or _core.decode_record(some[0][0])["rounds_of_game"] == 0:
+                return {}
+            lasts = "SELECT max(id) FROM rounds GROUP BY unit"  # the index alone tells
+            query = f"SELECT unit, record FROM rounds WHERE id IN ({lasts})"
+            found = {}
+            for unit, record in _query(self._connection, self.path, query):
+                last = _core.decode_record(record)
+                if last["round_of_game"] + 1 < last["rounds_of_game"]:
+                    query = "SELECT record FROM rounds WHERE unit = ? ORDER BY id"
+                    found[unit] = [row[0] for row in _query(self._connection, self.path, query, (unit,))]
+            return found
+        except ValueError as error:
+            raise RecordError(f"record file {self.path} holds what is no round: {error}") from None
+
+    def weights(self) -> tuple[int, str | None] | None:
+        """Version and digest of the weights that played last; None where nothing says."""
+        found = _query(self._connection, self.path, "SELECT value FROM meta WHERE key = 'weights'")
+        if not found:
+            return None
+        version, digest = json.loads(found[0][0])
+        return version, digest
+
+    def set_weights(self, version: int, digest: str | None) -> None:
+        """Note the weights that play from now on. Raises RecordError."""
+        try:
+            self._connection.execute(
+                "INSERT OR REPLACE INTO meta VALUES ('weights', ?)", (json.dumps([version, digest]),)
+            )
+        except sqlite3.Error as error:
+            raise RecordError(f"record file {self.path} cannot be written: {error}") from None
 
     def count(self) -> int:
         """Rounds in the file."""
         return int(_query(self._connection, self.path, "SELECT count(*) FROM rounds")[0][0])
 
     def write(self, units: Iterable[tuple[int, list[bytes]]]) -> int:
-        """Commit finished units in one transaction; returns the number of rounds that were new.
+        """Commit rounds of units in one transaction; returns the number of rounds that were new.
 
         A round that is there already stays as it is. Raises RecordError, with nothing of this batch
         written, where the disk is full or gone.
@@ -154,6 +216,7 @@ class RecordWriter:
 
     def close(self) -> None:
         self._connection.close()
+        os.close(self._lock_fd)
 
 
 class Records:

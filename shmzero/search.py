@@ -42,7 +42,7 @@ class SearchResult:
     action: int
     """The action to play."""
     evaluations: int
-    """Distinct rows asked of the evaluator."""
+    """Distinct rows asked of the evaluator; histories that end in equal features, a few in a thousand, count each."""
     simulations: int
     terminals: int
     """Simulations that ended in a finished round."""

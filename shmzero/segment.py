@@ -1,6 +1,6 @@
 """Makes and finds segments in /dev/shm: names, room, life locks. The layout is csrc/shm_layout.h.
 
-A run's segment is private: its name goes as soon as it is mapped. A service keeps a name; whoever
+A run's segment is private: its name goes as soon as it is open. A service keeps a name; whoever
 serves holds a lock on the file, and a file that nobody holds is a dead leftover.
 """
 
@@ -21,6 +21,8 @@ from shmzero import _core
 from shmzero.errors import ConfigError, SegmentCorrupt, SegmentError
 
 PREFIX = "/shmzero-"
+PRIVATE = re.compile(PREFIX + r"\d+-[0-9a-f]{16}$")
+"""Names of private segments."""
 FOLDER = "/dev/shm"
 SWEEP_S = 0.5
 """How long a start tries again for a lock that a sweep may be holding."""
@@ -47,24 +49,21 @@ def create_private(
     value_dim: int = 1,
     wire: str = "float16",
 ) -> PrivateSegment:
-    """Create, allocate, map and unlink a segment of `rows` rows a slot.
+    """Create, unlink, allocate and map a segment of `rows` rows a slot.
 
     The room is really allocated: a full /dev/shm raises SegmentError here and is no SIGBUS later.
-    Once this returns no name is left, so that nothing can stay behind.
+    The name is gone before anything else is done; what somebody left who was killed between the two
+    is removed first.
     """
-    while True:
-        name = f"{PREFIX}{os.getpid()}-{secrets.token_hex(8)}"
-        fd = _create(name)
-        if _lock(fd, name):
-            break
-        os.close(fd)  # somebody's sweep was faster
+    sweep_leftovers(pattern=PRIVATE)
+    name = f"{PREFIX}{os.getpid()}-{secrets.token_hex(8)}"
+    fd = _create(name)
+    _unlink(name)
     try:
         segment = _allocate(fd, servers, workers, slots, rows, state_dim, action_dim, value_dim, wire)
     except BaseException:
         os.close(fd)
         raise
-    finally:
-        _unlink(name)
     return PrivateSegment(segment, fd)
 
 
@@ -85,9 +84,13 @@ class ServiceSegment:
         self._pid = os.getpid()
         sizes = (1, blocks, 1, rows, state_dim, action_dim, value_dim, wire)
         give_up = time.monotonic() + SWEEP_S
+        self.first_version = 0
+        """Of the weights to begin with: above whatever a predecessor that died answered with."""
         while True:
             fd, fresh = self._open()
             if _lock(fd, self.path):
+                if not fresh:
+                    self.first_version = max(self.first_version, _next_version(fd))
                 try:
                     segment = _allocate(fd, *sizes) if fresh else _same(fd, *sizes)
                     if segment is not None:
@@ -110,9 +113,6 @@ class ServiceSegment:
             os.close(fd)
         self.segment = segment
         self.fd = fd
-        last = segment.server_counters(0)["version"]
-        self.first_version = 0 if fresh else (last + 1) % 2**32
-        """Of the weights to begin with: above whatever a predecessor answered with."""
         ServiceSegment._all.add(self)
 
     def _open(self) -> tuple[int, bool]:
@@ -187,12 +187,15 @@ def inode_of(path: str) -> int:
         return 0
 
 
-def sweep_leftovers(keep: str = "") -> list[str]:
-    """Unlink what dead servers and runs left behind under our prefix, all but `keep`; returns the names."""
+def sweep_leftovers(keep: str = "", pattern: re.Pattern[str] = re.compile(PREFIX)) -> list[str]:
+    """Unlink what dead servers and runs left behind under our prefix, all but `keep`; returns the names.
+
+    Of those only what matches `pattern`: a dead service's segment may be waiting for a successor.
+    """
     swept = []
-    for entry in sorted(os.listdir(FOLDER)):
+    for entry in sorted(os.listdir(FOLDER) if os.path.isdir(FOLDER) else ()):
         path = "/" + entry
-        if not path.startswith(PREFIX) or path == keep:
+        if not pattern.match(path) or path == keep:
             continue
         try:
             fd = posix_ipc.SharedMemory(path).fd
@@ -268,6 +271,14 @@ def _same(
     )  # fmt: skip
     wanted = (servers, workers, slots, rows, state_dim, action_dim, value_dim, wire)
     return segment if found == wanted and not segment.service_closed else None
+
+
+def _next_version(fd: int) -> int:
+    """The version of weights after the last that a dead server answered with; 0 where that is not to be known."""
+    try:
+        return int(_core.Segment.attach(fd).server_counters(0)["version"] + 1) % 2**32
+    except SegmentCorrupt:
+        return 0
 
 
 def _holder(fd: int) -> str:

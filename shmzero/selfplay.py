@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import os
 import signal
 import sys
 import time
@@ -19,10 +20,11 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
 
+from shmzero import _core
 from shmzero.command import STARTED, parse_flags, run_command
-from shmzero.config import OLDER, SelfPlayConfig, read_toml, to_toml
-from shmzero.errors import ConfigError, RecordError, ShmzeroError
-from shmzero.launch import Fleet
+from shmzero.config import OLDER, SelfPlayConfig, has_cuda, has_nvidia, read_toml, to_toml
+from shmzero.errors import ConfigError, FolderBusy, RecordError, ShmzeroError
+from shmzero.launch import Fleet, digest_of
 from shmzero.records import FILE_NAME as RECORD_FILE
 from shmzero.records import RecordWriter
 
@@ -46,6 +48,8 @@ class Progress:
 
     units: int
     total_units: int
+    begun: float
+    """Units' worth of decisions made, an estimate: all there is to go by before the first is finished."""
     rounds: int
     elapsed_s: float
     rounds_per_min: float
@@ -56,9 +60,10 @@ class Progress:
 
     @property
     def eta_s(self) -> float | None:
-        if self.units == 0 or self.elapsed_s <= 0:
+        done = self.units or self.begun
+        if done == 0 or self.elapsed_s <= 0:
             return None
-        return (self.total_units - self.units) * self.elapsed_s / self.units
+        return max(0.0, self.total_units - done) * self.elapsed_s / done
 
     def line(self) -> str:
         eta = "?" if self.eta_s is None else f"{self.eta_s:.0f} s"
@@ -77,6 +82,7 @@ class Meter:
     def __init__(self, fleet: Fleet, total_units: int) -> None:
         self._fleet = fleet
         self._total_units = total_units
+        self._unit_decisions = decisions_in_a_unit(fleet.config.play_settings())
         self.start = time.monotonic()
         self._samples: list[tuple[float, int, dict[str, int]]] = [(self.start, 0, fleet.counters())]
 
@@ -92,6 +98,7 @@ class Meter:
         return Progress(
             units=units,
             total_units=self._total_units,
+            begun=counters["decisions"] / self._unit_decisions,
             rounds=rounds,
             elapsed_s=now - self.start,
             rounds_per_min=(rounds - rounds_then) * 60 / seconds,
@@ -100,6 +107,18 @@ class Meter:
             inference_busy=gained["busy_ns"] / (seconds * 1e9 * len(self._fleet.plan.devices)),
             workers_busy=gained["worker_busy_ns"] / (seconds * 1e9 * self._fleet.plan.workers),
         )
+
+
+def decisions_in_a_unit(play: _core.PlaySettings) -> float:
+    """About how many on average: a bid and all cards but the last, which is forced, of each seat."""
+    decisions = weights = 0.0
+    for players, share in play.players:
+        for cards, other_share in play.cards:
+            if cards * players <= _core.NUM_CARDS:
+                sizes = play.rules.hand_sizes(players, cards) if play.games else [cards]
+                weights += share * other_share
+                decisions += share * other_share * players * sum(sizes)
+    return decisions / weights
 
 
 class Interrupt:
@@ -146,6 +165,8 @@ def run(
             raise
         finally:
             writer.close()
+    except FolderBusy:
+        raise  # what lies there is somebody else's
     except ShmzeroError:
         for path in fresh:  # nothing was committed: leave things as they were found
             with suppress(OSError):  # a read-only disk keeps what it has
@@ -177,13 +198,19 @@ def _run(
         say(f"{folder} already holds {wanted} {'games' if config.games else 'rounds'}: nothing to do")
         return summary | {"complete": True, "rounds_per_min": 0.0, "distinct_evaluations_per_s": 0.0,
                           "mean_batch_rows": 0.0}
+    begun = {unit: records for unit, records in writer.begun().items() if unit < wanted}
     units: Iterator[int] = (unit for unit in range(wanted) if unit not in done)
-    with Fleet(config, units, missing) as fleet:
+    with Fleet(config, units, missing, _first_version(config, writer), begun) as fleet:
+        writer.set_weights(fleet.served.version, fleet.served.digest())
+        if not (folder / "config.toml").exists():
+            write_whole(folder / "config.toml", to_toml(_resolved(config, fleet)))
         plan = fleet.plan
         say(
             f"{plan.workers} workers x {plan.lanes} lanes, {len(plan.devices)} inference processes "
             f"({', '.join(plan.devices)}), batches up to {plan.max_batch} rows"
         )
+        if config.device == "auto" and config.evaluator == "net" and has_nvidia() and not has_cuda():
+            say("there is an NVIDIA device, and torch is installed without CUDA: the network runs on the CPU")
         capped = config.search().to_core().wave_leaves
         if capped < config.leaves_in_flight:
             say(f"leaves in flight: {capped} instead of {config.leaves_in_flight}, a quarter of the simulations")
@@ -191,41 +218,52 @@ def _run(
             say(f"no --checkpoint: the network is freshly initialised from seed {config.seed}")
         meter = Meter(fleet, missing)
         waiting: list[tuple[int, list[bytes]]] = []
+        committed = {unit: len(records) for unit, records in begun.items()}  # rounds of games in progress
         units_done = new_rounds = record_bytes = 0
         first_round_s: float | None = None
         committed_at = metrics_at = shown_at = meter.start
         checkpoint_seen = _stamp(config.checkpoint)
-
-        def commit() -> None:
-            nonlocal new_rounds
-            if waiting:
-                new_rounds += writer.write(waiting)
-                waiting.clear()
+        served = fleet.served
 
         def take(finished: list[tuple[int, list[bytes]]]) -> None:
-            nonlocal units_done, record_bytes, first_round_s
-            if finished and first_round_s is None:
-                first_round_s = time.monotonic() - STARTED
-                _write(folder / "config.toml", to_toml(_resolved(config, fleet)))
+            nonlocal units_done, first_round_s
             units_done += len(finished)
-            record_bytes += sum(len(record) for _, records in finished for record in records)
             waiting.extend(finished)
+            if first_round_s is None and any(records for _, records in uncommitted()):
+                first_round_s = time.monotonic() - STARTED
+                write_whole(folder / "config.toml", to_toml(_resolved(config, fleet)))
+
+        def uncommitted() -> list[tuple[int, list[bytes]]]:
+            parts = [*waiting, *fleet.begun.items()]
+            return [(unit, records[committed.get(unit, 0) :]) for unit, records in parts]
+
+        def commit() -> None:
+            nonlocal new_rounds, record_bytes, committed
+            if found := [part for part in uncommitted() if part[1]]:
+                new_rounds += writer.write(found)
+                record_bytes += sum(len(record) for _, records in found for record in records)
+            committed = {unit: len(records) for unit, records in fleet.begun.items()}
+            waiting.clear()
 
         try:
             while not fleet.done and not stopped():
                 take(fleet.poll(TICK_S))
                 while fleet.events:
                     say(fleet.events.popleft())
+                if fleet.served is not served:
+                    served = fleet.served
+                    writer.set_weights(served.version, served.digest())
                 now = time.monotonic()
                 if now - committed_at >= COMMIT_S or len(waiting) >= 10_000:
                     commit()
                     committed_at = now
                 if now - shown_at >= 0.1:
-                    progress = meter.progress(units_done, new_rounds + len(waiting))
+                    rounds = new_rounds + sum(len(records) for _, records in uncommitted())
+                    progress = meter.progress(units_done, rounds)
                     show(progress)
                     shown_at = now
                     if now - metrics_at >= METRICS_S:
-                        _append(folder / "metrics.jsonl", dataclasses.asdict(progress))
+                        append_line(folder / "metrics.jsonl", dataclasses.asdict(progress))
                         metrics_at = now
                         if config.follow and _stamp(config.checkpoint) != checkpoint_seen:
                             checkpoint_seen = _stamp(config.checkpoint)
@@ -251,8 +289,20 @@ def _run(
         "record_bytes_per_round": record_bytes / progress_rounds,
         "first_round_s": first_round_s,
         "restarts": fleet.restarts,
-        "weights_version": fleet.version,
+        "weights_version": served.version,
     }
+
+
+def _first_version(config: SelfPlayConfig, writer: RecordWriter) -> int:
+    """Of the weights that a run begins with: that of last time, or the next where they are others."""
+    last = writer.weights()
+    if last is None:
+        return 0
+    version, digest = last
+    now = None
+    with suppress(OSError):  # the fleet says what is wrong
+        now = digest_of(config.checkpoint) if config.checkpoint else None
+    return version if digest == now else version + 1
 
 
 def _resolved(config: SelfPlayConfig, fleet: Fleet) -> dict[str, Any]:
@@ -278,7 +328,8 @@ def _stamp(path: Path | None) -> tuple[int, int] | None:
     return status.st_mtime_ns, status.st_ino
 
 
-def _write(path: Path, text: str) -> None:
+def write_whole(path: Path, text: str) -> None:
+    """Replace a file, whole or not at all. Raises RecordError."""
     temporary = path.with_suffix(".tmp")
     try:
         temporary.write_text(text)
@@ -289,10 +340,13 @@ def _write(path: Path, text: str) -> None:
         raise RecordError(f"{path} cannot be written: {error.strerror}") from None
 
 
-def _append(path: Path, line: dict[str, Any]) -> None:
+def append_line(path: Path, line: dict[str, Any]) -> None:
+    """Add a line of JSON to a file, which a kill may have left without its last line's end. Raises RecordError."""
     try:
-        with path.open("a") as file:
-            file.write(json.dumps(line) + "\n")
+        with path.open("ab+") as file:
+            end = file.seek(0, os.SEEK_END)
+            cut_off = end > 0 and os.pread(file.fileno(), 1, end - 1) != b"\n"
+            file.write((b"\n" if cut_off else b"") + json.dumps(line).encode() + b"\n")
     except OSError as error:
         raise RecordError(f"{path} cannot be written: {error.strerror}") from None
 
@@ -308,9 +362,18 @@ def parse(arguments: list[str] | None) -> SelfPlayConfig:
     import tyro
 
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("--config", type=Path, nargs="?")
+    for name in ("--config", "--rounds", "--games"):
+        first.add_argument(name, nargs="?")
     given, _ = first.parse_known_args(arguments)
-    default = _Command(config=given.config, **read_toml(given.config)) if given.config else _Command()
+    settings: dict[str, Any] = {}
+    if given.config:
+        settings = {"config": Path(given.config)} | read_toml(Path(given.config))
+        if not {"rounds", "games"} <= settings.keys():  # a flag of one overrides the other in the file
+            if given.games is not None:
+                settings.pop("rounds", None)
+            if given.rounds is not None:
+                settings.pop("games", None)
+    default = _Command(**settings)
     command = parse_flags(
         _Command,
         prog="python -m shmzero.selfplay",
@@ -333,17 +396,19 @@ class HasLine(Protocol):
 
 
 class Terminal:
-    """Live line on a terminal, a plain line now and then elsewhere; all on standard error."""
+    """A live picture on a terminal, a plain line now and then elsewhere; all on standard error."""
 
     PLAIN_S = 5.0
 
-    def __init__(self) -> None:
+    def __init__(self, picture: Callable[[Any], Any] | None = None) -> None:
+        """`picture`: what rich shows of a state on a terminal (default: its line)."""
         from rich.console import Console
         from rich.live import Live
 
         self._console = Console(stderr=True, highlight=False)
         self._live = Live(console=self._console, auto_refresh=False) if self._console.is_terminal else None
         self._plain_at = time.monotonic()
+        self._picture = picture
 
     def __enter__(self) -> Terminal:
         if self._live:
@@ -361,7 +426,8 @@ class Terminal:
         from rich.text import Text
 
         if self._live:
-            self._live.update(Text(progress.line(), overflow="ellipsis", no_wrap=True), refresh=True)
+            line = Text(progress.line(), overflow="ellipsis", no_wrap=True)
+            self._live.update(self._picture(progress) if self._picture else line, refresh=True)
         elif time.monotonic() - self._plain_at >= self.PLAIN_S:
             self.say(progress.line())
             self._plain_at = time.monotonic()

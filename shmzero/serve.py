@@ -17,7 +17,10 @@ from shmzero import _core
 from shmzero.command import parse_flags, run_command
 from shmzero.config import NETS, cores
 from shmzero.errors import ConfigError, ServerGone
-from shmzero.server import InferenceServer, percentile_us
+from shmzero.inference import take_up
+from shmzero.model import device_of
+from shmzero.segment import service_path
+from shmzero.server import InferenceServer, check_sizes, percentile_us
 
 EXAMPLES = """Examples:
   python -m shmzero.serve
@@ -27,6 +30,8 @@ In any program:
   policies, values = shmzero.Client("mine").evaluate_many(states, masks)"""
 STATS_S = 1.0
 FOLLOW_S = 0.5
+SWAP_S = 10.0
+"""How long --follow waits for new weights to be taken up before it says so and tries again."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +82,7 @@ class ServeConfig:
 
     def check(self) -> None:
         """Raises ConfigError for a setting that cannot be."""
+        service_path(self.name)
         for name, high in (("threads", 1024), ("max_batch", 2**20), ("slots", 1024), ("rows_per_slot", 2**20)):
             value = getattr(self, name)
             if value is not None and not 1 <= value <= high:
@@ -118,18 +124,15 @@ def make_server(config: ServeConfig) -> InferenceServer:
         model = blob_device(config, threads)
         if widths != (_core.NUM_FEATURES, _core.NUM_ACTIONS, 1) or wire != "float16":
             raise ConfigError("Blob's own network has its own widths and wire; other ones need --model module:factory")
-    server = InferenceServer(
-        model, *widths, device=config.device, name=config.name, wire=wire, max_batch=config.max_batch,
+    check_sizes(config.slots, config.rows_per_slot, *widths, wire)
+    device = device_of(model, *widths, wire, config.max_batch, config.device)
+    if config.model and config.weights:
+        take_up(device, config.weights)  # before anybody is answered
+    return InferenceServer(
+        device, *widths, device=config.device, name=config.name, wire=wire, max_batch=config.max_batch,
         slots=config.slots, rows_per_slot=config.rows_per_slot, timeout_ms=config.timeout_ms,
         spin_us=config.spin_us,
     )  # fmt: skip
-    if config.model and config.weights:
-        try:
-            server.swap(config.weights)
-        except BaseException:
-            server.close()
-            raise
-    return server
 
 
 def blob_device(config: ServeConfig, threads: int) -> Any:
@@ -164,24 +167,24 @@ class Meter:
         self._last = server.stats()
         self._at = time.monotonic()
 
-    def line(self) -> str:
-        """rows/s, batches, waiting times since the last call, and who is there."""
+    def lines(self) -> list[str]:
+        """What happened since the last call, the most important first; each part fits a terminal's line."""
         now, stats = time.monotonic(), self._server.stats()
         seconds = max(now - self._at, 1e-9)
         rows, batches = (stats[k] - self._last[k] for k in ("rows", "batches"))
         waits = [new - old for new, old in zip(stats["waits"], self._last["waits"], strict=True)]
-        shapes = [
-            f"{size}+:{count - self._last['batch_histogram'].get(size, 0)}"
+        sizes = {
+            size: count - self._last["batch_histogram"].get(size, 0)
             for size, count in stats["batch_histogram"].items()
-            if count > self._last["batch_histogram"].get(size, 0)
-        ]
+        }
         self._last, self._at = stats, now
-        return (
-            f"{rows / seconds:,.0f} rows/s  {batches / seconds:,.0f} batches/s ({' '.join(shapes) or 'none'} rows)  "
-            f"wait p50 {percentile_us(waits, 0.5):,.0f} us, p99 {percentile_us(waits, 0.99):,.0f} us  "
-            f"{stats['clients']} clients  weights {stats['version']}"
-            + (f"  {stats['failures']} failed batches" if stats["failures"] else "")
-        )
+        return [
+            f"{rows / seconds:,.0f} rows/s, {batches / seconds:,.0f} batches/s",
+            f"wait p50 {percentile_us(waits, 0.5):,.0f} us, p99 {percentile_us(waits, 0.99):,.0f} us",
+            f"{stats['clients']} clients, weights {stats['version']}"
+            + (f", {stats['failures']} failed batches" if stats["failures"] else ""),
+            "batches of rows: " + (", ".join(f"{n} of {size}+" for size, n in sizes.items() if n) or "none"),
+        ]
 
 
 def run(config: ServeConfig, stop: threading.Event) -> dict[str, Any]:
@@ -211,18 +214,21 @@ def run(config: ServeConfig, stop: threading.Event) -> dict[str, Any]:
                 if stats["failures"] > failures:
                     failures = stats["failures"]
                     say(f"the model failed: {server.last_failure}")
-                if config.follow and _stamp(config.weights) != seen:
-                    seen = _stamp(config.weights)
+                if config.follow and (stamp := _stamp(config.weights)) != seen:
                     try:
-                        say(f"serving weights {server.swap(config.weights)}")
+                        say(f"serving weights {server.swap(config.weights, SWAP_S)}")
+                        seen = stamp
                     except ConfigError as error:
                         say(f"kept the old weights: {error}")
+                        seen = stamp
+                    except TimeoutError as error:
+                        say(f"still the old weights, trying again: {error}")
                 if config.stats and time.monotonic() - looked_at >= STATS_S:
                     looked_at = time.monotonic()
                     if live:
-                        live.update(Text(meter.line(), overflow="ellipsis", no_wrap=True), refresh=True)
+                        live.update(Text("\n".join(meter.lines())), refresh=True)
                     else:
-                        say(meter.line())
+                        say("; ".join(meter.lines()))
         finally:
             if live:
                 live.stop()

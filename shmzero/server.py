@@ -30,19 +30,27 @@ LOOK_MS = 50
 
 
 class _Control:
-    """What the serving loop reads and tells, for another thread of its process."""
+    """What the serving loop reads and tells, for other threads of its process."""
 
-    def __init__(self) -> None:
+    def __init__(self, version: int) -> None:
         self.closed = False
+        self.version = version
+        """Of the weights being served."""
         self.failures = 0
         self.last_failure = ""
         self.events: deque[str] = deque(maxlen=100)
-        self._commands: deque[dict[str, Any]] = deque()
+        self._command: dict[str, Any] | None = None
+        self._last_version = version  # that a swap has been given
+        self._outcome = (version, "")  # of the last swap that the loop has done: its version and what was wrong
+        self._swapping = threading.Lock()
         self._done = threading.Condition()
-        self._swaps: dict[int, str] = {}  # what became of them, "" is well
 
     def commands(self) -> list[dict[str, Any]]:
-        return [self._commands.popleft()] if self._commands else []
+        if self._command is None:
+            return []
+        with self._done:
+            command, self._command = self._command, None
+        return [] if command is None else [command]
 
     def failed(self, error: ModelFailed) -> None:
         self.failures += 1
@@ -53,22 +61,40 @@ class _Control:
             self.events.append(event["message"])
             return
         with self._done:
-            self._swaps[event["version"]] = event.get("message", "")
+            if event["event"] == "weights":
+                self.version = event["version"]
+            self._outcome = (event["version"], event.get("message", ""))
             self._done.notify_all()
 
-    def swap(self, weights: Any, version: int, timeout: float) -> None:
-        """Until the loop has taken the weights up. Raises ConfigError, TimeoutError or ServerGone."""
-        self._commands.append({"cmd": "weights", "weights": weights, "version": version})
+    def swap(self, weights: Any, timeout: float) -> int:
+        """Until the loop has taken the weights up; their version. Raises ConfigError, TimeoutError or ServerGone.
+
+        After a TimeoutError they may still be, where the loop was at it: their version is no other swap's.
+        """
         end = time.monotonic() + timeout
-        with self._done:
-            while version not in self._swaps:
-                if self.closed:
-                    raise ServerGone("the server has been closed")
-                if time.monotonic() >= end:
-                    raise TimeoutError(f"weights were not taken up within {timeout:g} s: a batch is still running")
-                self._done.wait(0.1)
-            if message := self._swaps.pop(version):
-                raise ConfigError(message)
+        late = TimeoutError(f"weights were not taken up within {timeout:g} s: a batch or a swap is still running")
+        if not self._swapping.acquire(timeout=min(max(timeout, 0.0), threading.TIMEOUT_MAX)):
+            raise late
+        try:
+            with self._done:
+                self._last_version += 1
+                self._command = {"cmd": "weights", "weights": weights, "version": self._last_version}
+                while self._outcome[0] != self._last_version:
+                    if self.closed:
+                        raise ServerGone("the server has been closed")
+                    if time.monotonic() >= end:
+                        if self._command is not None:  # not begun: withdrawn
+                            self._command = None
+                            self._last_version -= 1
+                        raise late
+                    self._done.wait(min(0.1, max(end - time.monotonic(), 0.0)))
+                if message := self._outcome[1]:
+                    self._last_version -= 1
+                    self._outcome = (self._last_version, "")
+                    raise ConfigError(message)
+                return self._last_version
+        finally:
+            self._swapping.release()
 
 
 class _Reaper:
@@ -129,10 +155,8 @@ class _Service:
 
         self.pid = os.getpid()
         self.segment = segment
-        self.version = version
         self.error: BaseException | None = None
-        self.control = _Control()
-        self._lock = threading.Lock()
+        self.control = _Control(version)
         self._reaper = _Reaper(segment)
         self._reaper.look(0)  # what a dead predecessor's clients left, before anything is served
         port = _core.ServerPort(segment, 0, epoch, adaptive_spin=True)
@@ -151,7 +175,7 @@ class _Service:
     def _run(self, body: Any, *args: Any) -> None:
         try:
             body(*args)
-        except Exception as error:  # the entry point of a thread; `error` is what its owner sees
+        except BaseException as error:  # the entry point of a thread; `error` is what its owner sees
             self.error = error
             self.control.last_failure = "".join(traceback.format_exception(error))
             self.control.closed = True
@@ -161,14 +185,8 @@ class _Service:
         while not self.control.closed:
             self._reaper.look(LOOK_MS)
 
-    def swap(self, weights: Any, timeout: float) -> int:
-        with self._lock:
-            self.control.swap(weights, self.version + 1, timeout)
-            self.version += 1
-            return self.version
-
     def stop(self) -> None:
-        """Finish the batch at hand, end the threads, tell the clients."""
+        """Finish the batches at hand, end the threads, tell the clients."""
         self.control.closed = True
         for thread in self._threads:
             thread.join()
@@ -184,7 +202,7 @@ class _Service:
             "requests": sum(waits),
             "failures": self.control.failures,
             "clients": len(set(self.segment.owners())),
-            "version": self.version,
+            "version": self.control.version,
             "wait_p50_us": percentile_us(waits, 0.50),
             "wait_p99_us": percentile_us(waits, 0.99),
             "batch_histogram": {2**i: n for i, n in enumerate(counters["histogram"]) if n},
@@ -200,6 +218,18 @@ def percentile_us(waits: list[int], share: float) -> float:
         if count and left <= 0:
             return _core.WAIT_BINS_NS[min(bin_ + 1, len(waits) - 1)] / 1000
     return 0.0
+
+
+def check_sizes(slots: int, rows_per_slot: int, state_dim: int, action_dim: int, value_dim: int, wire: str) -> None:
+    """Raises ConfigError for sizes that no segment has."""
+    for name, value in (("slots", slots), ("rows_per_slot", rows_per_slot), ("state_dim", state_dim),
+                        ("action_dim", action_dim), ("value_dim", value_dim)):  # fmt: skip
+        if value < 1:
+            raise ConfigError(f"{name} is {value}; allowed: 1 and more")
+    try:
+        _core.segment_bytes(1, slots, 1, rows_per_slot, state_dim, action_dim, value_dim, wire)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
 
 
 def _spin(spin_us: float | None) -> float:
@@ -242,6 +272,7 @@ class InferenceServer:
     ) -> None:
         self.name = name or f"{os.getpid()}-{secrets.token_hex(4)}"
         path = service_path(self.name)
+        check_sizes(slots, rows_per_slot, state_dim, action_dim, value_dim, wire)
         self.device = device_of(model, state_dim, action_dim, value_dim, wire, max_batch, device)
         sweep_leftovers(keep=path)
         self._memory = ServiceSegment(self.name, slots, rows_per_slot, state_dim, action_dim, value_dim, wire)
@@ -261,8 +292,9 @@ class InferenceServer:
 
     @property
     def version(self) -> int:
-        """Of the weights being served: grows by one with each swap, and never decreases by a restart."""
-        return self._service.version
+        """Of the weights being served: grows with each swap. A server that follows on one that died begins
+        above whatever that one answered with; after one that closed, which leaves nothing, it begins at 0."""
+        return self._service.control.version
 
     @property
     def error(self) -> BaseException | None:
@@ -283,15 +315,17 @@ class InferenceServer:
 
         weights: the path of a .safetensors file, a state_dict, a module of the same kind, or, where the
         model is a function, another function. Raises ConfigError for what does not fit; the old stay.
+        Raises TimeoutError where they were not taken up in time: they are withdrawn then, unless the
+        server was at it, which `version` will tell.
         """
-        return self._service.swap(weights, timeout)
+        return self._service.control.swap(weights, timeout)
 
     def stats(self) -> dict[str, Any]:
         """Sums since the segment was made: rows, batches, requests, clients, waiting times (to 19 %)."""
         return self._service.stats()
 
     def close(self) -> None:
-        """Leave: finish the batch at hand, tell the clients, remove the name."""
+        """Leave: finish the batches at hand, tell the clients, remove the name."""
         self._end()
 
     def __enter__(self) -> InferenceServer:
@@ -324,6 +358,7 @@ class BatchedEvaluator(Client):
         spin_us: float | None = None,
     ) -> None:
         self._prepare(f"{os.getpid()}-{secrets.token_hex(4)}", spin_us)
+        check_sizes(slots, rows_per_slot, state_dim, action_dim, value_dim, wire)
         served = device_of(model, state_dim, action_dim, value_dim, wire, max_batch, device)
         self._memory = create_private(1, slots, 1, rows_per_slot, state_dim, action_dim, value_dim, wire)
         segment = self._memory.segment
@@ -341,7 +376,7 @@ class BatchedEvaluator(Client):
 
     def swap(self, weights: Any, timeout: float = 60.0) -> int:
         """As InferenceServer.swap."""
-        return self._service.swap(weights, timeout)
+        return self._service.control.swap(weights, timeout)
 
     def stats(self) -> dict[str, Any]:
         """As InferenceServer.stats."""

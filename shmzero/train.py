@@ -8,7 +8,6 @@ killed; so may the parent, and the same command goes on. Read next: learner.py, 
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import json
 import socket
 import struct
@@ -16,7 +15,6 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -28,12 +26,12 @@ from shmzero.command import STARTED, Parser, parse_flags, run_command
 from shmzero.config import OLDER, to_toml
 from shmzero.errors import ConfigError, RecordError, WorkerDied
 from shmzero.judge import Judge, match_words
-from shmzero.launch import Child, Fleet, start_child
+from shmzero.launch import Child, Fleet, plan_fleet, start_child
 from shmzero.learner import newest_version, remove_old_weights, weights_path
-from shmzero.plot import METRICS_NAME, Board, read_metrics
+from shmzero.plot import METRICS_NAME, Board, TrainProgress, read_metrics
 from shmzero.records import CHECKPOINT_FOLDER, RecordWriter, newest_checkpoint
-from shmzero.selfplay import Interrupt, Meter, Progress, Terminal
-from shmzero.train_config import TRAIN_PRESETS, TrainConfig, read_train_toml
+from shmzero.selfplay import Interrupt, Meter, Terminal, append_line, write_whole
+from shmzero.train_config import DEALS, TRAIN_PRESETS, TrainConfig, read_train_toml
 
 TICK_S = 0.02
 COMMIT_S = 0.25
@@ -55,6 +53,7 @@ EXAMPLES = """examples:
   python -m shmzero.train runs/smoke                            two minutes on two cores
   python -m shmzero.train runs/evening --preset laptop --minutes 60
   python -m shmzero.train runs/big --preset workstation --device cuda
+  python -m shmzero.train runs/broad --deals-from broad         3-8 players, 1-8 cards
   python -m shmzero.train runs/games --games --utility win --cards 7
   python -m shmzero.train runs/mine --config run.toml --seed 7"""
 
@@ -75,8 +74,13 @@ class UnitLedger:
             self._mark += 1
 
     def missing(self) -> Iterator[int]:
-        """Units that are not finished, without end, by ascending id."""
-        return (unit for unit in itertools.count(self._mark) if unit not in self._above)
+        """Units that are not finished when their turn comes, without end, by ascending id."""
+        unit = 0
+        while True:
+            unit = max(unit, self._mark)
+            if unit not in self._above:
+                yield unit
+            unit += 1
 
 
 class LearnerLink:
@@ -208,28 +212,6 @@ class LearnerLink:
         self._child = None
 
 
-@dataclass
-class TrainProgress:
-    """Where a training run stands."""
-
-    done: float
-    """Share of the run, 0 to 1."""
-    elapsed_s: float
-    play: Progress
-    learner: dict[str, Any]
-    """Its last report."""
-    strength: str
-    """The last matches, in words."""
-
-    def line(self) -> str:
-        entropy = self.learner.get("entropy")
-        learner = f"step {self.learner.get('steps', 0):,}" + ("" if entropy is None else f", entropy {entropy:.2f}")
-        return (
-            f"{self.done:4.0%} | {self.play.rounds:,} rounds, {self.play.rounds_per_min:,.0f}/min | {learner}"
-            + (f" | {self.strength}" if self.strength else "")
-        )
-
-
 class Run:
     """One training run in its folder."""
 
@@ -253,40 +235,32 @@ class Run:
         self._ledger = UnitLedger(sorted(self._writer.units()))
         self._rounds_before = self._rounds = self._writer.count()
         self._waiting: list[tuple[int, list[bytes]]] = []
-        self._elapsed_before = self._read_elapsed()
-        metrics = folder / METRICS_NAME
-        if metrics.exists() and not metrics.read_bytes().endswith(b"\n"):
-            with metrics.open("a") as file:
-                file.write("\n")  # a kill cut the last line off
+        before = read_metrics(folder / METRICS_NAME) if (folder / METRICS_NAME).exists() else []
+        self._elapsed_before = max((line["elapsed_s"] for line in before), default=0.0)
         self._trained_s = self._elapsed_before
         self._started = STARTED
         self._learner = LearnerLink(config, folder)
         self._judge = Judge(config, folder)
-        passed = [line["gate"]["steps"] for line in self._read_metrics() if "gate" in line]
-        self._judge.best = passed[-1] if passed else None
+        self._judge.recall(before)
         self._board = Board(folder / "tensorboard") if config.tensorboard else None
-        self._report: dict[str, Any] = {}
+        newest = newest_checkpoint(folder)
+        self._report: dict[str, Any] = {"steps": int(newest.stem)} if newest else {}
         self._learner_is_behind = False
         self._learner_stopped = False
         self._paused_s = 0.0
         self._attended_at = time.monotonic()
         self._told_at = self._committed_at = self._shown_at = self._metrics_at = 0.0
 
-    def _read_elapsed(self) -> float:
-        """Seconds of training that lie before this session."""
-        return max((line["elapsed_s"] for line in self._read_metrics()), default=0.0)
-
-    def _read_metrics(self) -> list[dict[str, Any]]:
-        path = self.folder / METRICS_NAME
-        return read_metrics(path) if path.exists() else []
-
     def _judged(self) -> bool:
-        """Whether the last checkpoint's matches are in the metrics."""
-        checkpoint = newest_checkpoint(self.folder)
-        return checkpoint is None or not self.config.opponents or any(
-            line.get("match", {}).get("mode") == "rest" and line["match"]["steps"] == int(checkpoint.stem)
-            for line in read_metrics(self.folder / METRICS_NAME)
-        )
+        """Whether the last checkpoint's matches and its rating are in the metrics, as far as they are wanted."""
+        checkpoint, config = newest_checkpoint(self.folder), self.config
+        if checkpoint is None or not self._judge.wanted:
+            return True
+        steps, lines = int(checkpoint.stem), read_metrics(self.folder / METRICS_NAME)
+        last = [line["match"] for line in lines if "match" in line and line["match"]["steps"] == steps]
+        played = {match["opponent"] for match in last if match["mode"] == "rest"}
+        rated = any(line["rating"]["steps"] == steps for line in lines if "rating" in line)
+        return played.issuperset(filter(None, config.opponents.split(","))) and (rated or not config.rate)
 
     @property
     def elapsed_s(self) -> float:
@@ -304,6 +278,15 @@ class Run:
             shares.append(self._rounds / config.rounds)
         return min(max(shares), 1.0)
 
+    def _left_s(self, rounds_per_min: float) -> float | None:
+        """Seconds to the end of the run at this rate, where that can be said."""
+        config, left = self.config, []
+        if config.minutes is not None:
+            left.append(max(60 * config.minutes - config.closing_s - self.elapsed_s, 0.0))
+        if config.rounds is not None and rounds_per_min > 0:
+            left.append(max(config.rounds - self._rounds, 0) * 60 / rounds_per_min)
+        return min(left, default=None)
+
     def __call__(self) -> dict[str, Any]:
         """Train to the end; returns the summary of `--json`."""
         try:
@@ -314,7 +297,7 @@ class Run:
             matches = []
             if self.done >= 1.0 and not self._judged():
                 elapsed_s = self.elapsed_s
-                matches = self._judge.finish(self._say)
+                matches = self._judge.finish(self._say, self._stopped)
                 for line in matches:
                     self._log(line, elapsed_s)
         finally:
@@ -337,13 +320,14 @@ class Run:
             "rounds_per_min": new_rounds * 60 / max(self._trained_s - self._elapsed_before, 1e-9),
             "steps_per_s": self._report.get("steps_per_s", 0.0),
             "learner_restarts": self._learner.restarts,
+            "judge_failures": self._judge.failures,
             "checkpoint": str(newest_checkpoint(self.folder) or ""),
             "matches": [line["match"] for line in matches if "match" in line],
         }
 
     def _train(self) -> None:
         config = self.config
-        (self.folder / "config.toml").write_text(to_toml(dataclasses.asdict(config)))
+        write_whole(self.folder / "config.toml", to_toml(resolved(config)))
         version = newest_version(self.folder)
         self._learner.start(self.done, self.elapsed_s, version, refill=self._rounds > 0)
         while self.done < 1.0 and not self._stopped():
@@ -352,7 +336,7 @@ class Run:
             left = ENDLESS if config.rounds is None or config.games else config.rounds - self._rounds
             with Fleet(play, self._ledger.missing(), left, version) as fleet:
                 self._seat_older(fleet)
-                meter = Meter(fleet, left)
+                meter, rounds_before = Meter(fleet, left), self._rounds
                 self._paused_s, self._attended_at = 0.0, meter.start
                 try:
                     while (
@@ -360,7 +344,7 @@ class Run:
                         and config.stage(self.done) == stage and not self._stopped()
                     ):
                         self._waiting += fleet.poll(TICK_S)
-                        self._attend(fleet, meter)
+                        self._attend(fleet, meter, rounds_before)
                 finally:
                     self._waiting += fleet.close()
                     self._commit()
@@ -386,7 +370,8 @@ class Run:
             self._learner.feed(self._waiting)
             self._waiting = []
 
-    def _attend(self, fleet: Fleet, meter: Meter) -> None:
+    def _attend(self, fleet: Fleet, meter: Meter, rounds_before: int) -> None:
+        """Everything that is due; `rounds_before`: of the run when `fleet` began, and `meter` with it."""
         now = time.monotonic()
         while fleet.events:
             line = fleet.events.popleft()
@@ -409,20 +394,20 @@ class Run:
         self._attended_at = now
         fleet.paused = self._learner_is_behind or self._learner.behind_bytes > MOST_BEHIND_BYTES
         before = self._judge.best
-        for match in self._judge.poll(self.elapsed_s):
+        for match in self._judge.poll(self.elapsed_s, self._say):
             self._log(match)
         if self._judge.best != before and self._judge.best is not None:
             fleet.publish(self._judge.checkpoint(self._judge.best))
             self._log({"gate": {"steps": self._judge.best, "version": fleet.version}})
         if now - self._shown_at >= 0.1:
-            progress = TrainProgress(
-                self.done, self.elapsed_s, meter.progress(0, self._rounds - self._rounds_before),
-                self._report, self._judge.words,
-            )
-            self._show(progress)
+            play = meter.progress(0, self._rounds - rounds_before)
+            waits = self._paused_s / max(now - meter.start, 1e-9)
+            self._show(TrainProgress(
+                self.done, self.elapsed_s, self._left_s(play.rounds_per_min), self._rounds, play, waits,
+                self._report, list(self._judge.last.values()), self._judge.rating,
+            ))
             self._shown_at = now
             if now - self._metrics_at >= METRICS_S:
-                play = progress.play
                 self._log({
                     "rounds": self._rounds,
                     "rounds_per_min": play.rounds_per_min,
@@ -431,7 +416,7 @@ class Run:
                     "inference_busy": play.inference_busy,
                     "workers_busy": play.workers_busy,
                     "version": fleet.version,
-                    "self_play_waits": self._paused_s / max(now - meter.start, 1e-9),
+                    "self_play_waits": waits,
                     "learner": self._report,
                 })
                 self._metrics_at = now
@@ -489,13 +474,25 @@ class Run:
 
     def _log(self, line: dict[str, Any], elapsed_s: float | None = None) -> None:
         line = {"elapsed_s": self.elapsed_s if elapsed_s is None else elapsed_s} | line
-        try:
-            with (self.folder / METRICS_NAME).open("a") as file:
-                file.write(json.dumps(line) + "\n")
-        except OSError as error:
-            raise RecordError(f"{self.folder / METRICS_NAME} cannot be written: {error.strerror}") from None
+        append_line(self.folder / METRICS_NAME, line)
         if self._board:
             self._board.add(line, int(self._report.get("steps", 0)))
+
+
+def resolved(config: TrainConfig) -> dict[str, Any]:
+    """The settings as the run uses them on this machine, in the form that `--config` takes.
+
+    What is not the same in every stage stays as it was given.
+    """
+    plans = [plan_fleet(config.self_play(stage, None), ENDLESS) for stage in range(len(config.stages()))]
+
+    def device(names: list[str]) -> str:
+        return f"cpu*{len(names)}" if set(names) == {"cpu"} else ",".join(names)
+
+    sizes = [{"device": device(plan.devices), "workers": plan.workers, "lanes": plan.lanes,
+              "max_batch": plan.max_batch} for plan in plans]  # fmt: skip
+    same = {name: value for name, value in sizes[0].items() if all(size[name] == value for size in sizes)}
+    return dataclasses.asdict(config) | same | {"learner": config.learner_device()}
 
 
 def train(
@@ -515,6 +512,7 @@ def train(
             make_agent(name)
     if config.tensorboard:
         Board.check()
+    resolved(config)  # refuses sizes that cannot be before anything is made
     return Run(config, folder, say, show, stopped)()
 
 
@@ -523,12 +521,15 @@ def parse(arguments: list[str] | None) -> tuple[TrainConfig, Path, bool]:
     first = Parser(add_help=False, allow_abbrev=False)
     first.add_argument("--preset", default="smoke")
     first.add_argument("--config", type=Path)
+    first.add_argument("--deals-from", choices=DEALS)
     given, rest = first.parse_known_args(arguments)
     if given.preset not in TRAIN_PRESETS:
         raise ConfigError(f"preset is {given.preset!r}; allowed: {', '.join(TRAIN_PRESETS)}")
     default = TRAIN_PRESETS[given.preset]
     if given.config:
         default = dataclasses.replace(default, **read_train_toml(given.config))
+    if given.deals_from:
+        default = dataclasses.replace(default, **DEALS[given.deals_from])
 
     def command(
         run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")],
@@ -544,15 +545,22 @@ def parse(arguments: list[str] | None) -> tuple[TrainConfig, Path, bool]:
         """
         return settings, run, json
 
-    return parse_flags(
+    found = parse_flags(
         command,
         prog="python -m shmzero.train",
         description="Trains an agent; RUN is its folder, and an unfinished run there is continued. "
         f"--preset {{{','.join(TRAIN_PRESETS)}}} sets everything (default: smoke), --config FILE.toml "
-        "any of it, flags override both.\n\n" + EXAMPLES,
+        "any of it, flags override both. --deals-from plan|broad sets players and cards: "
+        + "; ".join(f"{name} {deals['players']} players, {deals['cards']} cards" for name, deals in DEALS.items())
+        + ".\n\n" + EXAMPLES,
         args=rest,
         config=(tyro.conf.OmitArgPrefixes,),
     )
+    for name in ("critic_net", "entropy_first", "entropy_last"):
+        value = getattr(found[0], name)
+        if found[0].targets != "critic" and value != getattr(default, name):
+            raise ConfigError(f"{name} is {value!r} with targets {found[0].targets!r}; allowed: with targets 'critic'")
+    return found
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -563,7 +571,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _main(arguments: list[str] | None) -> int:
     config, folder, as_json = parse(arguments)
     interrupt = Interrupt()
-    with Terminal() as terminal:
+    with Terminal(TrainProgress.table) as terminal:
         summary = train(config, folder, terminal.say, terminal.show, lambda: interrupt.asked)
     print(json.dumps(summary) if as_json else describe(summary))
     return 0 if summary["complete"] else 130
@@ -575,6 +583,8 @@ def describe(summary: dict[str, Any]) -> str:
         f"{summary['rounds']:,} rounds, {summary['steps']:,} learner steps in {summary['elapsed_s']:.0f} s",
         *map(match_words, summary["matches"]),
     ]
+    if summary["judge_failures"]:
+        lines.append(f"{summary['judge_failures']} processes of matches failed")
     if summary["checkpoint"]:
         lines.append(f"checkpoint {summary['checkpoint']}")
     if not summary["complete"]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import math
+import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -12,6 +15,8 @@ from shmzero.errors import ConfigError
 
 MANY_GAMES = 10**9
 """More than a run will play: it ends by its time or its rounds."""
+LANES = 2048
+"""Rounds that a worker plays at once without a search: the fewer, the newer the weights that play them."""
 NetName = Literal["plan", "small", "quick"]
 
 
@@ -28,7 +33,9 @@ class TrainConfig:
     cards: str = "5"
     """Cards dealt to each, written likewise."""
     trump: str = "random"
+    """random, spades, hearts, clubs, diamonds, none, or several with commas."""
     dealer: str = "random"
+    """random, or a seat."""
     games: bool = False
     """Play whole games, whose rounds know the score; `cards` is then the largest hand."""
     utility: Literal["points", "win"] = "points"
@@ -37,10 +44,10 @@ class TrainConfig:
     """What the policy learns from: a critic that sees the deal, or of the search the visit counts or the
     prior improved by Q."""
     search: str = "0"
-    """Worlds x simulations of self-play by stages of equal length: 0 (the policy itself), 3x30, or
-    1x15,2x25,3x35."""
+    """Worlds x simulations of self-play: 0 (the policy itself), 3x30, or stages of the run as 1x15,2x25,3x35,
+    with their lengths as 1x15:1,2x25:3."""
     root: Literal["puct", "halving"] = "puct"
-    """Of a search: by PUCT with noise, or by sequential halving."""
+    """Rule that shares a search's simulations among the root's actions: PUCT with noise, or sequential halving."""
     seats: Literal["policy", "maximise"] = "policy"
     """How a search has the other seats choose: by their policy, or each for its own utility (max^n)."""
     solved_cards: int = 0
@@ -49,34 +56,40 @@ class TrainConfig:
     """Weight of the others' mean score in the utility."""
     others: str = ""
     """Who else holds seats of self-play, each but one with the chance given: bots, and at most one network,
-    `older` for the run's own earlier checkpoints in turn, as older:0.2,threshold:0.1. They are not learned from."""
+    `older` for the run's own earlier checkpoints in turn, as older:0.2,threshold:0.1. What they do is not learned;
+    what every seat comes to, theirs too, is what the value learns."""
     random_moves: float = 0.03
     """Share of uniform moves; with a search the share of noise in its root."""
     net: NetName = "quick"
+    """Sizes of the network."""
     critic_net: NetName = "quick"
-    """Sizes of the critic, one trunk."""
+    """Sizes of the critic, one trunk; critic targets only."""
     buffer: int = 150_000
     """Newest positions, which batches are drawn from."""
     batch: int = 1024
+    """Positions of a step."""
     replay_ratio: float = 1.0
     """How often a position is seen on average; the faster of self-play and learner waits."""
     learning_rate: float = 2e-3
     """At first; falls to a hundredth as a cosine over the run."""
     weight_decay: float = 1e-4
+    """Of AdamW."""
     clip: float = 1.0
     """Largest norm of a gradient."""
     entropy_first: float = 0.05
     """Weight of the policy's entropy at the start; critic targets only."""
     entropy_last: float = 0.002
+    """The same at the end."""
     value_weight: float = 1.0
+    """Weight of the value's loss."""
     value_share: float = 0.25
     """Share of a batch that trains the value as well; a policy that plays without a search needs little."""
     tricks_weight: float = 0.0
     """Weight of an auxiliary loss: how many tricks the mover will win."""
     ema: float = 0.99
     """Decay of the average of the weights, a step; the average is what plays."""
-    autocast: bool | None = None
-    """Matrix products of the learner in bfloat16 (default: where that is faster)."""
+    autocast: Literal["auto", "off", "bf16", "fp16"] = "auto"
+    """Number format of the learner's matrix products: auto takes bfloat16 where that is faster, off is float32."""
     publish_s: float = 1.0
     """Self-play gets new weights so often."""
     checkpoint_s: float = 20.0
@@ -96,18 +109,24 @@ class TrainConfig:
     tensorboard: bool = False
     """Write the metrics for TensorBoard as well, into RUN/tensorboard."""
     device: str = "auto"
-    """Of self-play: auto, cpu, cpu*2, cuda, cuda:0,cuda:1."""
+    """Of self-play: auto (CUDA where there is some; else one process, with a search one a core), cpu, cpu*2,
+    cuda, cuda:0,cuda:1."""
     learner: str = "auto"
     """Device of the learner: auto, cpu, cuda, cuda:1."""
     learner_threads: int = 1
+    """Threads of the learner on a CPU."""
     workers: int | None = None
-    lanes: int | None = 2048
-    """Rounds that a worker plays at once (None: so that the batches are full)."""
-    max_batch: int | None = 1024
+    """Worker processes (default: two for each inference process; on CUDA the cores less one, at most 8)."""
+    lanes: int | None = None
+    """Rounds that a worker plays at once (default: 2048, with a search so many that batches are full)."""
+    max_batch: int | None = None
+    """Rows of a batch of self-play at most (default: 1024 on a CPU, 8192 on CUDA)."""
     compile: bool = False
     """Serve a compiled network as soon as it is ready; worth it in long runs."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Number format of the network in self-play: auto takes the fastest that the device has."""
     seed: int = 0
+    """Of deals, fresh weights and batches."""
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -130,38 +149,61 @@ class TrainConfig:
         check_choice("utility", self.utility, ("points", "win"))
         if self.utility == "win" and not (self.games and self.targets == "critic"):
             raise ConfigError("utility is 'win'; allowed: with --games and --targets critic (a search ends in points)")
+        check_choice("autocast", self.autocast, ("auto", "off", "bf16", "fp16"))
+        if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", self.learner):
+            raise ConfigError(f"learner is {self.learner!r}; allowed: auto, cpu, cuda, cuda:1")
         check_choice("net", self.net, NETS)
         check_choice("critic_net", self.critic_net, NETS)
         if self.targets != "critic" and 0 in (simulations for _, simulations in self.stages()):
             raise ConfigError(
                 f"targets is {self.targets!r} with a search of 0 simulations; allowed: for example --search 3x30"
             )
+        if all(simulations == 0 for _, simulations in self.stages()):
+            for name, default in (("root", "puct"), ("seats", "policy"), ("solved_cards", 0)):
+                if getattr(self, name) != default:
+                    raise ConfigError(
+                        f"{name} is {getattr(self, name)!r} without a search; allowed: with one, as --search 3x30"
+                    )
         for stage in range(len(self.stages())):
             self.self_play(stage, None)
 
-    def stages(self) -> list[tuple[int, int]]:
-        """(worlds, simulations) of each stage of self-play."""
+    def _stages(self) -> list[tuple[int, int, float]]:
+        """(worlds, simulations, length relative to the others) of each stage of self-play."""
         found = []
         for part in self.search.split(","):
-            worlds, times, simulations = part.partition("x")
-            if part == "0":
-                found.append((1, 0))
-            elif times and worlds.isdecimal() and simulations.isdecimal() and int(worlds) and int(simulations):
-                found.append((int(worlds), int(simulations)))
-            else:
-                raise ConfigError(f"search is {self.search!r}; allowed: 0, 3x30, or stages as 1x15,2x25,3x35")
+            effort, colon, length = part.partition(":")
+            worlds, times, simulations = effort.partition("x")
+            try:
+                weight = float(length) if colon else 1.0
+            except ValueError:
+                weight = math.nan
+            if effort == "0":
+                worlds, times, simulations = "1", "x", "0"
+            fits = times and worlds.isdecimal() and simulations.isdecimal() and int(worlds)
+            if not fits or (effort != "0" and not int(simulations)) or not 0 < weight < math.inf:
+                raise ConfigError(
+                    f"search is {self.search!r}; allowed: 0, 3x30, stages as 1x15,2x25,3x35, or with their lengths "
+                    "as 1x15:1,2x25:3"
+                )
+            found.append((int(worlds), int(simulations), weight))
         return found
+
+    def stages(self) -> list[tuple[int, int]]:
+        """(worlds, simulations) of each stage of self-play."""
+        return [(worlds, simulations) for worlds, simulations, _ in self._stages()]
 
     def stage(self, done: float) -> int:
         """The stage in which the share `done` of the run falls."""
-        return min(int(done * len(self.stages())), len(self.stages()) - 1)
+        ends = list(itertools.accumulate(length for _, _, length in self._stages()))
+        return sum(done * ends[-1] >= end for end in ends[:-1])
 
     def self_play(self, stage: int, checkpoint: Path | None) -> SelfPlayConfig:
         """The settings of self-play in a stage."""
         worlds, simulations = self.stages()[stage]
-        device = self.device
-        if device == "auto":
-            device = "cuda" if has_cuda() else "cpu"
+        device, lanes = self.device, self.lanes
+        if simulations == 0:  # a policy alone costs less than what it is trained by
+            device = "cpu" if device == "auto" and not has_cuda() else device
+            lanes = LANES if lanes is None else lanes
         return SelfPlayConfig(
             players=self.players, cards=self.cards, trump=self.trump, dealer=self.dealer,
             games=MANY_GAMES if self.games else None,
@@ -169,7 +211,7 @@ class TrainConfig:
             target="improved" if self.targets == "improved" else "visits",
             root=self.root, opponents=self.seats, solved_cards=self.solved_cards, rivalry=self.rivalry,
             others=self.others,
-            workers=self.workers, lanes=self.lanes, device=device,
+            workers=self.workers, lanes=lanes, device=device,
             inference_threads=1, precision=self.precision, compile=self.compile,
             max_batch=self.max_batch, net=self.net, checkpoint=checkpoint, seed=self.seed,
         )
@@ -190,7 +232,11 @@ class TrainConfig:
         return settings | {"record_version": _core.RECORD_VERSION, "feature_version": _core.FEATURE_VERSION}
 
 
-PLAN_PLAYERS = "4:15,5:70,6:15"
+DEALS: dict[str, dict[str, Any]] = {
+    "plan": {"players": "4:15,5:70,6:15", "cards": "1-8"},
+    "broad": {"players": "3-8", "cards": "1-8"},
+}
+"""Distributions of deals by name. Hands are no larger than the deck allows."""
 
 TRAIN_PRESETS: dict[str, TrainConfig] = {
     "smoke": TrainConfig(),
@@ -199,18 +245,19 @@ TRAIN_PRESETS: dict[str, TrainConfig] = {
         evaluate_s=300, opponents="threshold,mc90", rate=True,
     ),
     "workstation": TrainConfig(
-        minutes=600, players="3-8", cards="1-8", net="small", critic_net="small", buffer=2_000_000, batch=4096,
-        lanes=8192, max_batch=None, compile=True, publish_s=5, checkpoint_s=600, evaluate_s=1800,
+        minutes=600, **DEALS["broad"], net="small", critic_net="small", buffer=2_000_000, batch=4096,
+        lanes=8192, compile=True, publish_s=5, checkpoint_s=600, evaluate_s=1800,
         opponents="threshold,mc90,mc900", rate=True,
     ),
     "plan": TrainConfig(
-        minutes=None, rounds=4_920_000, players=PLAN_PLAYERS, cards="1-8", targets="visits",
-        search="1x15,2x25,3x35,4x45,5x50", random_moves=0.25, net="plan", buffer=500_000, batch=512, replay_ratio=4,
-        learning_rate=1e-3, value_share=1.0, ema=0.999, lanes=None, max_batch=None, compile=True, publish_s=10,
-        checkpoint_s=600, evaluate_s=1800, opponents="threshold,mc90", rate=True,
+        minutes=None, rounds=4_920_000, **DEALS["plan"], targets="visits",
+        search="1x15:92,2x25:100,3x35:100,4x45:100,5x50:100", random_moves=0.25, net="plan",
+        buffer=500_000, batch=512, replay_ratio=4, learning_rate=1e-3, value_share=1.0, ema=0.999, compile=True,
+        publish_s=10, checkpoint_s=600, evaluate_s=1800, opponents="threshold,mc90", rate=True,
     ),
 }
-"""Settings by name. `plan`: 500 iterations of 10,000 rounds, after a ramp of 20 from 2,000 on."""
+"""Settings by name. `plan`: 500 iterations of 10,000 rounds, of which the first 20 rise from 2,000 on: its first
+hundred come to 920,000 rounds, and with each hundred the search grows."""
 
 
 def read_train_toml(path: Path) -> dict[str, Any]:

@@ -99,7 +99,7 @@ void visit(Segment& segment, std::uint64_t identity, std::mt19937& random) {
     std::this_thread::yield();
     return;
   }
-  auto* port = new RequestPort(segment, block);
+  auto* port = new RequestPort(segment, block, identity);
   for (int request = 0; request < 20; ++request) {
     const std::uint32_t rows = random() % kRows + 1;
     float states[kRows], policies[kRows], values[kRows];
@@ -119,6 +119,10 @@ void visit(Segment& segment, std::uint64_t identity, std::mt19937& random) {
       if (policies[r] != states[r] || values[r] != states[r] + 1.0f) fail("a client has another's answer");
       checked.fetch_add(1, std::memory_order_relaxed);
     }
+    port->rest();
+    if (fate == 2) return;                             // dead while its block rested
+    if (fate % 2 == 0) std::this_thread::yield();      // somebody else may take it
+    if (!port->resume()) break;
   }
   delete port;
 }

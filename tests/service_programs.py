@@ -95,6 +95,19 @@ def client_until_told(name: str, seed: int) -> None:
     print(num_rows, flush=True)
 
 
+def idle_client(name: str, seed: int) -> None:
+    """Has had every block of a service, does nothing until standard input is closed, and asks once more."""
+    from shmzero import Client
+
+    client = Client(name)
+    asked = rows(np.random.default_rng(seed), 200)
+    check(*asked, *client.evaluate_many(*asked))
+    print("idle", flush=True)
+    sys.stdin.read()
+    check(*asked, *client.evaluate_many(*asked))
+    print("answered", flush=True)
+
+
 def client_of_module(name: str, seed: int) -> None:
     """Writes what a service answers to 100 rows; says whether torch was imported."""
     from shmzero import Client
@@ -109,4 +122,4 @@ def client_of_module(name: str, seed: int) -> None:
 
 
 if __name__ == "__main__":
-    {"check": client_until_told, "module": client_of_module}[sys.argv[1]](sys.argv[2], int(sys.argv[3]))
+    {"check": client_until_told, "idle": idle_client, "module": client_of_module}[sys.argv[1]](sys.argv[2], int(sys.argv[3]))

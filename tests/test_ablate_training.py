@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+from shmzero.records import newest_checkpoint
 from tools import ablate_training
 from tools.ablate_training import ARMS, BASE, Ablation, Arm, crossed, holm, t_quantile, two_sided_p
 
@@ -29,24 +33,32 @@ def test_crossed_interval_covers_the_truth_about_as_often_as_it_says() -> None:
     assert 0.92 < covered / 400 < 0.995
 
 
-def test_ablation_of_two_arms_goes_on_where_it_stopped(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+TINY = ("--cards", "2", "--players", "3", "--lanes", "128", "--batch", "256", "--rounds", "1200", "--evaluate-s", "0")
+
+
+def test_ablation_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(ablate_training.ARMS, "tricks head", Arm(("--tricks-weight", "0.5")))
-    tiny = ("--cards", "2", "--players", "3", "--lanes", "128", "--batch", "256", "--rounds", "1200", "--evaluate-s", "0")
-    ablation = Ablation(tmp_path, 5, 20, tiny)
+    ablation = Ablation(tmp_path, 5, 20, TINY)
     arms, seeds = [BASE, "fixed suits", "tricks head"], range(2)
     for seed in seeds:
         for arm in arms:
             ablation.train(arm, seed)
     for arm in arms:
         ablation.play(arm, 0, seeds)
-    before = ablation.matches()
-    calls: list[str] = []
+    with (tmp_path / "matches.jsonl").open("a") as file:
+        file.write('{"way": "policy", "ar')  # a kill cut it off
+    before = ablation.means()
+    calls: list[list[str]] = []
     real = ablate_training._module
-    monkeypatch.setattr(ablate_training, "_module", lambda *a: calls.append(a[1][0]) or real(*a))
+    monkeypatch.setattr(ablate_training, "_module", lambda *a: calls.append(a[1]) or real(*a))
     for arm in arms:
         for seed in seeds:
             ablation.play(arm, seed, seeds)
-    assert ablation.matches()[: len(before)] == before and len(calls) == 3  # seed 1 of each arm only
+    after = ablation.means()
+    assert before.items() <= after.items() and len(before) == 5
+    assert len(calls) == 5 and all(f"-{1}/" in call[0] for call in calls)  # seed 1 of each arm only
+    dealt = [call[call.index("--seed") + 1] for call in calls]
+    assert len(set(dealt)) == len(dealt)  # each pair has its own
     results = {result.name: result for result in ablation.results(arms, seeds)}
     assert set(results) == {
         *(f"{arm}: against threshold" for arm in arms),
@@ -55,4 +67,31 @@ def test_ablation_of_two_arms_goes_on_where_it_stopped(tmp_path, monkeypatch: py
     }  # fmt: skip
     head = results["tricks head against base"]
     assert head.low < head.value < head.high
+    assert Ablation(tmp_path, 4, 20, TINY).folder == tmp_path and not Ablation(tmp_path, 5, 21, TINY).means()
+    assert ablation.run_folder(BASE, 0) != Ablation(tmp_path, 4, 20, TINY).run_folder(BASE, 0)
+    newest = newest_checkpoint(ablation.run_folder(BASE, 0))
+    assert newest is not None
+    newest.rename(newest.with_name("99999999.safetensors"))  # it was trained further: its matches are stale
+    assert {pairing for pairing in after if pairing not in ablation.means()} == {
+        ("policy", BASE, 0, "threshold", 0), ("policy", "tricks head", 0, BASE, 0), ("policy", "tricks head", 1, BASE, 0),
+    }  # fmt: skip
+
+
+def test_arm_of_another_rule_meets_the_same_search_by_its_own_rule(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ablation, calls = Ablation(tmp_path, 5, 20), []
+    for arm in ("visits", "solver leaves"):
+        (ablation.run_folder(arm, 0) / "checkpoints").mkdir(parents=True)
+        (ablation.run_folder(arm, 0) / "checkpoints" / "00000007.safetensors").touch()
+
+    def played(name: str, arguments: list[str], arm: Arm) -> str:
+        calls.append([word.rpartition(":")[2] for word in arguments[:2]])
+        return json.dumps({"matches": [{"mean": len(calls)}, {"mean": len(calls)}]})
+
+    monkeypatch.setattr(ablate_training, "_module", played)
+    ablation.play("solver leaves", 0, [0])
+    assert calls == [["policy", "threshold"], ["policy", "policy"], ["3x30+solver8", "3x30"]]
+    assert ablation.means()["3x30", "solver leaves", 0, "visits", 0] == 3
     assert set(ARMS) > {BASE, "visits", "solver leaves", "rivalry 1"}
+    assert {arm for arm in ARMS if ARMS[arm].rule} == {"solver leaves", "halving", "max^n"}

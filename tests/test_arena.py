@@ -146,11 +146,17 @@ def test_games_have_all_their_rounds_and_a_new_dealer_each() -> None:
     assert np.array_equal((dealers - dealers[0]) % 4, np.arange(length) % 4)
 
 
-def test_ceiling_holds_over_the_table_of_every_match() -> None:
-    result = play_match("mc90", "mc90", deals=100, players="3-5", cards="1-4")
-    rates = [result.exact_bid[size] for size in (1, 2, 3, 4)]
-    assert 2 / 3 < result.ceiling < 4 / 5
-    assert all(0 < rate < result.ceiling for rate in rates)
+@pytest.mark.parametrize("mode", ["one", "rest"])
+def test_ceiling_holds_for_every_hand_size_of_the_tables_played(mode: Any) -> None:
+    """Of a match with itself the hero's rate is that of whole tables; large hands have small tables alone."""
+    result = play_match("threshold", "threshold", deals=100, players="3,8", cards="1,10", mode=mode)
+    rounds = rounds_of(["threshold"], [0], 100, players="3,8", cards="1,10")
+    for size in result.exact_bid:
+        players = rounds["players"][rounds["cards"] == size].astype(float)
+        per_round = players - 1 if mode == "rest" else np.ones_like(players)
+        assert result.ceiling[size] == pytest.approx(np.average(1 - 1 / players, weights=per_round))
+        assert 0 < result.exact_bid[size] < result.ceiling[size]
+    assert len(set(result.ceiling.values())) > 1
 
 
 # --- strength -----------------------------------------------------------------------------------------------------------------
@@ -186,7 +192,12 @@ def test_evaluator_plays_its_policy_in_the_seat_it_has() -> None:
 def test_checkpoint_plays_with_and_without_search(tmp_path: Path) -> None:
     path = tmp_path / "net.safetensors"
     save_checkpoint(BlobNet(NetConfig(width=16, hidden=16, blocks=1), seed=1), path)
-    for suffix, simulations in ((":policy", 0), (":2x8", 8), ("", 30)):
+    agent = make_agent(f"{path}:2x8+halving+maximise+solver8").config
+    assert isinstance(agent, SearchConfig)
+    assert (agent.root, agent.opponents, agent.solved_cards) == ("halving", "maximise", 8)
+    with pytest.raises(ConfigError, match="in this order"):
+        make_agent(f"{path}:2x8+solver8+halving")
+    for suffix, simulations in ((":policy", 0), (":2x8", 8), (":2x8+halving", 8), ("", 30)):
         agent = make_agent(f"{path}{suffix}")
         assert isinstance(agent.config, SearchConfig) and agent.config.simulations == simulations
         assert play_match(agent, "random", deals=4, mode="rest").rounds == 16
@@ -313,6 +324,8 @@ def test_command_rating_keeps_its_result(tmp_path: Path, capsys: pytest.CaptureF
         ("random threshold --device tpu", "device is 'tpu'"),
         ("random threshold --mode none", "invalid choice: 'none'"),
         ("random threshold --out x", "--out is set without --rating"),
+        ("--rating random threshold --mode one", "--mode is set with --rating"),
+        ("random threshold --deals-from mine", "invalid choice: 'mine'"),
         ("--rating random random", "agent random is in the pool twice"),
     ],
 )

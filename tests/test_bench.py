@@ -23,8 +23,9 @@ from shmzero.launch import plan_fleet
 from shmzero.net import BlobNet, save_checkpoint
 from tools import bench as tools_bench
 from tools import bench_selfplay, report
+from tools.bench_training import over_runs
 from tools.engine import Rates
-from tools.measure import machine, windowed
+from tools.measure import Result, machine, windowed
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -74,14 +75,26 @@ def test_bench_tune_writes_settings_that_selfplay_takes(tmp_path: Path) -> None:
 
 
 def test_bench_training_plays_what_it_trained_without_and_with_search(tmp_path: Path) -> None:
+    picture = ["--picture", tmp_path / "training.png"] if importlib.util.find_spec("matplotlib") else []
     bench("training", "--quick", "--minutes", 0.2, "--deals", 6, "--opponents", "threshold", "--search", "1x4",
-          "--json", tmp_path / "training.json")  # fmt: skip
+          "--json", tmp_path / "training.json", *picture)  # fmt: skip
+    assert not picture or (tmp_path / "training.png").read_bytes()[:4] == b"\x89PNG"
     results = {r["name"]: r for r in json.loads((tmp_path / "training.json").read_text())["results"]}
     assert results["rounds"]["value"] > 100
     matches = [name for name in results if " against " in name]
     assert len(matches) == 6 and "1x4 against its policy, the others against one" in matches
     assert all(results[name]["low"] < results[name]["value"] < results[name]["high"] for name in matches)
     assert "no checkpoint" in bench("training", "--run", tmp_path, code=2).stderr
+    assert "--opponents names 'nobody'" in bench("training", "--opponents", "nobody", code=2).stderr
+
+
+def test_bench_training_over_runs_has_the_runs_as_its_unit() -> None:
+    runs = [[Result("time", 100.0 + x, "s", "<= 120"), Result("won", x, "points/round", "", x - 9, x + 9)] for x in (1.0, 2, 6)]
+    longest, won = over_runs(runs)
+    assert (longest.value, longest.goal) == (106.0, "<= 120") and "longest of 3" in longest.name
+    assert won.value == 3 and won.low is not None and won.high is not None
+    error = 7**0.5 / 3**0.5  # standard deviation of 1, 2, 6 over the root of their number
+    assert won.high - 3 == pytest.approx(4.3027 * error, rel=1e-3) and 3 - won.low == pytest.approx(won.high - 3)
 
 
 def test_bench_report_needs_results_and_shows_them(tmp_path: Path) -> None:

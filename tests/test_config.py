@@ -12,9 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from shmzero import arena, serve, train
+from shmzero import Rules, SearchConfig, _core, arena, config, play_rounds, serve, train
 from shmzero.config import SelfPlayConfig
-from shmzero.records import Records
+from shmzero.errors import ConfigError
+from shmzero.evaluators import HashEvaluator
+from shmzero.launch import plan_fleet
+from shmzero.records import Records, RecordWriter
 from shmzero.selfplay import main, parse
 
 HASH = ("--evaluator", "hash", "--preset", "light", "--cards", "2")
@@ -100,6 +103,8 @@ BAD_FLAGS = [
     ("--players", "8", "--cards", "7", "cards is '7' with 8 players"),
     ("--workers", "1", "--device", "cpu*5", "workers is 1 with 4 slots each and 5 inference processes"),
     ("--evaluator", "hash", "--checkpoint", "x.safetensors", "checkpoint is set with evaluator 'hash'"),
+    ("--simulations", "1000000", "--determinizations", "10000", "determinizations x simulations is 10000 x 1000000; allowed: 262144"),
+    ("--opponents", "maximise", "--simulations", "20000", "20000 for 8 seats each; allowed: 262144"),
     ("--follow", "follow is set without a checkpoint"),
     (*HASH, "--workers", "1", "--slots", "2", "--lanes", "1000000", "--rounds", "1000000", "--determinizations", "10000", "lanes is 1000000"),
 ]
@@ -190,7 +195,7 @@ def test_config_of_a_run_folder_plays_the_same_rounds_again(
 ) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
     assert main([*HASH, "--rounds", "20", "--players", "3-5", "--trump", "none,spades:2", "--seed", "7",
-                 "--root", "halving", "--temperature", "0.5", "--out", str(first)]) == 0
+                 "--root", "halving", "--target", "improved", "--out", str(first)]) == 0
     file = first / "config.toml"
     assert parse(["--config", str(file)]).out == first
     assert parse(["--config", str(file), "--seed", "8"]).seed == 8
@@ -228,3 +233,65 @@ def test_selfplay_help_explains_every_option(
         help_text = re.sub(r"^(--\S+,? ?)+((\{\w+\}\|)?(INT|FLOAT|STR|PATH|\{[\w,]+\}))?", "", text)
         assert len(re.findall(r"[A-Za-z]{2,}", help_text.rpartition("(default:")[0])) >= 3, text
     assert "python -m shmzero.selfplay --config run.toml" in shown and "TOML file" in shown
+
+
+def play_games(players: str, cards: str, rules: Rules) -> list[bytes]:
+    search = SearchConfig(simulations=0)
+    return play_rounds(HashEvaluator(), 2, search, players=players, cards=cards, games=True, rules=rules)
+
+
+def test_games_of_more_cards_than_the_deck_are_refused_for_every_number_of_players() -> None:
+    """A sequence is checked as it is, whatever the setting `cards` says."""
+    for players, sequence in (("8", [17, 17]), ("3-8", [7]), ("3:99,4:1", [1, 14])):
+        with pytest.raises(ConfigError, match=rf"has {max(sequence)} with \d players; the deck allows at most \d+ cards each"):
+            play_games(players, "1", Rules(sequence=sequence))
+    rounds = [_core.decode_record(record) for record in play_games("3", "1", Rules(sequence=[17, 1, 17]))]
+    assert [one["cards"] for one in rounds] == [17, 1, 17] * 2
+
+
+def test_games_of_more_rounds_than_ids_are_refused() -> None:
+    with pytest.raises(ConfigError, match="a game of these rules has 257 rounds; allowed: 256"):
+        play_games("3", "1", Rules(sequence=[1] * 257))
+    ids = [_core.decode_record(record)["id"] for record in play_games("3", "1", Rules(sequence=[1] * 256))]
+    assert ids == list(range(512))
+
+
+def test_lanes_leave_room_for_large_searches() -> None:
+    large = SelfPlayConfig(evaluator="hash", determinizations=1, simulations=200_000, workers=2)
+    assert plan_fleet(large, 10**6).lanes * 2 * 200_000 <= 1 << 22
+    assert plan_fleet(SelfPlayConfig(evaluator="hash", workers=2), 10**6).lanes >= 300
+
+
+@pytest.mark.parametrize(("nvidia", "built", "wanted"), [(True, True, "cuda:0"), (True, False, "cpu"), (False, True, "cpu")])
+def test_device_auto_is_cuda_only_where_torch_can_use_it(
+    nvidia: bool, built: bool, wanted: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(config, "has_nvidia", lambda: nvidia)
+    monkeypatch.setattr(config, "torch_has_cuda", lambda: built)
+    assert set(SelfPlayConfig().devices()) == {wanted}
+    assert SelfPlayConfig(device="cuda").devices() == ["cuda:0"]
+
+
+def test_torch_has_cuda_agrees_with_torch() -> None:
+    import torch
+
+    assert config.torch_has_cuda() == (torch.version.cuda is not None)
+
+
+def test_rounds_or_games_as_a_flag_override_the_other_in_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "run.toml"
+    file.write_text("rounds = 5\n")
+    found = parse(["--config", str(file), "--games", "2"])
+    assert (found.rounds, found.games) == (None, 2)
+    file.write_text("games = 5\n")
+    found = parse(["--config", str(file), "--rounds=7"])
+    assert (found.rounds, found.games) == (7, None)
+
+
+def test_run_folder_of_a_fresh_network_takes_no_other_network(tmp_path: Path) -> None:
+    RecordWriter(tmp_path, SelfPlayConfig(net="small").identity()).close()
+    RecordWriter(tmp_path, SelfPlayConfig(net="small", workers=1).identity()).close()
+    with pytest.raises(ConfigError, match="net: 'small' there, 'plan' now"):
+        RecordWriter(tmp_path, SelfPlayConfig(net="plan").identity())
+    with pytest.raises(ConfigError, match="net: 'small' there, 'of a checkpoint' now"):
+        RecordWriter(tmp_path, SelfPlayConfig(net="small", checkpoint=tmp_path / "x.safetensors").identity())

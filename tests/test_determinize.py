@@ -14,8 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import shmzero
+from shmzero import SearchConfig, _core, play_rounds, search
 from tests import oracle
 from tests.cases import as_round, late_position
+from tests.fakes import HashEvaluator, RecordingEvaluator
 
 
 def chi_square_p(observed: Counter, possible: list, samples: int) -> float:
@@ -187,3 +189,34 @@ def test_determinize_finished_round_is_the_round_itself() -> None:
     r = as_round(oracle.position("SA | S2 | S3", None, 2, "1 0 1 | SA S2 S3"))
     twin = r.determinize(0)
     assert twin.phase == "done" and twin.hands == [[], [], []] and twin.scores() == r.scores()
+
+
+def test_worlds_of_a_search_have_nothing_to_do_with_the_stream_that_dealt_the_round() -> None:
+    """One seed, and one id, for the deal and for the search of it: its worlds meet the truth as often as chance does.
+
+    The seat to act is the last that was dealt to, so that a world drawn from the deal's stream would begin with the
+    deal's own draws. Hands are read off the rows asked for the other seats (equal up to a renaming of plain suits).
+    """
+    config = SearchConfig(determinizations=1, simulations=1, opponents="maximise")
+    met = {"search": 0, "determinize": 0, "chance": 0}
+    for seed in range(1000):
+        (record,) = play_rounds(HashEvaluator(), 1, SearchConfig(simulations=0), seed=seed, players="3", cards="1", dealer="1")
+        dealt = _core.decode_record(record)
+        truth = shmzero.Round.from_hands(dealt["hands"], trump=dealt["trump"], dealer=1)
+        assert truth.seat == 2
+        evaluator = RecordingEvaluator(HashEvaluator())
+        search(truth, evaluator, config, seed=seed)
+        asked = {state for state, _ in evaluator.seen()[1:]}
+        for bid in truth.legal_actions():
+            worlds = {"determinize": truth.determinize(seed), "chance": truth.determinize(10**6 + seed)}
+            true = truth.copy()
+            for r in (true, *worlds.values()):
+                r.apply(bid)
+            for seat in (0, 1):
+                wanted = true.features(seat).tobytes()
+                met["search"] += wanted in asked
+                for name, world in worlds.items():
+                    met[name] += world.features(seat).tobytes() == wanted
+    # Both bids are compared with what was asked after the one that was tried.
+    most = met["chance"] / 2 + 5 * math.sqrt(met["chance"])
+    assert 0 < met["search"] <= most and 0 < met["determinize"] <= 2 * most, met

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import itertools
+import json
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 import shmzero
+from shmzero.config import NetConfig
 from shmzero.evaluators import UniformEvaluator
-from tools.exact_play import OneCard, bids_of, one_card, prefers_two, strong_trumps
+from shmzero.net import BlobNet, save_checkpoint
+from tools.exact_play import RANKS, RIGHT_FROM, OneCard, bids_of, main, one_card, prefers_two, strong_trumps
 
 
 def by_strength(rounds: list[shmzero.Round]) -> np.ndarray:
@@ -85,11 +90,53 @@ def test_one_card_a_best_response_loses_nothing_against_itself() -> None:
                 bids[turn, so_far, card] = old + 0.5 * (best - old)
     found = one_card(table, 3, 0)
     assert found.mean_loss() < 1e-3
-    assert found.first_bids_one_from(0) == 0
+    assert found.best_bids_one_from(0) == found.bids_one_from(0) == 0
+
+
+@pytest.mark.parametrize(("players", "card"), [(3, "H2"), (4, "H4"), (5, "H6"), (6, "H8")])
+def test_best_first_bid_is_one_from_the_deuce_four_six_and_eight_of_trumps(players: int, card: str) -> None:
+    """Whatever the others bid: they bid later, and nobody has a choice of cards."""
+    assert RIGHT_FROM[players] == RANKS.index(card[1])
+    for bids in (by_strength, lambda rounds: np.full(len(rounds), 0.5)):
+        assert one_card(bids, players, 1).best_bids_one_from(1) == RIGHT_FROM[players]
+
+
+def test_first_bidders_own_threshold_is_the_bids_not_the_best_responses() -> None:
+    def timid(rounds: list[shmzero.Round]) -> np.ndarray:
+        return np.array([0.9 if r.hands[r.seat][0] in (12, 11, 10) or r.hands[r.seat][0] == 5 else 0.1 for r in rounds])
+
+    found = one_card(timid, 4, 0)
+    assert found.bids_one_from(0) == 10 and found.best_bids_one_from(0) == 2  # the seven alone is not "from"
+    assert one_card(timid, 4, 1).bids_one_from(1) is None
+
+
+def test_worst_decision_is_the_largest_loss_of_a_reachable_one() -> None:
+    """Whoever never bids 0 cannot be asked after a 0."""
+    found = one_card(lambda rounds: np.where([r.seat == 0 for r in rounds], 1.0, by_strength(rounds)), 4, 2)
+    worst = found.worst()
+    assert worst.turn == 0 or worst.bids[0] == 1
+    prefix = int("".join(map(str, worst.bids)) or "0", 2)
+    assert found.losses()[worst.turn][prefix, worst.card] == worst.loss
+    assert worst.reach == found.reach[worst.turn][prefix, worst.card] > 0
+    for loss, reach in zip(found.losses(), found.reach, strict=True):
+        assert loss[reach > 0].max() <= worst.loss
+    assert worst.loss > found.worst_hand() - 1e-9
 
 
 def _key(r: shmzero.Round) -> tuple[int, tuple[int, ...], int]:
     return r.seat, tuple(bid for bid in r.bids if bid is not None), r.hands[r.seat][0]
+
+
+def test_command_keeps_what_it_measures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    save_checkpoint(BlobNet(NetConfig(width=16, hidden=16, blocks=1)), tmp_path / "net.safetensors")
+    monkeypatch.setattr("sys.argv", ["exact_play.py", str(tmp_path / "net.safetensors"), "--json", str(tmp_path / "x.json")])
+    assert main() == 0
+    kept = {r["name"]: r for r in json.loads((tmp_path / "x.json").read_text())["results"]}
+    assert all(name in capsys.readouterr().out for name in list(kept)[:1])
+    for players, card in ((3, "2"), (4, "4"), (5, "6"), (6, "8")):
+        name = f"one card, {players} players, trumps: first, the best response to it bids 1 from"
+        assert kept[name]["value"] == kept[name]["goal"] == card
+        assert f"ace, king, queen of trumps of five cards, {players} players: bid 2 above bid 0" in kept
 
 
 def test_strong_trumps_are_what_they_say() -> None:

@@ -26,7 +26,10 @@ from shmzero.net_device import CpuNetDevice, cpu_has_bf16, resolve_precision
 from shmzero.segment import create_private
 
 SMALL = NetConfig(width=32, hidden=64, blocks=2)
-PRECISIONS = ["fp32", "bf16"]
+PRECISIONS = ["fp32", "bf16", "fp16"]
+COMPILED = NetConfig(width=32, hidden=32, blocks=1)
+"""The one that is compiled here: half a minute."""
+COMPILED_PRECISION = "bf16" if cpu_has_bf16() else "fp32"
 
 
 @pytest.fixture(scope="module")
@@ -88,23 +91,51 @@ def test_inference_net_empty_mask_gives_zeros_and_a_value(precision: str) -> Non
     assert policies[1].sum() == pytest.approx(1, abs=1e-6) and set(np.flatnonzero(policies[1])) == {0, 2}
 
 
-def test_inference_net_bf16_is_close_on_a_confident_network(rows: dict[str, np.ndarray]) -> None:
-    net = BlobNet(SMALL, seed=4)
+@pytest.fixture(scope="module")
+def confident(rows: dict[str, np.ndarray]) -> BlobNet:
+    """A network that is sure of itself, but not so sure that nothing could change its mind."""
+    net = BlobNet(COMPILED, seed=4)
     states, masks = torch.from_numpy(rows["features"].astype(np.float32)), torch.from_numpy(wide(rows["masks"]))
     # Each position's first legal action, so that the policy can become sure of itself.
     wanted = masks.float().argmax(dim=1)
     optimiser = torch.optim.Adam(net.parameters(), lr=3e-3)
-    for _ in range(150):
+    for _ in range(500):
         policies, _ = net.policy_value(states, masks)
+        if policies.max(dim=1).values.mean() >= 0.65:
+            break
         loss = -torch.log(policies.gather(1, wanted[:, None]) + 1e-9).mean()
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
-    want, _ = eager(net, rows["features"], rows["masks"])
-    assert want.max(axis=1).mean() >= 0.6
-    got = np.concatenate([
-        served(CpuNetDevice(net, "bf16", False, 4096), rows["features"], rows["masks"])[0]
-    ])
+    return net
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache folder with the compiled form of COMPILED in COMPILED_PRECISION."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SHMZERO_CACHE", str(folder))
+        device = CpuNetDevice(BlobNet(COMPILED), COMPILED_PRECISION, True, 16)
+        assert device._compiler is not None and not device.compiled
+        assert device._compiler.wait() == 0
+        device._looked_at = 0.0
+        assert device.poll() == "serves the compiled network" and device.compiled
+    return folder
+
+
+@pytest.mark.parametrize("form", ["bf16", "fp16", "compiled"])
+def test_probabilities_of_a_confident_network_are_those_of_fp32(
+    rows: dict[str, np.ndarray], confident: BlobNet, form: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    want, _ = eager(confident, rows["features"], rows["masks"])
+    assert 0.6 <= want.max(axis=1).mean() <= 0.9
+    compiled = form == "compiled"
+    if compiled:
+        monkeypatch.setenv("SHMZERO_CACHE", str(request.getfixturevalue("cache")))
+    device = CpuNetDevice(confident, COMPILED_PRECISION if compiled else form, compiled, 4096)
+    assert (device.compiled is not None) == compiled
+    got, _ = served(device, rows["features"], rows["masks"])
     assert np.abs(got - want).max() < 0.01 and np.abs(got - want).mean() < 1e-3
 
 
@@ -202,6 +233,55 @@ class LateDevice:
         return None
 
 
+def serve_under_load(
+    memory: Any, devices: list[Any], rows: tuple[np.ndarray, np.ndarray], want: list[tuple[np.ndarray, np.ndarray]],
+    folder: Path, atol: tuple[float, float], between: Any = lambda: True,
+) -> None:
+    """Four slots of one worker ask the same rows over and over while checkpoints folder/1, 2... are published, until
+    every process has served the last for a while; each answer must be that of the version it carries.
+
+    `between` is asked before each publication whether it may come.
+    """  # fmt: skip
+    last = len(want) - 1
+    pairs = [socket.socketpair() for _ in devices]
+    threads = [
+        threading.Thread(target=serve, args=(_core.ServerPort(memory.segment, i, 1), device, Control(pair[1].detach()), 0, 1.0))
+        for i, (device, pair) in enumerate(zip(devices, pairs, strict=True))
+    ]
+    for thread in threads:
+        thread.start()
+    port = _core.WorkerPort(memory.segment, 0)
+    seen: dict[int, list[int]] = {slot: [] for slot in range(4)}
+    out: set[int] = set()
+    published = 0
+    while any(versions[-20:] != [last] * 20 for versions in seen.values()):
+        if published < last and all(versions[-10:] == [published] * 10 for versions in seen.values()) and between():
+            published += 1
+            line = {"cmd": "weights", "weights": str(folder / f"{published}.safetensors"), "version": published}
+            for ours, _ in pairs:
+                ours.sendall(json.dumps(line).encode() + b"\n")
+        for slot in range(4):
+            if slot in out and not port.answered(slot):
+                continue
+            _, _, policies, values = _core.slot_views(memory.segment, 0, slot)
+            if slot in out:
+                version = port.version(slot)
+                assert np.allclose(policies, want[version][0], rtol=0, atol=atol[0])
+                assert np.allclose(values, want[version][1], rtol=0, atol=atol[1])
+                seen[slot].append(version)
+            assert port.begin(slot)
+            states, words, _, _ = _core.slot_views(memory.segment, 0, slot)
+            states[:], words[:, 0] = rows
+            port.publish(slot, 8)
+            out.add(slot)
+        port.wait(15, 20.0)
+    for ours, _ in pairs:
+        ours.close()
+    for thread in threads:
+        thread.join()
+    assert all(versions == sorted(versions) and set(versions) == set(range(last + 1)) for versions in seen.values())
+
+
 @pytest.mark.parametrize("stages", [1, 2])
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_weights_swapped_under_load_every_answer_is_of_the_version_it_carries(
@@ -210,68 +290,77 @@ def test_weights_swapped_under_load_every_answer_is_of_the_version_it_carries(
     nets = [BlobNet(SMALL, seed=seed) for seed in range(6)]
     for version, net in enumerate(nets):
         save_checkpoint(net, tmp_path / f"{version}.safetensors")
-    features, masks = rows["features"][:8], rows["masks"][:8]
-    want = [served(CpuNetDevice(net, precision, False, 8), features, masks) for net in nets]
+    some = rows["features"][:8], rows["masks"][:8]
+    want = [served(CpuNetDevice(net, precision, False, 8), *some) for net in nets]
     memory = create_private(1, 1, 4, 8)
     inner = CpuNetDevice(nets[0], precision, False, 16)
-    device = inner if stages == 1 else LateDevice(inner)
-    ours, theirs = socket.socketpair()
-    server = _core.ServerPort(memory.segment, 0, 1)
-    thread = threading.Thread(target=serve, args=(server, device, Control(theirs.detach()), 0, 1.0))
-    thread.start()
-    port = _core.WorkerPort(memory.segment, 0)
-    seen: dict[int, list[int]] = {slot: [] for slot in range(4)}
-    out: set[int] = set()
-    published = 0
-    while seen[0][-20:] != [5] * 20:
-        if published < 5 and seen[1][-10:] == [published] * 10:
-            published = version = published + 1
-            line = {"cmd": "weights", "weights": str(tmp_path / f"{version}.safetensors"), "version": version}
-            ours.sendall(json.dumps(line).encode() + b"\n")
-        for slot in range(4):
-            if slot in out and not port.answered(slot):
-                continue
-            _, _, policies, values = _core.slot_views(memory.segment, 0, slot)
-            if slot in out:
-                version = port.version(slot)
-                assert np.allclose(policies, want[version][0], atol=1e-5)
-                assert np.allclose(values, want[version][1], atol=1e-5)
-                seen[slot].append(version)
-            assert port.begin(slot)
-            states, words, _, _ = _core.slot_views(memory.segment, 0, slot)
-            states[:], words[:, 0] = features, masks
-            port.publish(slot, 8)
-            out.add(slot)
-        port.wait(15, 20.0)
-    ours.close()
-    thread.join()
+    serve_under_load(memory, [inner if stages == 1 else LateDevice(inner)], some, want, tmp_path, (1e-5, 1e-5))
     memory.close()
-    assert all(versions == sorted(versions) for versions in seen.values())
-    assert set(seen[1]) == set(range(6))
+
+
+def distinct_nets(number: int) -> list[BlobNet]:
+    """Networks of COMPILED that differ by more than a rounding in every answer."""
+    nets = [BlobNet(COMPILED, seed=seed) for seed in range(number)]
+    with torch.no_grad():
+        for version, net in enumerate(nets):
+            net.value.bias.fill_(float(version))
+            net.bids.weight.mul_(10)
+            net.cards.weight.mul_(10)
+    return nets
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("start", ["compiled", "eagerly"])
+def test_weights_swapped_under_load_with_the_compiled_network_and_while_it_takes_over(
+    rows: dict[str, np.ndarray], cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start: str, processes: int
+) -> None:
+    """From `eagerly` on, the compiled form appears in the cache after two swaps, with requests in flight."""
+    nets = distinct_nets(6)
+    for version, net in enumerate(nets):
+        save_checkpoint(net, tmp_path / f"{version}.safetensors")
+    some = rows["features"][:8], rows["masks"][:8]
+    want = [served(CpuNetDevice(net, COMPILED_PRECISION, False, 8), *some) for net in nets]
+    folder = cache if start == "compiled" else tmp_path / "cache"
+    monkeypatch.setenv("SHMZERO_CACHE", str(folder))
+    monkeypatch.setattr(net_device, "LOOK_S", 0.0)
+    monkeypatch.setattr(net_device, "start_compiler", lambda *arguments: None)
+    devices = [CpuNetDevice(nets[0], COMPILED_PRECISION, True, 16) for _ in range(processes)]
+    assert all((device.compiled is not None) == (start == "compiled") for device in devices)
+    swaps = iter(range(1, 6))
+
+    def between() -> bool:
+        """The package is there from the third publication on, which waits until all have taken it up."""
+        if start == "eagerly" and folder.exists():
+            return all(device.compiled is not None for device in devices)
+        if next(swaps) == 3 and start == "eagerly":
+            (tmp_path / "arriving").mkdir()
+            for file in cache.iterdir():
+                (tmp_path / "arriving" / file.name).write_bytes(file.read_bytes())
+            (tmp_path / "arriving").replace(folder)
+            return False
+        return True
+
+    memory = create_private(processes, 1, 4, 8)
+    serve_under_load(memory, devices, some, want, tmp_path, (5e-3, 2e-2), between)
+    memory.close()
+    assert all(device.compiled is not None for device in devices)
 
 
 def test_compiled_network_serves_what_the_eager_one_does_also_after_a_swap(
-    rows: dict[str, np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    rows: dict[str, np.ndarray], cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("SHMZERO_CACHE", str(tmp_path / "cache"))
-    config = NetConfig(width=16, hidden=16, blocks=1)
-    nets = [BlobNet(config, seed=seed) for seed in (1, 2)]
+    monkeypatch.setenv("SHMZERO_CACHE", str(cache))
+    nets = distinct_nets(2)
     save_checkpoint(nets[1], tmp_path / "next.safetensors")
-    precision = "bf16" if cpu_has_bf16() else "fp32"
-    device = CpuNetDevice(nets[0], precision, True, 16)
-    assert device._compiler is not None and not device.compiled
-    assert device._compiler.wait() == 0
-    device._looked_at = 0.0
-    assert device.poll() == "serves the compiled network" and device.compiled
+    device = CpuNetDevice(nets[0], COMPILED_PRECISION, True, 16)
+    assert device.compiled and device._compiler is None
     for net in nets:
-        eager = CpuNetDevice(net, precision, False, 16)
+        eager = CpuNetDevice(net, COMPILED_PRECISION, False, 16)
         for count in (1, 2, 12, 16):
             features, masks = rows["features"][:count], rows["masks"][:count]
             got, want = served(device, features, masks), served(eager, features, masks)
             assert np.abs(got[0] - want[0]).max() < 5e-3 and np.abs(got[1] - want[1]).max() < 2e-2
         device.swap(str(tmp_path / "next.safetensors"))
-    again = CpuNetDevice(nets[0], precision, True, 16)
-    assert again.compiled and again._compiler is None
 
 
 @pytest.mark.gpu

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from shmzero import SearchConfig, _core, play_rounds
-from shmzero.errors import ConfigError, RecordError
+from shmzero.errors import ConfigError, FolderBusy, RecordError
 from shmzero.records import FILE_NAME, Records, RecordWriter, main
 from tests.fakes import HashEvaluator
 
@@ -186,3 +186,37 @@ def test_records_path_may_hold_any_character(tmp_path: Path, played: list[bytes]
     writer.write([(0, [played[0]])])
     writer.close()
     assert [path.name for path in folder.iterdir()] == [FILE_NAME] and list(Records(folder)) == played[:1]
+
+
+def test_record_writer_has_its_folder_to_itself(tmp_path: Path) -> None:
+    writer = RecordWriter(tmp_path, SETTINGS)
+    with pytest.raises(FolderBusy, match="is being written by another process"):
+        RecordWriter(tmp_path, SETTINGS)
+    assert len(Records(tmp_path)) == 0  # reading is free
+    writer.close()
+    RecordWriter(tmp_path, SETTINGS).close()
+
+
+def test_record_writer_tells_games_of_which_only_the_beginning_is_there(tmp_path: Path) -> None:
+    search = SearchConfig(simulations=0)
+    records = play_rounds(HashEvaluator(), 3, search, players="3", cards="2", games=True)
+    assert len(records) == 3 * 5
+    writer = RecordWriter(tmp_path, SETTINGS)
+    writer.write([(0, records[:5]), (1, records[5:8])])
+    assert writer.units() == {0} and writer.begun() == {1: records[5:8]}
+    assert writer.write([(1, records[8:10]), (2, records[10:14])]) == 6
+    writer.close()
+    writer = RecordWriter(tmp_path, SETTINGS)
+    assert writer.units() == {0, 1} and writer.begun() == {2: records[10:14]}
+    writer.close()
+
+
+def test_record_writer_keeps_the_weights_that_played_last(tmp_path: Path) -> None:
+    writer = RecordWriter(tmp_path, SETTINGS)
+    assert writer.weights() is None
+    writer.set_weights(3, "abc")
+    writer.set_weights(4, None)
+    writer.close()
+    writer = RecordWriter(tmp_path, SETTINGS)
+    assert writer.weights() == (4, None)
+    writer.close()

@@ -16,6 +16,7 @@ import pytest
 
 import shmzero
 from shmzero import SearchConfig, _core, search
+from shmzero.errors import ConfigError
 from tests import oracle
 from tests.cases import as_round, random_position, round_of
 from tests.fakes import HashEvaluator, RecordingEvaluator, ScriptedEvaluator, UniformEvaluator
@@ -361,19 +362,37 @@ def test_search_noise_changes_the_visits_with_the_seed_and_only_where_it_is_aske
     assert len(quiet) == 1 and len(noisy) == 10
 
 
-def test_search_noise_does_not_enter_a_target_of_visits() -> None:
-    """Noise makes a losing card be tried more; the target keeps no more of that than the clean prior explains."""
-    r = round_of("S5 H3 | S6 H4 | S2 SA", None, 2, "1 0 0 | S5 S6")
-    loser = oracle.card("SA")
-    config = SearchConfig(determinizations=2, simulations=40)
-    loud = dataclasses.replace(config, noise_fraction=0.4, noise_alpha=0.1)
-    tried = kept = 0.0
-    for seed in range(200):
-        clean, noisy = (search(r, UniformEvaluator(0.5), one, seed=seed) for one in (config, loud))
-        assert np.allclose(clean.policy, clean.visits / clean.visits.sum())
-        tried += max(0.0, noisy.visits[loser] / noisy.visits.sum() - clean.policy[loser])
-        kept += max(0.0, noisy.policy[loser] - clean.policy[loser])
-    assert tried > 2 and kept < 0.2 * tried, f"{tried:.3f} more visits, {kept:.3f} in the target"
+@pytest.mark.parametrize("alpha", [0.3, 1.0])
+def test_search_noise_where_all_values_are_equal_leaves_the_target_as_it_is_without(alpha: float) -> None:
+    r = as_round(random_position(random.Random(12), 4, 8, 0))
+    weights = np.arange(1.0, 53.0)
+    evaluator = ScriptedEvaluator(lambda state, mask: weights, lambda state: 0.5)
+    config = SearchConfig(determinizations=2, simulations=60)
+    loud = dataclasses.replace(config, noise_fraction=0.4, noise_alpha=alpha)
+    clean = search(r, evaluator, config)
+    assert np.allclose(clean.policy, clean.visits / clean.visits.sum())
+    for seed in range(20):
+        noisy = search(r, evaluator, loud, seed=seed)
+        assert (noisy.visits != clean.visits).any()
+        assert np.array_equal(noisy.policy, clean.policy)
+
+
+def test_search_noise_moves_a_target_of_visits_less_than_the_visits() -> None:
+    """What noise finds out may stay; where it led may not, whatever the values are."""
+    config = SearchConfig(determinizations=3, simulations=30)
+    loud = dataclasses.replace(config, noise_fraction=0.4, noise_alpha=0.3)
+    moved = kept = 0.0
+    for index, truth in enumerate(undecided_positions(52, 60)):
+        r = as_round(truth)
+        clean, noisy = (search(r, HashEvaluator(), one, seed=index) for one in (config, loud))
+        moved += np.abs(noisy.visits / noisy.visits.sum() - clean.policy).sum()
+        kept += np.abs(noisy.policy - clean.policy).sum()
+    assert moved > 5 and kept < 0.6 * moved, f"{moved:.2f} by visits, {kept:.2f} in the target"
+
+
+def test_search_visits_of_halving_under_noise_are_no_target() -> None:
+    with pytest.raises(ConfigError, match="target is 'visits' with root 'halving' and noise; allowed: target 'improved'"):
+        SearchConfig(root="halving", noise_fraction=0.25)
 
 
 def test_search_equal_values_visits_follow_the_prior() -> None:

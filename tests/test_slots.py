@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+import struct
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from shmzero import _core
+from shmzero import SearchConfig, _core
+from shmzero.config import play_settings
 from shmzero.errors import SegmentCorrupt, SegmentError
 from shmzero.segment import create_private
 
@@ -173,6 +177,30 @@ def test_reclaim_dead_server_runs_its_requests_again(pair: Pair) -> None:
     assert pair.answers(0, 0, 1) == [1]
 
 
+def test_worker_whose_slot_comes_back_failed_ends_with_the_message() -> None:
+    """It would go on with the answers of the request before."""
+    memory = create_private(1, 1, 1, 64)
+    server = _core.ServerPort(memory.segment, 0, 1)
+    states, masks = np.zeros((64, 256), np.float16), np.zeros(64, np.uint64)
+    grants, granted = os.pipe()
+    records, recorded = os.pipe()
+    settings = play_settings(SearchConfig(determinizations=1, simulations=4))
+    try:
+        os.write(granted, struct.pack("=Q", 0))
+        with ThreadPoolExecutor(1) as pool:
+            worker = pool.submit(_core.run_worker, memory.segment, 0, grants, recorded, 1, settings)
+            rows = 0
+            while rows == 0:
+                batch, rows = server.gather(states, masks, 64)
+            server.fail(batch, "the kettle is empty", 1)
+            with pytest.raises(RuntimeError, match="slot 0 was answered with a failure: the kettle is empty"):
+                worker.result()
+    finally:
+        for fd in (grants, granted, records, recorded):
+            os.close(fd)
+        memory.close()
+
+
 def test_scatter_of_an_unknown_batch_raises(pair: Pair) -> None:
     with pytest.raises(ValueError, match="no such batch"):
         pair.answer(99, [1.0])
@@ -183,6 +211,32 @@ def test_create_private_leaves_no_name_behind() -> None:
     memory = create_private(1, 1, 2, 4)
     assert set(os.listdir("/dev/shm")) == before
     memory.close()
+
+
+def test_create_private_has_no_name_any_more_when_it_takes_its_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that a kill while the kernel clears the pages leaves nothing."""
+    seen = []
+    allocate = os.posix_fallocate
+
+    def look_and_allocate(*arguments: int) -> None:
+        seen.append([name for name in os.listdir("/dev/shm") if name.startswith(f"shmzero-{os.getpid()}-")])
+        allocate(*arguments)
+
+    monkeypatch.setattr(os, "posix_fallocate", look_and_allocate)
+    create_private(1, 1, 2, 4).close()
+    assert seen == [[]]
+
+
+def test_create_private_removes_what_a_killed_creator_left_and_nothing_else() -> None:
+    left, service = (Path("/dev/shm") / f"shmzero-{name}" for name in ("4194303-0123456789abcdef", "test-waits-for-a-successor"))
+    try:
+        left.touch(0o600)
+        service.touch(0o600)
+        create_private(1, 1, 2, 4).close()
+        assert not left.exists() and service.exists()
+    finally:
+        left.unlink(missing_ok=True)
+        service.unlink(missing_ok=True)
 
 
 def test_create_private_more_than_there_is_raises_segment_error() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
 import re
@@ -16,11 +18,13 @@ from pathlib import Path
 
 import pytest
 
-from shmzero import play_rounds
-from shmzero.config import SearchConfig, SelfPlayConfig
+from shmzero import NetConfig, _core, launch, play_rounds
+from shmzero.config import SearchConfig, SelfPlayConfig, play_settings
+from shmzero.errors import ConfigError
 from shmzero.evaluators import HashEvaluator
 from shmzero.launch import MOST_DEATHS, Fleet
 from shmzero.records import Records
+from shmzero.selfplay import Progress, decisions_in_a_unit
 
 LIGHT = SearchConfig(determinizations=2, simulations=20, noise_fraction=0.25)
 
@@ -117,6 +121,38 @@ def test_selfplay_children_that_keep_dying_end_the_run_with_their_traceback(tmp_
     assert not any(name.startswith(f"shmzero-{process.pid}-") for name in os.listdir("/dev/shm"))
 
 
+def test_fleet_device_that_fails_once_costs_no_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One row a batch, so that the failed batch's slot had answers before: none may be taken for it."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, sys\n"
+        "if 'shmzero.inference' in sys.orig_argv:\n"
+        "    from shmzero.errors import ModelFailed\n"
+        "    from shmzero.evaluators import RowFunctionDevice\n"
+        "    launch, launched = RowFunctionDevice.launch, []\n"
+        "    def failing(self, stage, rows):\n"
+        "        launched.append(rows)\n"
+        f"        if len(launched) == 150 and not os.path.exists({str(tmp_path / 'failed')!r}):\n"
+        f"            open({str(tmp_path / 'failed')!r}, 'w').close()\n"
+        "            raise ModelFailed('the kettle is empty')\n"
+        "        launch(self, stage, rows)\n"
+        "    RowFunctionDevice.launch = failing\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    search = dict(determinizations=1, simulations=20)
+    config = SelfPlayConfig(evaluator="hash", preset="light", workers=1, lanes=4, max_batch=1, **search)
+    found: dict[int, list[bytes]] = {}
+    said: list[str] = []
+    with Fleet(config, range(60), 60) as fleet:
+        while not fleet.done:
+            found.update(fleet.poll(0.02))
+            said += fleet.events
+            fleet.events.clear()
+        assert fleet.restarts == 1
+    assert any("the kettle is empty" in line for line in said)
+    expected = play_rounds(HashEvaluator(), 60, SearchConfig(**search, noise_fraction=LIGHT.noise_fraction))
+    assert [found[unit] for unit in range(60)] == [[record] for record in expected]
+
+
 def test_selfplay_killed_children_within_the_limit_do_not_end_the_run(tmp_path: Path) -> None:
     """Killed while they start, so that nothing is played before the last of them."""
     with started("--rounds", 500, "--workers", 1, "--out", tmp_path / "run") as process:
@@ -170,3 +206,251 @@ def test_selfplay_second_ctrl_c_leaves_at_once_even_while_it_waits_for_the_disk(
         lock.close()
     kept = list(Records(folder))
     assert len(kept) == len(set(kept)) > 0
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Three good ones, of different weights, and one that ends too early."""
+    from shmzero.net import BlobNet, save_checkpoint
+
+    folder = tmp_path_factory.mktemp("checkpoints")
+    paths = [folder / f"{name}.safetensors" for name in (0, 1, 2, "bad")]
+    for seed, path in enumerate(paths):
+        save_checkpoint(BlobNet(NetConfig(width=16, hidden=16, blocks=1), seed=seed), path)
+    paths[3].write_bytes(paths[0].read_bytes()[:-50])
+    return paths
+
+
+def versions_of(record: bytes) -> list[int]:
+    return [one["version"] for one in _core.decode_record(record)["searched"]]
+
+
+@pytest.mark.parametrize("device", ["cpu", "cpu*2"])
+def test_fleet_replacement_serves_the_weights_that_were_taken_last(
+    checkpoints: list[Path], tmp_path: Path, device: str
+) -> None:
+    """Refused weights never get to a replacement, and those that were taken do, whatever became of their file."""
+    file = tmp_path / "net.safetensors"
+    file.write_bytes(checkpoints[0].read_bytes())
+    config = SelfPlayConfig(
+        checkpoint=file, rounds=10**6, simulations=2, cards="1", workers=1, device=device, compile=False, max_batch=8
+    )
+    said: list[str] = []
+    versions: list[int] = []
+    with Fleet(config, range(10**6), 10**6) as fleet:
+
+        def until(condition: Callable[[], object]) -> None:
+            while not condition():
+                for _, (record,) in fleet.poll(0.02):
+                    of_round = versions_of(record)
+                    assert of_round == sorted(of_round)
+                    versions.extend(of_round)
+                said.extend(fleet.events)
+                fleet.events.clear()
+
+        def replaced() -> None:
+            deaths = fleet.restarts
+            os.kill(fleet.pids()["servers"][0], signal.SIGKILL)
+            until(lambda: fleet.restarts > deaths and fleet.ready)
+            played = len(versions)
+            until(lambda: len(versions) > played)
+
+        until(lambda: versions)
+        assert fleet.publish(checkpoints[3]) == 1
+        until(lambda: any("bad.safetensors cannot be read" in line for line in said))
+        assert fleet.served.version == 0
+        replaced()
+        assert set(versions) == {0}
+        assert fleet.publish(file.parent / "none.safetensors") == 1
+        file.write_bytes(checkpoints[2].read_bytes())
+        assert fleet.publish(file) == 2
+        until(lambda: 2 in versions)
+        assert fleet.served.version == 2
+        file.write_bytes(b"")
+        replaced()
+        assert versions[-1] == 2
+        os.kill(fleet.pids()["servers"][0], signal.SIGKILL)  # and what is published to a dead one is not lost
+        assert fleet.publish(checkpoints[1]) == 3
+        until(lambda: 3 in versions)
+    assert any("none.safetensors cannot be read: No such file" in line for line in said)
+    assert not any("/proc/" in line for line in said) and set(versions) == {0, 2, 3}
+
+
+def test_fleet_checkpoint_that_cannot_be_read_is_refused_by_name(checkpoints: list[Path], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="none.safetensors cannot be read: No such file"):
+        Fleet(SelfPlayConfig(checkpoint=tmp_path / "none.safetensors"), range(1), 1)
+
+
+def test_selfplay_follow_takes_new_weights_up_and_a_rerun_never_goes_back(checkpoints: list[Path], tmp_path: Path) -> None:
+    folder, file = tmp_path / "run", tmp_path / "net.safetensors"
+    file.write_bytes(checkpoints[0].read_bytes())
+
+    def program(rounds: int) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-m", "shmzero.selfplay", "--checkpoint", str(file), "--follow", "--rounds", str(rounds),
+             "--simulations", "2", "--cards", "1", "--workers", "1", "--device", "cpu", "--no-compile", "--json",
+             "--out", str(folder)],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, stdin=subprocess.DEVNULL,
+        )  # fmt: skip
+
+    process = program(10**6)
+    assert process.stderr is not None
+    try:
+        wait_for(lambda: committed(folder) > 0)
+        (tmp_path / "new").write_bytes(checkpoints[1].read_bytes())
+        (tmp_path / "new").replace(file)
+        while "serves weights 1" not in process.stderr.readline():
+            assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        summary = json.loads(process.communicate()[0])
+    finally:
+        process.kill()
+    assert summary["weights_version"] == 1
+    for path, version in ((checkpoints[1], 1), (checkpoints[2], 2), (checkpoints[0], 3)):
+        file.write_bytes(path.read_bytes())
+        before = set(Records(folder))
+        out, err = program(1 + max(_core.decode_record(record)["id"] for record in before) + 2).communicate()
+        assert json.loads(out)["weights_version"] == version, err
+        new = set(Records(folder)) - before
+        assert len(new) >= 2 and {one for record in new for one in versions_of(record)} <= {version}
+
+
+def test_fleet_inference_process_that_hangs_before_it_serves_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch, "START_S", 6.0)
+    config = SelfPlayConfig(evaluator="hash", rounds=20, preset="light", workers=2, stall_s=1)
+    said: list[str] = []
+    with Fleet(config, range(20), 20) as fleet:
+        os.kill(fleet.pids()["servers"][0], signal.SIGSTOP)
+        while not fleet.done:
+            fleet.poll(0.05)
+            said += fleet.events
+            fleet.events.clear()
+        assert fleet.restarts >= 1
+    assert "inference process 0 did not begin to serve within 6 s" in said
+
+
+@pytest.mark.parametrize("when", ["at its start", "while it plays"])
+def test_fleet_worker_that_hangs_is_reported_replaced_and_costs_nothing(
+    when: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launch, "START_S", 6.0)
+    config = SelfPlayConfig(evaluator="hash", rounds=2000, preset="light", workers=2, stall_s=3)
+    found: dict[int, list[bytes]] = {}
+    said: list[str] = []
+    with Fleet(config, range(2000), 2000) as fleet:
+        stopped = fleet.pids()["workers"][0]
+        if when == "at its start":
+            os.kill(stopped, signal.SIGSTOP)
+        while not fleet.done:
+            for unit, records in fleet.poll(0.02):
+                assert unit not in found
+                found[unit] = records
+            said += fleet.events
+            fleet.events.clear()
+            if when == "while it plays" and len(found) > 100 and fleet.pids()["workers"][0] == stopped:
+                os.kill(stopped, signal.SIGSTOP)
+        assert fleet.restarts >= 1 and fleet.pids()["workers"][0] != stopped
+    limit = 6 if when == "at its start" else 3
+    assert f"worker 0 did nothing for {limit} s with work to do" in said and gone(stopped)
+    assert [found[unit] for unit in range(2000)] == [[r] for r in play_rounds(HashEvaluator(), 2000, LIGHT)]
+
+
+def test_fleet_without_pidfd_notices_deaths_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(pid: int) -> int:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(os, "pidfd_open", missing)
+    launch.has_pidfd.cache_clear()
+    found: dict[int, list[bytes]] = {}
+    try:
+        with Fleet(SelfPlayConfig(evaluator="hash", preset="light", workers=2), range(500), 500) as fleet:
+            while not fleet.done:
+                found.update(fleet.poll(0.02))
+                if len(found) > 50 and fleet.restarts == 0:
+                    for kind in ("workers", "servers"):
+                        os.kill(fleet.pids()[kind][0], signal.SIGKILL)
+            assert fleet.restarts >= 2
+    finally:
+        launch.has_pidfd.cache_clear()
+    assert [found[unit] for unit in range(500)] == [[r] for r in play_rounds(HashEvaluator(), 500, LIGHT)]
+
+
+def test_fleet_plays_with_small_pipes_where_large_ones_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = fcntl.fcntl
+
+    def fcntl_of_a_user(fd: int, command: int, value: int = 0) -> int:
+        if command == fcntl.F_SETPIPE_SZ:
+            raise PermissionError(errno.EPERM, "Operation not permitted")
+        return real(fd, command, value)
+
+    monkeypatch.setattr(launch.fcntl, "fcntl", fcntl_of_a_user)
+    found: dict[int, list[bytes]] = {}
+    with Fleet(SelfPlayConfig(evaluator="hash", preset="light", workers=2), range(500), 500) as fleet:
+        while not fleet.done:
+            found.update(fleet.poll(0.02))
+    assert [found[unit] for unit in range(500)] == [[r] for r in play_rounds(HashEvaluator(), 500, LIGHT)]
+
+
+def test_selfplay_with_too_few_files_ends_with_one_line_and_leaves_nothing(tmp_path: Path) -> None:
+    done = subprocess.run(
+        ["bash", "-c", 'ulimit -n 24; exec "$@"', "bash", sys.executable, "-m", "shmzero.selfplay", "--evaluator", "hash",
+         "--workers", "6", "--rounds", "10", "--out", str(tmp_path / "run")],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 1 and done.stdout == ""
+    assert re.fullmatch(r"error: .* cannot be started: Too many open files; [^\n]*ulimit -n[^\n]*\n", done.stderr)
+    assert not (tmp_path / "run").exists()
+
+
+def test_selfplay_interrupted_before_anything_is_finished_says_what_it_did(tmp_path: Path) -> None:
+    """Its settings are in the folder from the start, and its rates are not those of finished rounds alone."""
+    folder = tmp_path / "run"
+    with started("--rounds", 2, "--cards", 13, "--simulations", 5000, "--out", folder) as process:
+        wait_for((folder / "config.toml").exists)
+        wait_for((folder / "metrics.jsonl").exists)
+        process.send_signal(signal.SIGINT)
+        out, _ = process.communicate()
+    summary = json.loads(out)
+    assert process.returncode == 130 and summary["new_rounds"] == 0 and summary["distinct_evaluations_per_s"] > 0
+    line = json.loads((folder / "metrics.jsonl").read_text().splitlines()[0])
+    assert line["units"] == 0 < line["begun"] < 2
+
+
+def test_progress_estimates_the_time_left_before_the_first_round_is_finished() -> None:
+    def eta(units: int, begun: float) -> float | None:
+        return Progress(
+            units=units, total_units=10, begun=begun, rounds=0, elapsed_s=6.0, rounds_per_min=0, evaluations_per_s=0,
+            mean_batch_rows=0, inference_busy=0, workers_busy=0,
+        ).eta_s
+
+    assert eta(0, 0.0) is None and eta(0, 2.0) == 24 and eta(4, 5.0) == 9 and eta(0, 12.0) == 0
+    search = SearchConfig()
+    assert decisions_in_a_unit(play_settings(search, players="3", cards="2")) == 6
+    assert decisions_in_a_unit(play_settings(search, players="3", cards="2", games=True)) == 3 * (2 + 1 + 1 + 1 + 2)
+    assert decisions_in_a_unit(play_settings(search, players="3:1,5:3", cards="1-2")) == 0.25 * 4.5 + 0.75 * 7.5
+
+
+def test_selfplay_ctrl_c_while_it_is_being_loaded_ends_with_one_line(tmp_path: Path) -> None:
+    for name in ("_core", "_multiarray_umath", "math", "_sqlite3"):
+        with started("--rounds", 100_000, "--out", tmp_path / "run") as process:
+            maps = Path(f"/proc/{process.pid}/maps")
+            wait_for(lambda file=maps, name=name: f"/{name}." in file.read_text() and "/_core." in file.read_text())
+            process.send_signal(signal.SIGINT)
+            out, err = process.communicate()
+        assert process.returncode == 130, err
+        assert "Traceback" not in err and (err == "interrupted\n" or json.loads(out)["complete"] is False), err
+
+
+def test_selfplay_second_run_on_a_folder_in_use_is_refused_and_harms_nothing(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    with started("--rounds", 200_000, "--out", folder) as first:
+        wait_for(lambda: committed(folder) > 0)
+        with started("--rounds", 200_000, "--out", folder) as second:
+            out, err = second.communicate()
+        assert second.returncode == 2 and out == ""
+        assert re.fullmatch(r"error: run folder \S+ is being written by another process; [^\n]+\n", err)
+        known = committed(folder)
+        wait_for(lambda: committed(folder) > known)
+        first.send_signal(signal.SIGINT)
+        first.communicate()
+    assert first.returncode == 130

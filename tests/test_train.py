@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import importlib.util
+import io
 import json
 import os
 import random
@@ -18,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 
 from shmzero import SearchConfig, _core, play_rounds
 from shmzero.config import NetConfig, to_toml
@@ -30,14 +32,15 @@ from shmzero.learn import (
     ReplayBuffer,
     Schedule,
     bits,
-    full_deal_rows,
     load_state,
     save_state,
 )
 from shmzero.net import BlobNet, load_checkpoint, save_checkpoint
+from shmzero.plot import TrainProgress
 from shmzero.records import Records
-from shmzero.train import UnitLedger, newest_checkpoint
-from shmzero.train_config import TRAIN_PRESETS, TrainConfig, read_train_toml
+from shmzero.selfplay import Progress
+from shmzero.train import UnitLedger, newest_checkpoint, parse, resolved, train
+from shmzero.train_config import TRAIN_PRESETS, TrainConfig
 from tests import oracle
 from tests.cases import as_round
 from tests.fakes import HashEvaluator
@@ -51,10 +54,6 @@ def buffer_of(records: list[bytes], capacity: int = 20_000) -> ReplayBuffer:
     buffer = ReplayBuffer(capacity)
     buffer.add(records)
     return buffer
-
-
-def cards_of(word: int) -> set[int]:
-    return {card for card in range(52) if int(word) >> card & 1}
 
 
 # --- rows ------------------------------------------------------------------------------------------------------------------------
@@ -79,13 +78,14 @@ def test_full_deal_rows_decode_to_the_true_hands(search: SearchConfig) -> None:
                 r = as_round(truth)
                 suits = r.suit_order()
 
-                def real(word: int, suits: list[int] = suits) -> set[int]:
-                    return {suits[card // 13] * 13 + card % 13 for card in cards_of(word)}
+                def real(hand: int, row: int = at, suits: list[int] = suits) -> set[int]:
+                    cards = np.flatnonzero(rows["hands"][row, 52 * hand : 52 * (hand + 1)])
+                    return {suits[card // 13] * 13 + card % 13 for card in cards.tolist()}
 
-                assert real(rows["hands"][at][0]) == set(range(52)) - dealt
+                assert real(0) == set(range(52)) - dealt
                 for i in range(1, 8):
                     hand = truth.hands[(truth.seat + i) % truth.players] if i < truth.players else []
-                    assert real(rows["hands"][at][i]) == set(hand)
+                    assert real(i) == set(hand)
                 assert r.action_from_canonical(int(rows["actions"][at])) == action
                 assert np.array_equal(rows["features"][at].astype(np.float32), r.features())
                 assert rows["utilities"][at] == pytest.approx(end.utilities()[truth.seat], abs=1e-6)
@@ -117,14 +117,14 @@ def test_replay_full_deal_wrong_arrays_are_refused_by_name() -> None:
         with pytest.raises(ValueError, match=f"'{name}'"):
             _core.replay_full_deal(records, {key: a for key, a in arrays.items() if key != name})
     with pytest.raises(ValueError, match="'hands' has another dtype"):
-        _core.replay_full_deal(records, arrays | {"hands": np.zeros((100, 8), np.float32)})
+        _core.replay_full_deal(records, arrays | {"hands": np.zeros((100, 416), np.float32)})
     with pytest.raises(ValueError, match="'hands' has another shape"):
-        _core.replay_full_deal(records, arrays | {"hands": np.zeros((100, 7), np.uint64)})
+        _core.replay_full_deal(records, arrays | {"hands": np.zeros((100, 415), np.uint8)})
 
 
 def test_serving_network_refuses_full_deal_rows() -> None:
     buffer = buffer_of(play_rounds(HashEvaluator(), 4, POLICY_ALONE))
-    rows = full_deal_rows(buffer.tensors["features"][:8], buffer.tensors["hands"][:8])
+    rows = torch.cat([buffer.tensors["features"][:8].float(), buffer.tensors["hands"][:8].float()], dim=1)
     assert rows.shape == (8, 256 + 8 * 52)
     with pytest.raises(RuntimeError):
         BlobNet(NetConfig(width=16, hidden=16, blocks=1)).policy_value(rows, torch.ones(8, 52, dtype=torch.bool))
@@ -156,7 +156,7 @@ def test_random_moves_without_a_search_are_drawn_uniformly() -> None:
 
 # --- arithmetic --------------------------------------------------------------------------------------------------------------------
 
-SMALL = TrainConfig(net="quick", critic_net="quick", batch=256, autocast=False)
+SMALL = TrainConfig(net="quick", critic_net="quick", batch=256, autocast="off")
 
 
 def learner(config: TrainConfig = SMALL) -> Learner:
@@ -167,10 +167,9 @@ def learner(config: TrainConfig = SMALL) -> Learner:
 def steps(one: Learner, buffer: ReplayBuffer, number: int, done: float = 0.1) -> list[list[float]]:
     if not one.scaled:
         one.measure_scale(buffer)
-    return [
-        one.step(buffer.sample(one.config.batch, one.generator, "cpu"), Schedule.at(one.config, done)).tolist()
-        for _ in range(number)
-    ]
+    schedule = Schedule.at(one.config, done)
+    found = [one.step(buffer.sample(one.config.batch, one.generator, "cpu"), schedule) for _ in range(number)]
+    return [metrics.tolist() for metrics in found if metrics is not None]
 
 
 def test_learner_critic_explains_outcomes_and_losses_stay_finite() -> None:
@@ -229,8 +228,9 @@ def test_learner_gradient_that_is_not_finite_changes_nothing_and_then_stops() ->
     one = learner()
     steps(one, buffer, 2)
     before = {name: t.clone() for name, t in one.net.state_dict().items()}
-    buffer.tensors["utilities"].fill_(float("nan"))
-    steps(one, buffer, MOST_SKIPPED - 1)
+    for name in ("utilities", "seat_utilities"):
+        buffer.tensors[name].fill_(float("nan"))
+    assert steps(one, buffer, MOST_SKIPPED - 1) == []
     assert one.skipped == MOST_SKIPPED - 1
     for name, t in one.net.state_dict().items():
         assert torch.equal(t, before[name]), name
@@ -280,6 +280,16 @@ def test_unit_ledger_yields_what_is_missing_in_any_order() -> None:
     assert next(units) == 200
 
 
+def test_unit_ledger_yields_nothing_that_was_finished_since_it_was_asked() -> None:
+    ledger = UnitLedger([2])
+    units = ledger.missing()
+    for expected in (0, 1):
+        unit = next(units)
+        assert unit == expected
+        ledger.add(unit)
+    assert next(units) == 3  # 2 was there from the start, and the mark has passed it
+
+
 # --- settings ----------------------------------------------------------------------------------------------------------------------
 
 
@@ -298,7 +308,9 @@ def test_presets_are_settings_of_real_runs(name: str) -> None:
     [
         ({"minutes": None}, "minutes"), ({"search": "x3"}, "search"), ({"targets": "visits"}, "targets"),
         ({"batch": 0}, "batch"), ({"players": "2"}, "players"), ({"net": "huge"}, "net"),
-        ({"learning_rate": float("nan")}, "learning_rate"),
+        ({"learning_rate": float("nan")}, "learning_rate"), ({"autocast": "fp8"}, "autocast"),
+        ({"search": "2x8:0"}, "search"), ({"search": "2x8:x,3x3"}, "search"), ({"learner": "tpu"}, "learner"),
+        ({"rounds": 0}, "rounds"),
     ],
 )
 def test_impossible_settings_are_named(settings: dict, named: str) -> None:
@@ -306,12 +318,60 @@ def test_impossible_settings_are_named(settings: dict, named: str) -> None:
         TrainConfig(**settings)
 
 
-def test_resolved_settings_come_back_from_their_file(tmp_path: Path) -> None:
-    for config in TRAIN_PRESETS.values():
-        (tmp_path / "config.toml").write_text(to_toml(dataclasses.asdict(config)))
-        read = dataclasses.replace(TrainConfig(), **read_train_toml(tmp_path / "config.toml"))
-        # What is None is not in the file, and comes from the preset.
-        assert dataclasses.replace(read, lanes=config.lanes, max_batch=config.max_batch) == config
+@pytest.mark.parametrize("name", TRAIN_PRESETS)
+def test_resolved_settings_come_back_from_their_file(tmp_path: Path, name: str) -> None:
+    config = TRAIN_PRESETS[name]
+    (tmp_path / "config.toml").write_text(to_toml(resolved(config)))
+    read, _, _ = parse(["run", "--config", str(tmp_path / "config.toml")])
+    assert read.identity() == config.identity() and resolved(read) == resolved(config)
+    assert (read.minutes, read.rounds) == (config.minutes, config.rounds)
+
+
+def test_resolved_settings_fill_batches_and_cores_where_there_is_a_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("config", "train_config"):
+        monkeypatch.setattr(f"shmzero.{module}.has_cuda", lambda: False)
+    monkeypatch.setattr("shmzero.config.cores", lambda: 3)
+    policy = resolved(TrainConfig())
+    searched = resolved(TrainConfig(targets="visits", search="3x30"))
+    assert (policy["device"], policy["lanes"]) == ("cpu*1", 2048) and policy["max_batch"] and policy["workers"]
+    assert searched["device"] == "cpu*3" and searched["lanes"] < policy["lanes"] / 4
+    assert searched["lanes"] * searched["workers"] >= searched["max_batch"] / 4
+    mixed = resolved(TrainConfig(search="0,3x30"))
+    assert (mixed["device"], mixed["lanes"]) == ("auto", None)  # each stage has its own
+
+
+def test_stages_of_the_plan_change_with_every_hundred_of_its_iterations() -> None:
+    config = TRAIN_PRESETS["plan"]
+    assert config.rounds is not None
+    sizes = [round(2000 + 8000 * min(i / 19, 1)) for i in range(500)]
+    assert sum(sizes) == pytest.approx(config.rounds, abs=20)
+    for hundred in range(1, 5):
+        played = sum(sizes[: 100 * hundred])
+        assert config.stage((played - 50) / config.rounds) == hundred - 1
+        assert config.stage((played + 50) / config.rounds) == hundred
+
+
+def test_deals_from_a_named_distribution_yield_to_a_flag() -> None:
+    config, _, _ = parse(["run", "--deals-from", "broad", "--players", "3"])
+    assert (config.players, config.cards) == ("3", "1-8") and config.net == TrainConfig().net
+    assert parse(["run", "--deals-from=plan"])[0].players == "4:15,5:70,6:15"
+    with pytest.raises(ConfigError, match="deals-from"):
+        parse(["run", "--deals-from", "mine"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--root", "halving"], "root is 'halving' without a search"), (["--seats", "maximise"], "seats"),
+        (["--solved-cards", "8"], "solved_cards"),
+        (["--targets", "visits", "--search", "2x8", "--entropy-first", "0.1"], "entropy_first"),
+        (["--targets", "visits", "--search", "2x8", "--critic-net", "small"], "critic_net"),
+    ],
+)
+def test_settings_that_would_do_nothing_are_refused(arguments: list[str], named: str) -> None:
+    with pytest.raises(ConfigError, match=named):
+        parse(["run", *arguments])
+    parse(["run", "--preset", "laptop", "--targets", "visits", "--search", "2x8"])  # whose critic nobody asked for
 
 
 # --- the command -------------------------------------------------------------------------------------------------------------------
@@ -319,8 +379,8 @@ def test_resolved_settings_come_back_from_their_file(tmp_path: Path) -> None:
 QUICK = ["--opponents", "threshold", "--evaluate-s", "4", "--deals", "50", "--lanes", "256", "--batch", "256", "--checkpoint-s", "1", "--publish-s", "0.2",
          "--buffer", "20000", "--json"]
 LENGTH = ["--rounds", "9000", "--minutes", "30"]
-KILLS = int(os.environ.get("SHMZERO_KILLS", "20")) // 20
-"""Of each kind of process, at random moments."""
+KILLS = int(os.environ.get("SHMZERO_TRAIN_KILLS", "1"))
+"""Of each kind of process, at random moments; ten for the record."""
 KINDS = ("shmzero.worker", "shmzero.inference", "shmzero.learner", "shmzero.judge", "shmzero.train")
 
 
@@ -332,6 +392,12 @@ def command(*arguments: object, module: str = "shmzero.train") -> subprocess.Com
 
 def metrics(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def reports(folder: Path) -> list[dict]:
+    """What the learner said of its batches, each report once."""
+    found = [line["learner"] for line in metrics(folder) if "loss" in line.get("learner", {})]
+    return [one for i, one in enumerate(found) if i == 0 or one != found[i - 1]]
 
 
 def last_report(folder: Path) -> dict:
@@ -387,6 +453,7 @@ def test_train_again_has_nothing_to_do(trained: tuple[Path, dict]) -> None:
     again = command(folder, *LENGTH, *QUICK)
     assert again.returncode == 0, again.stderr
     assert "nothing to do" in again.stderr and json.loads(again.stdout)["rounds"] == summary["rounds"]
+    assert json.loads(again.stdout)["steps"] == summary["steps"]
 
 
 def test_train_other_settings_are_refused_with_their_names(trained: tuple[Path, dict]) -> None:
@@ -397,15 +464,17 @@ def test_train_other_settings_are_refused_with_their_names(trained: tuple[Path, 
 
 
 def test_train_stages_change_the_search_and_visits_are_learned_from(tmp_path: Path) -> None:
-    arguments = ["--targets", "visits", "--search", "2x8,2x12", "--rounds", 1200, "--minutes", 30, "--opponents", "",
-                 "--lanes", 64, "--batch", 128, "--buffer", 4000, "--json"]
-    done = command(tmp_path, *arguments)
-    assert done.returncode == 0, done.stderr
-    summary = json.loads(done.stdout)
+    config = TrainConfig(minutes=None, rounds=1200, targets="visits", search="2x8:1,2x12:3", opponents="",
+                         lanes=64, batch=128, buffer=4000)  # fmt: skip
+    shown: list[TrainProgress] = []
+    summary = train(config, tmp_path, show=shown.append)
     assert summary["complete"] and summary["steps"] > 0 and summary["rounds"] >= 1200
-    totals = {sum(one["weights"].values()) for data in Records(tmp_path) for one in _core.decode_record(data)["searched"]}
-    assert totals == {16, 24}
+    found = [sum(one["weights"].values()) for data in Records(tmp_path) for one in _core.decode_record(data)["searched"]]
+    assert set(found) == {16, 24} and 0.1 < found.count(16) / len(found) < 0.5
     assert last_report(tmp_path)["learner"]["policy_loss"] > 0
+    last = shown[-1]
+    assert last.rounds >= 1000 and last.play.rounds < last.rounds - 250  # a rate is of its own stage's rounds
+    assert [one.rounds for one in shown] == sorted(one.rounds for one in shown)
 
 
 def test_train_gate_lets_through_what_beats_the_last_and_ratings_are_kept(tmp_path: Path) -> None:
@@ -440,7 +509,7 @@ def test_gate_opens_for_a_match_won_beyond_its_interval_and_for_no_other(
     def settled() -> dict:
         until = time.monotonic() + 120
         while time.monotonic() < until:
-            for line in judge.poll(0.0):
+            for line in judge.poll(0.0, print):
                 if "match" in line:
                     return line["match"]
             time.sleep(0.02)
@@ -448,7 +517,7 @@ def test_gate_opens_for_a_match_won_beyond_its_interval_and_for_no_other(
 
     try:
         saved(1)
-        assert judge.poll(0.0) == [] and judge.best == 1  # the first needs no match
+        assert judge.poll(0.0, print) == [] and judge.best == 1  # the first needs no match
         saved(2, judge.checkpoint(1))
         assert abs(settled()["mean"]) < 1e-9 and judge.best == 1  # its equal does not pass
         saved(3, Path(trained[1]["checkpoint"]))
@@ -458,6 +527,35 @@ def test_gate_opens_for_a_match_won_beyond_its_interval_and_for_no_other(
         assert settled()["low"] < 0 and judge.best == 3  # a fresh one loses, if by little
     finally:
         judge.kill()
+
+
+def progress(**more: object) -> TrainProgress:
+    play = Progress(0, 10**12, 41_000, 60.0, 51_945.0, 13_235.0, 917.0, 0.9, 0.8)
+    match = {"opponent": "threshold", "mode": "one", "mean": 1.02, "low": 0.8, "high": 1.24, "steps": 900}
+    learner = dict.fromkeys(METRICS, 0.1234) | {"steps": 1204, "steps_per_s": 14.3, "learner_waits": 0.07}
+    given = {"learner": learner, "matches": [match, match | {"opponent": "uct10x90+solver", "mean": -2.5}],
+             "rating": {"rating": 212.0, "low": 180.0, "high": 240.0, "steps": 900}} | more
+    return TrainProgress(0.375, 45.0, 3725.0, 82_000, play, 0.03, **given)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("width", [60, 80, 200])
+def test_live_table_fits_a_terminal_and_says_everything(width: int) -> None:
+    console = Console(width=width, height=24, force_terminal=False, record=True, file=io.StringIO())
+    console.print(progress().table())
+    lines = console.export_text().splitlines()
+    assert len(lines) <= 12 and max(map(len, lines)) <= width
+    text = "\n".join(lines)
+    for said in ("38%", "0:45, 1:02:05 left", "82,000 rounds", "51,945/min", "13,235 evaluations/s", "step 1,204", "waits 7%",
+                 "policy +0.1234", "0.123 nats", "self-play", "strength", "+1.02 (+0.80 to +1.24)", "vs uct10x90", "+212 (+180"):
+        assert said in text, said
+    console.print(progress(learner={"steps": 7}, matches=[], rating=None).table())
+    assert "step 7; waits for its first rounds" in console.export_text()
+
+
+def test_plain_line_is_one_and_says_when_it_ends() -> None:
+    line = progress().line()
+    assert "\n" not in line and line.endswith("ETA 1:02:05") and "+1.02±0.22 vs threshold" in line
+    assert progress(learner={}).line().count("step 0") == 1
 
 
 def test_train_for_tensorboard_writes_what_the_metrics_hold(tmp_path: Path) -> None:
@@ -550,7 +648,7 @@ def test_train_killed_anywhere_at_any_time_loses_and_doubles_no_record(tmp_path:
     """Every kind of process, the parent too, is killed at random moments; the same command goes on each time."""
     endless = 10**9
     process = start(tmp_path, endless)
-    left = list(KINDS) * max(KILLS, 1)
+    left = list(KINDS) * KILLS
     kept: dict[int, bytes] = {}
     steps = 0
     while left:
@@ -579,6 +677,7 @@ def test_train_killed_anywhere_at_any_time_loses_and_doubles_no_record(tmp_path:
     process.send_signal(signal.SIGINT)
     process.communicate()
     assert process.returncode == 130
+    before = reports(tmp_path)
     wanted = rounds_in(tmp_path) + 3000
     process = start(tmp_path, wanted)
     out, err = process.communicate()
@@ -590,5 +689,10 @@ def test_train_killed_anywhere_at_any_time_loses_and_doubles_no_record(tmp_path:
     assert len(ids) == len(set(ids)) == summary["rounds"] >= wanted
     after = records_of(tmp_path)
     assert all(after[unit] == data for unit, data in kept.items())
-    losses = [line["learner"]["loss"] for line in metrics(tmp_path) if "loss" in line.get("learner", {})]
-    assert np.isfinite(losses).all() and last_report(tmp_path)["learner"]["skipped"] == 0
+    assert np.isfinite([one["loss"] for one in reports(tmp_path)]).all()
+    assert last_report(tmp_path)["learner"]["skipped"] == 0
+    resumed = [one for one in reports(tmp_path) if one["steps"] > before[-1]["steps"]]
+    # Not of the schedule, which the shorter run's is far ahead of.
+    for name, scale in (("critic_loss", "utility_variance"), ("value_loss", "utility_variance"), ("entropy", None)):
+        ended, went_on = (one[name] / (one[scale] if scale else 1) for one in (before[-1], resumed[0]))
+        assert went_on == pytest.approx(ended, abs=0.2), name

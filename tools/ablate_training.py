@@ -3,8 +3,10 @@
 
 Every arm changes one thing and trains with each seed; seeds come in the outer loop, and the same command goes
 on where it was stopped. Then the last checkpoint of each seed of an arm plays those of all seeds of what it is
-held against, without search, by duplicate deals, one against the others and the others against one. The seed
-is the unit: the interval is over the seeds of both sides, and p-values are Holm's over all arms.
+held against, by duplicate deals, one against the others and the others against one: without search, and where
+the change is one of the search with the same search on both sides as well, each by its own rule. Every pair has
+deals of its own. The seed is the unit: the interval is over the seeds of both sides, and p-values are Holm's over
+all comparisons.
 """
 
 from __future__ import annotations
@@ -17,9 +19,11 @@ import os
 import statistics
 import subprocess
 import sys
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -27,10 +31,18 @@ import mpmath
 import numpy as np
 from numpy.typing import NDArray
 
+from shmzero.errors import ConfigError, ShmzeroError
+from shmzero.plot import read_metrics
+from shmzero.records import newest_checkpoint
+from shmzero.selfplay import append_line
 from tools.measure import Result, machine
 
+MATCHES_NAME = "matches.jsonl"
 BOT = "threshold"
 BASE = "base"
+POLICY = "policy"
+SEARCHED = "3x30"
+"""With which an arm whose rule acts at play is compared as well."""
 SEARCH = ("--search", "3x30", "--random-moves", "0.25")
 
 
@@ -42,6 +54,12 @@ class Arm:
     against: str = BASE
     environment: dict[str, str] = field(default_factory=dict)
     """Where it is set, the agents live in a world of their own and are compared by what they score against a bot."""
+    rule: str = ""
+    """What it changes of a search at play, in the words of arena.make_agent."""
+
+    def ways(self) -> list[str]:
+        """How its checkpoints play those of the other arm."""
+        return [POLICY, SEARCHED] if self.rule else [POLICY]
 
 
 ARMS = {
@@ -49,9 +67,9 @@ ARMS = {
     "visits": Arm(("--targets", "visits", *SEARCH)),
     "improved": Arm(("--targets", "improved", *SEARCH)),
     "fixed suits": Arm(environment={"SHMZERO_SUITS": "fixed"}),
-    "halving": Arm(("--targets", "improved", "--root", "halving", *SEARCH), against="improved"),
-    "max^n": Arm(("--targets", "visits", "--seats", "maximise", *SEARCH), against="visits"),
-    "solver leaves": Arm(("--targets", "visits", "--solved-cards", "8", *SEARCH), against="visits"),
+    "halving": Arm(("--targets", "improved", "--root", "halving", *SEARCH), "improved", rule="+halving"),
+    "max^n": Arm(("--targets", "visits", "--seats", "maximise", *SEARCH), "visits", rule="+maximise"),
+    "solver leaves": Arm(("--targets", "visits", "--solved-cards", "8", *SEARCH), "visits", rule="+solver8"),
     "tricks head": Arm(("--tricks-weight", "0.1")),
     "replay ratio 2": Arm(("--replay-ratio", "2")),
     "replay ratio 4": Arm(("--replay-ratio", "4")),
@@ -59,6 +77,9 @@ ARMS = {
     "rivalry 1": Arm(("--rivalry", "1")),
 }
 """Held against the smoke preset as it is, or against another arm."""
+
+Pairing = tuple[str, str, int, str, int]
+"""(policy or the search, arm, seed, what it is held against, that one's seed)."""
 
 
 # --- statistics -------------------------------------------------------------------------------------
@@ -132,7 +153,8 @@ class Ablation:
         folder.mkdir(parents=True, exist_ok=True)
 
     def run_folder(self, arm: str, seed: int) -> Path:
-        return self.folder / f"{arm.replace(' ', '-').replace('^', '')}-{seed}"
+        """A run of other minutes is another run."""
+        return self.folder / f"{arm.replace(' ', '-').replace('^', '')}-{self.minutes:g}min-{seed}"
 
     def train(self, arm: str, seed: int) -> None:
         """Train, or go on, or find it done. Raises CalledProcessError."""
@@ -141,35 +163,57 @@ class Ablation:
 
     def play(self, arm: str, seed: int, seeds: Sequence[int]) -> None:
         """Matches of one seed of an arm, kept in matches.jsonl; none where they are there already."""
-        others = [] if ARMS[arm].environment or arm == BASE else [(ARMS[arm].against, other) for other in seeds]
-        names = {str(self.run_folder(*other)) + ":policy": other for other in others} | {BOT: (BOT, 0)}
-        known = {(m["arm"], m["seed"], m["against"], m["other"]) for m in self.matches()}
-        missing = [name for name, other in names.items() if (arm, seed, *other) not in known]
-        if not missing:
-            return
-        out = _module("shmzero.arena", [str(self.run_folder(arm, seed)) + ":policy", *missing, "--deals",
-                                        str(self.deals), "--seed", "77", "--json"], ARMS[arm])  # fmt: skip
-        means: dict[str, list[float]] = {}
-        for match in json.loads(out)["matches"]:
-            means.setdefault(match["villain"], []).append(match["mean"])
-        with (self.folder / "matches.jsonl").open("a") as file:
-            for name, both in means.items():
-                against, other = names[name]
-                file.write(json.dumps({"arm": arm, "seed": seed, "against": against, "other": other,
-                                       "deals": self.deals, "mean": statistics.mean(both)}) + "\n")  # fmt: skip
+        pairings: list[Pairing] = [(POLICY, arm, seed, BOT, 0)]
+        if not ARMS[arm].environment and arm != BASE:
+            pairings += [(way, arm, seed, ARMS[arm].against, other) for way in ARMS[arm].ways() for other in seeds]
+        known = self.means()
+        for pairing in pairings:
+            if pairing not in known:
+                self._play(pairing)
 
-    def matches(self) -> list[dict[str, object]]:
-        """All that are kept, of this number of deals."""
-        path = self.folder / "matches.jsonl"
-        lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-        return [line for line in lines if line["deals"] == self.deals]
+    def _play(self, pairing: Pairing) -> None:
+        way, arm, seed, against, other = pairing
+        hero = self._agent(arm, seed, way, ARMS[arm].rule)
+        villain = BOT if against == BOT else self._agent(against, other, way, ARMS[against].rule)
+        own_deals = zlib.crc32(repr(pairing).encode())
+        out = _module("shmzero.arena", [hero, villain, "--deals", str(self.deals), "--seed", str(own_deals), "--json"],
+                      ARMS[arm])  # fmt: skip
+        mean = statistics.mean(match["mean"] for match in json.loads(out)["matches"])
+        append_line(self.folder / MATCHES_NAME, self._key(pairing) | {"mean": mean})
+
+    def _agent(self, arm: str, seed: int, way: str, rule: str) -> str:
+        return f"{self._checkpoint(arm, seed)}:{way}" + (rule if way != POLICY else "")
+
+    def _checkpoint(self, arm: str, seed: int) -> Path:
+        found = newest_checkpoint(self.run_folder(arm, seed))
+        if found is None:
+            raise ConfigError(f"{self.run_folder(arm, seed)} has no checkpoint; train longer")
+        return found
+
+    def _key(self, pairing: Pairing) -> dict[str, Any]:
+        """What a match is known by: who played how, with which checkpoints, on how many deals."""
+        way, arm, seed, against, other = pairing
+        checkpoints = [self._checkpoint(arm, seed)] + ([] if against == BOT else [self._checkpoint(against, other)])
+        return {"way": way, "arm": arm, "seed": seed, "against": against, "other": other, "minutes": self.minutes,
+                "deals": self.deals, "checkpoints": [str(path.relative_to(self.folder)) for path in checkpoints]}
+
+    def means(self) -> dict[Pairing, float]:
+        """Points of every pairing whose match is kept and is of the checkpoints that there are now."""
+        path = self.folder / MATCHES_NAME
+        found = {}
+        for line in read_metrics(path) if path.exists() else []:
+            pairing: Pairing = (line["way"], line["arm"], line["seed"], line["against"], line["other"])
+            mean = line.pop("mean")
+            if line["minutes"] == self.minutes and line["deals"] == self.deals and line == self._key(pairing):
+                found[pairing] = mean
+        return found
 
     def results(self, arms: Sequence[str], seeds: Sequence[int]) -> list[Result]:
         """A line for each arm: points a round more than what it is held against; and against the bot."""
-        means = {(m["arm"], m["seed"], m["against"], m["other"]): float(str(m["mean"])) for m in self.matches()}
+        means = self.means()
 
         def against_bot(arm: str) -> list[float]:
-            return [means[arm, seed, BOT, 0] for seed in seeds]
+            return [means[POLICY, arm, seed, BOT, 0] for seed in seeds]
 
         results, differences = [], {}
         for arm in arms:
@@ -179,15 +223,15 @@ class Ablation:
             other = ARMS[arm].against
             if arm == BASE:
                 continue
-            if ARMS[arm].environment:
-                rows, columns = against_bot(arm), against_bot(other)
-                found = difference(rows, columns, statistics.mean(rows) - statistics.mean(columns))
-            else:
-                found = crossed(np.array([[means[arm, s, other, t] for t in seeds] for s in seeds]))
-            differences[arm] = found
+            for way in ARMS[arm].ways():
+                if ARMS[arm].environment:
+                    rows, columns = against_bot(arm), against_bot(other)
+                    found = difference(rows, columns, statistics.mean(rows) - statistics.mean(columns))
+                else:
+                    found = crossed(np.array([[means[way, arm, s, other, t] for t in seeds] for s in seeds]))
+                differences[f"{arm} against {other}" + (f", with {way}" if way != POLICY else "")] = found
         corrected = holm([found.p for found in differences.values()])
-        for (arm, found), p in zip(differences.items(), corrected, strict=True):
-            name = f"{arm} against {ARMS[arm].against}"
+        for (name, found), p in zip(differences.items(), corrected, strict=True):
             results.append(Result(name, found.mean, "points", "", found.low, found.high))
             results.append(Result(f"{name}: p, corrected", p))
         return results
@@ -229,6 +273,9 @@ def main() -> int:
     except subprocess.CalledProcessError as error:
         print(f"error: {' '.join(map(str, error.cmd[2:4]))} ended with status {error.returncode}", file=sys.stderr)
         return 1
+    except ShmzeroError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2 if isinstance(error, ConfigError) else 1
     results = ablation.results(arms, seeds)
     for result in results:
         print(result.line())

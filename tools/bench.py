@@ -232,10 +232,7 @@ def main(arguments: list[str] | None = None) -> int:
         except OSError as error:
             raise RecordError(str(error)) from None
 
-    code = run_command(body)
-    if code == 130:
-        print("interrupted", file=sys.stderr)
-    return code
+    return run_command(body)
 
 
 if __name__ == "__main__":

@@ -4,23 +4,30 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
+import statistics
 import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from shmzero.arena import Mode, make_agent, play_match
+from shmzero.config import built_in_bot
 from shmzero.errors import ConfigError, WorkerDied
+from shmzero.plot import plot
 from shmzero.records import newest_checkpoint
-from shmzero.train_config import TrainConfig, read_train_toml
+from shmzero.train_config import TRAIN_PRESETS, TrainConfig, read_train_toml
+from tools.ablate_training import t_quantile
 from tools.measure import Result
 
 DEALS = 1000
 SEED = 31
-"""Deals that neither the training nor its own matches have seen."""
+"""Deals that neither the training nor its own matches have seen; those of the next run have the next seed."""
 MODES: dict[Mode, str] = {"one": "one against the others", "rest": "the others against one"}
 
 
@@ -28,50 +35,88 @@ def add_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--run", type=Path, help="a training run that is finished, instead of one from nothing")
     sub.add_argument("--device", default="auto", help="of the training: auto, cpu, cuda ... (default auto)")
     sub.add_argument("--minutes", type=float, help="of the training (default 2; 0.5 with --quick)")
+    sub.add_argument("--preset", choices=sorted(TRAIN_PRESETS), default="smoke", help="default: smoke")
+    sub.add_argument("--seeds", type=int, default=1, help="so many runs, of seeds 0, 1, ...: means with 95 %% "
+                     "intervals over the runs instead of the deals (default 1)")  # fmt: skip
     sub.add_argument("--opponents", default="threshold,mc90", help="bots that it plays (default threshold,mc90)")
     sub.add_argument("--deals", type=int, help=f"of each match (default {DEALS}; 100 with --quick)")
     sub.add_argument("--search", default="3x30", help="with which it plays as well (default 3x30)")
+    sub.add_argument("--picture", type=Path, metavar="FILE.png", help="the first run's curves (needs matplotlib)")
 
 
 def bench_training(given: argparse.Namespace) -> list[Result]:
     """What training comes to: the last checkpoint, without and with search, against bots by duplicate deals."""
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = given.run or Path(scratch) / "run"
-        results = [] if given.run else _train(
-            folder, given.minutes or (0.5 if given.quick else 2.0), given.device
-        )
-        if newest_checkpoint(folder) is None:
-            raise ConfigError(f"--run {folder} has no checkpoint")
-        return results + _matches(folder, given)
+    if given.seeds < 1 or (given.run and given.seeds > 1):
+        raise ConfigError(f"--seeds is {given.seeds}; allowed: 1 and up, and with --run 1")
+    bots = [name for name in given.opponents.split(",") if name]
+    for name in bots:
+        if built_in_bot(name) is None:
+            raise ConfigError(f"--opponents names {name!r}; allowed: bots, such as mc900,uct10x90")
+    if given.picture:
+        try:
+            import matplotlib  # noqa: F401
+        except ImportError:
+            raise ConfigError("--picture needs matplotlib; install it with: pip install matplotlib") from None
+    minutes = given.minutes or (0.5 if given.quick else 2.0)
+    runs = []
+    for seed in range(given.seeds):
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = given.run or Path(scratch) / f"{given.preset}-{minutes:g}-minutes"
+            results = [] if given.run else _train(folder, given, minutes, seed)
+            if newest_checkpoint(folder) is None:
+                raise ConfigError(f"--run {folder} has no checkpoint")
+            if given.picture and seed == 0:
+                plot(folder, given.picture)
+            runs.append(results + _matches(folder, given, bots, SEED + seed))
+    return runs[0] if len(runs) == 1 else over_runs(runs)
 
 
-def _train(folder: Path, minutes: float, device: str) -> list[Result]:
-    flags = [str(folder), "--minutes", str(minutes), "--opponents", "", "--device", device, "--json"]
+def over_runs(runs: Sequence[list[Result]]) -> list[Result]:
+    """Means over runs with their 95 % intervals by Student's distribution; of times the longest."""
+    found = []
+    for lines in zip(*runs, strict=True):
+        values = [float(line.value) for line in lines]
+        if lines[0].unit == "s":
+            found.append(Result(f"{lines[0].name}, the longest of {len(runs)}", max(values), "s", lines[0].goal))
+            continue
+        mean = statistics.mean(values)
+        margin = t_quantile(len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
+        name = f"{lines[0].name}, {len(runs)} runs"
+        found.append(Result(name, mean, lines[0].unit, "", mean - margin, mean + margin))
+    return found
+
+
+def _train(folder: Path, given: argparse.Namespace, minutes: float, seed: int) -> list[Result]:
+    """The run as anybody has it, its own matches included; the time is to the last checkpoint's being there."""
+    flags = [str(folder), "--preset", given.preset, "--device", given.device, "--minutes", str(minutes),
+             "--seed", str(seed), "--json"]  # fmt: skip
+    start = time.time()
     done = subprocess.run([sys.executable, "-m", "shmzero.train", *flags], capture_output=True, text=True)
     if done.returncode != 0:
         error = ConfigError if done.returncode == 2 else WorkerDied
         line = (done.stderr.splitlines() or ["it said nothing"])[-1].removeprefix("error: ")
         raise error(f"the training ended with status {done.returncode}: {line}")
     summary: dict[str, Any] = json.loads(done.stdout)
+    seconds = Path(summary["checkpoint"]).stat().st_mtime - start
     return [
-        Result("from the command to the last checkpoint", summary["elapsed_s"], "s", f"<= {60 * minutes:.0f}"),
+        Result("from the command to the last checkpoint", seconds, "s", f"<= {60 * minutes:.0f}"),
         Result("rounds", float(summary["rounds"])),
         Result("learner steps", float(summary["steps"])),
     ]
 
 
-def _matches(folder: Path, given: argparse.Namespace) -> list[Result]:
+def _matches(folder: Path, given: argparse.Namespace, names: Sequence[str], seed: int) -> list[Result]:
     config = TrainConfig(**read_train_toml(folder / "config.toml"))
     played = {"players": config.players, "cards": config.cards, "trump": config.trump, "games": config.games}
     policy, searched = (make_agent(f"{folder}:{how}") for how in ("policy", given.search))
-    bots = [(bot, make_agent(bot)) for bot in given.opponents.split(",")]
+    bots = [(bot, make_agent(bot)) for bot in names]
     pairs = [(how, hero, bot, villain) for bot, villain in bots for how, hero in
              (("policy", policy), (given.search, searched))]  # fmt: skip
     deals = given.deals or (100 if given.quick else DEALS)
     results = []
     for how, hero, bot, villain in [*pairs, (given.search, searched, "its policy", policy)]:
         for mode, words in MODES.items():
-            match = play_match(hero, villain, deals=deals, seed=SEED, mode=mode, **played)
+            match = play_match(hero, villain, deals=deals, seed=seed, mode=mode, **played)
             name = f"{how} against {bot}, {words}"
             results.append(Result(name, match.mean, "points/round", "", match.low, match.high))
     return results

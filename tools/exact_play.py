@@ -26,12 +26,14 @@ from numpy.typing import NDArray
 import shmzero
 from shmzero import _core
 from shmzero.errors import ConfigError, ShmzeroError
+from shmzero.records import card_name
 from tools.measure import Result, machine
 
 CARDS = _core.NUM_CARDS
 BidOne = Callable[[list[shmzero.Round]], NDArray[np.float64]]
 """Probabilities of a bid of 1 by the seat to bid, [R] for R rounds of one card."""
 
+RANKS = "23456789TJQKA"
 RIGHT_FROM = {3: 0, 4: 2, 5: 4, 6: 6}
 """Lowest rank (0 the deuce) of trumps with which a first bidder does right to bid 1, by players."""
 
@@ -50,6 +52,29 @@ def bids_of(evaluator: Any) -> BidOne:
 
 
 @dataclass(frozen=True)
+class Worst:
+    """One decision of a round of one card."""
+
+    loss: float
+    turn: int
+    card: int
+    bids: tuple[int, ...]
+    """Of those who bid before."""
+    reach: float
+    """How likely it is."""
+
+    def words(self) -> str:
+        said = " ".join(map(str, self.bids)) or "nothing"
+        return f"{card_name(self.card)}, bidder {self.turn + 1}, after {said}; 1 in {1 / self.reach:,.0f}"
+
+
+def _lowest(yes: NDArray[np.bool_], trump: int) -> int | None:
+    """The lowest rank of trumps from which on all say yes [52]."""
+    ranks = [rank for rank in range(13) if all(yes[trump * 13 + r] for r in range(rank, 13))]
+    return min(ranks, default=None)
+
+
+@dataclass(frozen=True)
 class OneCard:
     """Of one number of players and trump: arrays by the seat to bid, whose place in the list is its turn.
 
@@ -63,6 +88,8 @@ class OneCard:
     """Points that it expects of its own mixture of bids."""
     reach: list[NDArray[np.float64]]
     """Probability of seeing those bids and that card in that seat; 1 in sum for each seat."""
+    chance: list[NDArray[np.float64]]
+    """Probability of a bid of 1."""
 
     def losses(self) -> list[NDArray[np.float64]]:
         """Points that are given away, never below 0."""
@@ -78,11 +105,21 @@ class OneCard:
                  for loss, reach in zip(self.losses(), self.reach, strict=True)]  # fmt: skip
         return float(np.max(means))
 
-    def first_bids_one_from(self, trump: int) -> int | None:
+    def worst(self) -> Worst:
+        """The decision that gives most away, of all cards, seats and bids so far that can come."""
+        reached = [np.where(reach > 0, loss, 0.0) for loss, reach in zip(self.losses(), self.reach, strict=True)]
+        turn = int(np.argmax([loss.max() for loss in reached]))
+        prefix, card = (int(i) for i in np.unravel_index(reached[turn].argmax(), reached[turn].shape))
+        bids = tuple(prefix >> (turn - 1 - i) & 1 for i in range(turn))
+        return Worst(float(reached[turn][prefix, card]), turn, card, bids, float(self.reach[turn][prefix, card]))
+
+    def best_bids_one_from(self, trump: int) -> int | None:
         """The lowest rank of trumps with which a first bidder does better to bid 1, then and with all above."""
-        better = self.value[0][1, 0] > self.value[0][0, 0]
-        ranks = [rank for rank in range(13) if all(better[trump * 13 + r] for r in range(rank, 13))]
-        return min(ranks, default=None)
+        return _lowest(self.value[0][1, 0] > self.value[0][0, 0], trump)
+
+    def bids_one_from(self, trump: int) -> int | None:
+        """The lowest rank of trumps with which the first bidder itself bids 1 rather than 0, and with all above."""
+        return _lowest(self.chance[0][0] > 0.5, trump)
 
 
 def one_card(bid_one: BidOne, players: int, trump: int | None) -> OneCard:
@@ -117,7 +154,7 @@ def one_card(bid_one: BidOne, players: int, trump: int | None) -> OneCard:
         chosen.append(np.where(mixture > 0, mixture * mine, 0.0).sum(axis=0))
         weight = all_of.max(axis=1)  # before my own bid, which no other seat's earlier bid depends on
         reach.append(weight / weight.sum())
-    return OneCard(value, chosen, reach)
+    return OneCard(value, chosen, reach, chance)
 
 
 def _chances(bid_one: BidOne, players: int, trump: int | None, turn: int) -> NDArray[np.float64]:
@@ -188,6 +225,10 @@ def prefers_two(evaluator: Any, rounds: list[shmzero.Round]) -> float:
     return float((policies[:, 2] > policies[:, 0]).mean())
 
 
+def _rank(rank: int | None) -> str:
+    return "no trump" if rank is None else RANKS[rank]
+
+
 def measure(evaluator: Any) -> list[Result]:
     """All of it, for a policy network behind `evaluate_many`."""
     results = []
@@ -198,12 +239,18 @@ def measure(evaluator: Any) -> list[Result]:
             name = f"one card, {players} players, {'trumps' if trump is not None else 'no trumps'}"
             results.append(Result(f"{name}: mean loss", found.mean_loss(), "points", "<= 0.03"))
             results.append(Result(f"{name}: worst hand", found.worst_hand(), "points", "<= 0.2"))
+            worst = found.worst()
+            results.append(Result(f"{name}: worst decision", worst.loss, "points"))
+            results.append(Result(f"{name}: which that is", worst.words()))
             if trump is not None:
-                first = found.first_bids_one_from(trump)
-                results.append(Result(f"{name}: first bids 1 from rank", -1.0 if first is None else float(first), "",
-                                      f"{RIGHT_FROM[players]}"))  # fmt: skip
-    rounds = list(strong_trumps(400))
-    results.append(Result("ace, king, queen of trumps: bid 2 above bid 0", prefers_two(evaluator, rounds), "", "1"))
+                right = RANKS[RIGHT_FROM[players]]
+                for who, rank in (("the agent", found.bids_one_from(trump)),
+                                  ("the best response to it", found.best_bids_one_from(trump))):  # fmt: skip
+                    results.append(Result(f"{name}: first, {who} bids 1 from", _rank(rank), "", right))
+    for players in (3, 4, 5, 6):
+        share = prefers_two(evaluator, list(strong_trumps(400, players)))
+        name = f"ace, king, queen of trumps of five cards, {players} players: bid 2 above bid 0"
+        results.append(Result(name, share, "", "1"))
     return results
 
 

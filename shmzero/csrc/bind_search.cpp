@@ -3,6 +3,7 @@
 #include <pybind11/stl.h>
 
 #include <chrono>
+#include <map>
 #include <memory>
 #include <string>
 
@@ -173,7 +174,7 @@ class PlayRun {
  public:
   PlayRun(const PlaySettings& settings, const std::vector<std::uint64_t>& units, std::uint32_t lanes)
       : settings_(settings), group_(settings_, queue_) {
-    queue_.waiting.assign(units.begin(), units.end());
+    for (const std::uint64_t unit : units) queue_.waiting.push_back({unit});
     lanes_ = std::max(1u, std::min(lanes, static_cast<std::uint32_t>(units.size())));
     group_.set_num_lanes(lanes_);
   }
@@ -203,10 +204,12 @@ class PlayRun {
   }
   py::list finished() {
     py::list units;
-    for (const FinishedUnit& unit : queue_.finished) {
-      py::list records;
-      for (const std::string& record : unit.records) records.append(py::bytes(record));
-      units.append(py::make_tuple(unit.unit, records));
+    for (const FinishedRound& round : queue_.finished) {
+      py::list& records = begun_[round.unit];
+      records.append(py::bytes(round.record));
+      if (!round.last) continue;
+      units.append(py::make_tuple(round.unit, records));
+      begun_.erase(round.unit);
     }
     queue_.finished.clear();
     return units;
@@ -218,6 +221,7 @@ class PlayRun {
   UnitQueue queue_;
   LaneGroup group_;
   std::uint32_t lanes_;
+  std::map<std::uint64_t, py::list> begun_;  ///< Records of units that are not finished.
   LocalRows rows_;
   Floats policies_;  ///< The answers to `rows_`, handed out by the next step.
   Floats values_;
@@ -249,7 +253,7 @@ void evaluate_rows(bool hash, const HalfBits& features,
 /// Plays `num_rounds` rounds in one thread with the uniform evaluator: the search alone.
 py::dict bench_search(const PlaySettings& settings, std::uint32_t lanes, std::uint64_t num_rounds) {
   UnitQueue queue;
-  for (std::uint64_t unit = 0; unit < num_rounds; ++unit) queue.waiting.push_back(unit);
+  for (std::uint64_t unit = 0; unit < num_rounds; ++unit) queue.waiting.push_back({unit});
   LaneGroup group(settings, queue);
   group.set_num_lanes(lanes);
   LocalRows rows;

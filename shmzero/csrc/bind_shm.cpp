@@ -109,15 +109,7 @@ class PyServerPort {
   py::tuple gather(const py::array& states, py::array_t<std::uint64_t, py::array::c_style> masks,
                    std::uint32_t limit_rows, double timeout_ms, bool other_in_flight, double wait_ms,
                    double spin_us) {
-    const SegmentSizes& sizes = segment_.sizes();
-    const auto capacity = static_cast<std::size_t>(states.nbytes()) / sizes.state_bytes();
-    if (limit_rows == 0 || limit_rows > capacity ||
-        static_cast<std::size_t>(masks.size()) < limit_rows * std::size_t{sizes.mask_words()}) {
-      throw py::value_error("limit_rows is " + std::to_string(limit_rows) +
-                            "; the staging holds " + std::to_string(capacity) + " rows");
-    }
-    const ServerPort::Staging staging = {
-        static_cast<std::byte*>(const_cast<void*>(states.data())), masks.mutable_data()};
+    const ServerPort::Staging staging = checked_staging(states, masks, limit_rows);
     const auto gathered = translated([&] {
       const py::gil_scoped_release release;
       return port_.gather(staging, limit_rows, ns_of_ms(timeout_ms), other_in_flight, ns_of_ms(wait_ms),
@@ -141,7 +133,27 @@ class PyServerPort {
     port_.fail(batch, message, version);
   }
 
+  std::vector<std::uint64_t> split(std::uint64_t batch) { return port_.split(batch); }
+
+  std::uint32_t refill(std::uint64_t batch, const py::array& states,
+                       py::array_t<std::uint64_t, py::array::c_style> masks, std::uint32_t limit_rows) {
+    return port_.refill(batch, checked_staging(states, masks, limit_rows));
+  }
+
  private:
+  ServerPort::Staging checked_staging(const py::array& states,
+                                      py::array_t<std::uint64_t, py::array::c_style>& masks,
+                                      std::uint32_t limit_rows) const {
+    const SegmentSizes& sizes = segment_.sizes();
+    const auto capacity = static_cast<std::size_t>(states.nbytes()) / sizes.state_bytes();
+    if (limit_rows == 0 || limit_rows > capacity ||
+        static_cast<std::size_t>(masks.size()) < limit_rows * std::size_t{sizes.mask_words()}) {
+      throw py::value_error("limit_rows is " + std::to_string(limit_rows) +
+                            "; the staging holds " + std::to_string(capacity) + " rows");
+    }
+    return {static_cast<std::byte*>(const_cast<void*>(states.data())), masks.mutable_data()};
+  }
+
   Segment& segment_;
   ServerPort port_;
 };
@@ -151,7 +163,8 @@ using Bools = py::array_t<bool, py::array::c_style>;
 /// One request in flight. Arrays are C-contiguous and of the service's types; Python sees to that.
 class PyRequestPort {
  public:
-  PyRequestPort(Segment& segment, std::uint32_t block) : segment_(segment), port_(segment, block) {}
+  PyRequestPort(Segment& segment, std::uint32_t block, std::uint64_t identity)
+      : segment_(segment), port_(segment, block, identity) {}
 
   RequestPort& port() { return port_; }
 
@@ -385,6 +398,16 @@ void bind_shm(py::module_& m) {
                                return s.sizes().wire == Wire::kFloat16 ? "float16" : "float32";
                              })
       .def_property_readonly("bytes", [](const Segment& s) { return s.layout().total; })
+      .def("check_finite",
+           [](const Segment& s, const py::array& states) {
+             if (static_cast<std::size_t>(states.nbytes()) % s.sizes().state_bytes() != 0 ||
+                 (states.flags() & py::array::c_style) == 0) {
+               throw py::value_error("states is not an array of this service");
+             }
+             check_finite(static_cast<const std::byte*>(states.data()),
+                          static_cast<std::size_t>(states.nbytes()) / s.sizes().state_bytes(), s.sizes());
+           },
+           py::arg("states"))
       .def("worker_counters",
            [](const Segment& s, std::uint32_t w) {
              check_index("worker", w, s.sizes().num_workers);
@@ -437,7 +460,8 @@ void bind_shm(py::module_& m) {
            [](const Segment& s) {
              std::vector<std::uint64_t> owners;
              for (std::uint32_t w = 0; w < s.sizes().num_workers; ++w) {
-               if (const auto owner = s.worker(w).owner.load(std::memory_order_acquire)) owners.push_back(owner);
+               const std::uint64_t owner = s.worker(w).owner.load(std::memory_order_acquire) & ~kResting;
+               if (owner != 0) owners.push_back(owner);
              }
              return owners;
            })
@@ -468,7 +492,7 @@ void bind_shm(py::module_& m) {
                   [](Segment& segment, std::uint64_t identity) -> std::unique_ptr<PyRequestPort> {
                     const std::uint32_t block = RequestPort::claim(segment, identity);
                     if (block == RequestPort::kNone) return nullptr;
-                    return std::make_unique<PyRequestPort>(segment, block);
+                    return std::make_unique<PyRequestPort>(segment, block, identity);
                   },
                   py::arg("segment"), py::arg("identity"), py::keep_alive<0, 1>())
       .def("submit", &PyRequestPort::submit, py::arg("states"), py::arg("masks"))
@@ -476,11 +500,13 @@ void bind_shm(py::module_& m) {
            py::arg("spin_us"))
       .def("wait", &PyRequestPort::wait, py::arg("timeout_ms"), py::arg("spin_us"))
       .def("take", &PyRequestPort::take, py::arg("rows"), py::arg("single") = false)
-      .def("begin", [](PyRequestPort& p) { return p.port().begin(); })
+      .def("rest", [](PyRequestPort& p) { p.port().rest(); })
+      .def("resume", [](PyRequestPort& p) { return p.port().resume(); })
       .def("publish", &PyRequestPort::publish, py::arg("rows"))
       .def("check_answer", [](PyRequestPort& p) { translated([&] { return p.port().check_answer(), 0; }); })
       .def("release", [](PyRequestPort& p) { p.port().release(); })
       .def("cancel", [](PyRequestPort& p) { return p.port().cancel(); })
+      .def_property_readonly("answered", [](PyRequestPort& p) { return p.port().answered(); })
       .def_property_readonly("block", [](PyRequestPort& p) { return p.port().block(); })
       .def("close", [](PyRequestPort& p) { p.port().close(); })
       .def_property_readonly("version", [](PyRequestPort& p) { return p.port().version(); });
@@ -548,7 +574,10 @@ void bind_shm(py::module_& m) {
            py::arg("wait_ms") = 100.0, py::arg("spin_us") = 0.0)
       .def("scatter", &PyServerPort::scatter, py::arg("batch"), py::arg("policies").noconvert(),
            py::arg("values").noconvert(), py::arg("version"))
-      .def("fail", &PyServerPort::fail, py::arg("batch"), py::arg("message"), py::arg("version"));
+      .def("fail", &PyServerPort::fail, py::arg("batch"), py::arg("message"), py::arg("version"))
+      .def("split", &PyServerPort::split, py::arg("batch"))
+      .def("refill", &PyServerPort::refill, py::arg("batch"), py::arg("states").noconvert(),
+           py::arg("masks").noconvert(), py::arg("limit_rows"));
 
   m.def("run_worker",
         [](Segment& segment, std::uint32_t worker, int grant_fd, int record_fd, std::uint32_t lanes,

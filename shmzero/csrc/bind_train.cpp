@@ -43,7 +43,7 @@ FullDealView view_of(const py::dict& arrays) {
   return {
       column<std::uint16_t>(arrays, "features", "float16", rows, kNumFeatures),
       column<std::uint64_t>(arrays, "masks", "uint64", rows, 1),
-      column<std::uint64_t>(arrays, "hands", "uint64", rows, kNumHands),
+      column<std::uint8_t>(arrays, "hands", "uint8", rows, kNumHands * kNumCards),
       column<std::uint8_t>(arrays, "actions", "uint8", rows, 1),
       column<float>(arrays, "utilities", "float32", rows, 1),
       column<std::uint16_t>(arrays, "policies", "float16", rows, kNumActions),

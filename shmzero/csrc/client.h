@@ -57,42 +57,71 @@ inline std::size_t first_not_finite(const std::byte* elements, std::size_t count
   return wire == Wire::kFloat16 ? look(std::uint16_t{0x7c00}) : look(std::uint32_t{0x7f800000});
 }
 
+/// Throws std::invalid_argument naming the first state of `num_rows` that is not finite.
+inline void check_finite(const std::byte* states, std::size_t num_rows, const SegmentSizes& sizes) {
+  const std::size_t count = num_rows * sizes.state_dim;
+  const std::size_t place = first_not_finite(states, count, sizes.wire);
+  if (place == count) return;
+  throw std::invalid_argument("state " + std::to_string(place % sizes.state_dim) + " of row " +
+                              std::to_string(place / sizes.state_dim) + " is NaN, or infinite as " +
+                              (sizes.wire == Wire::kFloat16 ? "float16" : "float32"));
+}
+
 class RequestPort {
  public:
   static constexpr std::uint32_t kNone = UINT32_MAX;
 
-  /// Claims a block that nobody has and whose slot is free; kNone where there is none. A process
-  /// that dies right after leaves a block that the reaper frees.
+  /// Claims a block whose slot is free: one that nobody has, else one that rests; kNone where there is
+  /// neither. A process that dies right after leaves a block that the reaper frees.
   static std::uint32_t claim(Segment& segment, std::uint64_t identity) {
-    for (std::uint32_t block = 0; block < segment.sizes().num_workers; ++block) {
-      std::atomic<std::uint64_t>& owner = segment.worker(block).owner;
-      std::uint64_t nobody = 0;
-      if (owner.load(std::memory_order_relaxed) != nobody) continue;  // the CAS decides
-      // Acquire: pairs with the release of whoever gave it back.
-      if (!owner.compare_exchange_strong(nobody, identity, std::memory_order_acq_rel)) continue;
-      const SlotWord word{segment.worker(block).words[0].load(std::memory_order_acquire)};
-      if (word.state() == SlotState::kFree) return block;
-      owner.store(0, std::memory_order_release);  // a server still computes for its predecessor
+    for (const std::uint64_t kind : {std::uint64_t{0}, kResting}) {
+      for (std::uint32_t block = 0; block < segment.sizes().num_workers; ++block) {
+        std::atomic<std::uint64_t>& owner = segment.worker(block).owner;
+        std::uint64_t found = owner.load(std::memory_order_relaxed);  // the CAS decides
+        if (kind == 0 ? found != 0 : (found & kResting) == 0) continue;
+        // Acquire: pairs with the release of whoever left it.
+        if (!owner.compare_exchange_strong(found, identity, std::memory_order_acq_rel)) continue;
+        const SlotWord word{segment.worker(block).words[0].load(std::memory_order_acquire)};
+        if (word.state() == SlotState::kFree) return block;
+        owner.store(0, std::memory_order_release);  // a server still computes for its predecessor
+      }
     }
     return kNone;
   }
 
-  /// `block` as `claim` returned it.
-  RequestPort(Segment& segment, std::uint32_t block)
-      : segment_(segment), block_(block), pid_(getpid()), port_(segment, block) {}
+  /// `block` as `claim` returned it to this identity.
+  RequestPort(Segment& segment, std::uint32_t block, std::uint64_t identity)
+      : segment_(segment), block_(block), identity_(identity), pid_(getpid()), port_(segment, block) {}
   ~RequestPort() { close(); }
   RequestPort(const RequestPort&) = delete;
   RequestPort& operator=(const RequestPort&) = delete;
 
   std::uint32_t block() const { return block_; }
   SlotRows rows() const { return port_.rows(0); }
-  bool begin() { return port_.begin(0); }
 
-  /// Publishes what is in the slot. Throws std::invalid_argument where a state is not finite,
-  /// std::logic_error where the slot is not being filled.
+  /// Leaves the block, whose slot is free, to whoever needs one. Only `resume` or `close` may follow.
+  void rest() {
+    rests_ = true;
+    port_.block().owner.store(identity_ | kResting, std::memory_order_release);  // pairs with claim, resume
+  }
+
+  /// Takes the block up again. False where somebody needed it: it is another's then.
+  bool resume() {
+    std::uint64_t resting = identity_ | kResting;
+    rests_ = !port_.block().owner.compare_exchange_strong(resting, identity_, std::memory_order_acq_rel);
+    return !rests_;
+  }
+
+  /// Publishes what has been written to the slot, which is free until then: a server does not wait for
+  /// somebody who takes his time. Throws std::invalid_argument where a state is not finite,
+  /// std::logic_error in the child of a fork.
   void publish(std::uint32_t num_rows) {
-    if (port_.load(0).state() != SlotState::kFilling) throw std::logic_error("this request has been sent already");
-    check_finite(rows().states, num_rows);
+    if (getpid() != pid_) {
+      throw std::logic_error("this request belongs to process " + std::to_string(pid_) +
+                             ", of which this one is a fork");
+    }
+    check_finite(rows().states, num_rows, segment_.sizes());
+    if (!port_.begin(0)) throw std::logic_error("request port is in use");
     port_.publish(0, num_rows);
   }
 
@@ -100,8 +129,8 @@ class RequestPort {
   /// Throws std::invalid_argument where a state is not finite; nothing has happened then.
   void submit(const std::byte* states, const std::uint8_t* masks, std::uint32_t num_rows) {
     const SegmentSizes& sizes = segment_.sizes();
-    check_finite(states, num_rows);
-    if (!begin()) throw std::logic_error("request port is in use");
+    check_finite(states, num_rows, sizes);
+    if (!port_.begin(0)) throw std::logic_error("request port is in use");
     const SlotRows to = rows();
     std::memcpy(to.states, states, num_rows * sizes.state_bytes());
     for (std::size_t r = 0; r < num_rows; ++r) {
@@ -114,6 +143,8 @@ class RequestPort {
   bool service_closed() const {
     return segment_.server(segment_.server_of(block_, 0)).closed.load(std::memory_order_acquire) != 0;
   }
+
+  bool answered() const { return port_.answered(0); }
 
   /// Waits for the answer, at most 100 ms; no longer where the service has left. Spins for at most
   /// `spin_ns` before it sleeps, less where that has been in vain.
@@ -150,34 +181,34 @@ class RequestPort {
   void close() {
     if (closed_ || getpid() != pid_) return;  // in the child of a fork it is the parent's
     closed_ = true;
+    std::atomic<std::uint64_t>& owner = port_.block().owner;
+    if (rests_) {
+      std::uint64_t resting = identity_ | kResting;
+      owner.compare_exchange_strong(resting, 0, std::memory_order_acq_rel);  // unless it is another's by now
+      return;
+    }
     cancel();
-    port_.block().owner.store(0, std::memory_order_release);  // pairs with claim
+    owner.store(0, std::memory_order_release);  // pairs with claim
   }
 
   std::uint32_t version() const { return rows().header->version; }
   void release() { port_.release(0); }
 
-  /// Gives the request up. False where the slot is the server's until it has done with it.
+  /// Gives the request up. False where the slot is the server's until it has done with it, and in the
+  /// child of a fork, which has nothing to give up.
   bool cancel() {
+    if (getpid() != pid_) return false;
     if (port_.load(0).state() == SlotState::kFilling) port_.publish(0, 0);
     port_.cancel(0);
     return port_.load(0).state() == SlotState::kFree;
   }
 
  private:
-  void check_finite(const std::byte* states, std::uint32_t num_rows) const {
-    const SegmentSizes& sizes = segment_.sizes();
-    const std::size_t count = std::size_t{num_rows} * sizes.state_dim;
-    const std::size_t place = first_not_finite(states, count, sizes.wire);
-    if (place == count) return;
-    throw std::invalid_argument("state " + std::to_string(place % sizes.state_dim) + " of row " +
-                                std::to_string(place / sizes.state_dim) + " is NaN, or infinite as " +
-                                (sizes.wire == Wire::kFloat16 ? "float16" : "float32"));
-  }
-
   Segment& segment_;
   std::uint32_t block_;
+  std::uint64_t identity_;
   pid_t pid_;
+  bool rests_ = false;  ///< The block is anybody's.
   bool closed_ = false;
   WorkerPort port_;
   SpinBudget budget_;
@@ -205,7 +236,9 @@ inline void close_service(Segment& segment) {
 inline void reap_client(Segment& segment, std::uint64_t identity) {
   for (std::uint32_t w = 0; w < segment.sizes().num_workers; ++w) {
     std::atomic<std::uint64_t>& owner = segment.worker(w).owner;
-    if (owner.load(std::memory_order_acquire) != identity) continue;
+    std::uint64_t resting = identity | kResting;
+    // Against a client that needs it: what rests is free, and may be another's at any moment.
+    if (owner.compare_exchange_strong(resting, 0, std::memory_order_acq_rel) || resting != identity) continue;
     reclaim_worker(segment, w);
     owner.store(0, std::memory_order_release);  // pairs with RequestPort::claim
     segment.server(0).bell.ring();              // it may have held a batch open for this filling

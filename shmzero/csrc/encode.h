@@ -11,7 +11,9 @@
 #include <string_view>
 #include <utility>
 
+#if defined(__SSE2__)
 #include <emmintrin.h>
+#endif
 
 #include "rules.h"
 
@@ -86,10 +88,14 @@ inline constexpr auto kShares = [] {
 
 /// Zeroes a row. Straight stores: for this size gcc turns memset into `rep stos`, which starts late.
 inline void clear(std::uint16_t* out) {
+#if defined(__SSE2__)
   [&]<std::size_t... I>(std::index_sequence<I...>) {
     const __m128i zero = _mm_setzero_si128();
     (_mm_storeu_si128(reinterpret_cast<__m128i*>(out) + I, zero), ...);
   }(std::make_index_sequence<kNumFeatures * sizeof(std::uint16_t) / sizeof(__m128i)>{});
+#else
+  std::fill_n(out, kNumFeatures, std::uint16_t{0});
+#endif
 }
 }  // namespace feature
 

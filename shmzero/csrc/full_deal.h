@@ -20,7 +20,7 @@ inline constexpr int kNumHands = kMaxPlayers;
 struct FullDealView {
   std::uint16_t* features;       ///< [N, 256] float16 bits, of the mover.
   std::uint64_t* masks;          ///< [N] legal actions.
-  std::uint64_t* hands;          ///< [N, 8] what the mover does not see.
+  std::uint8_t* hands;           ///< [N, 8 x 52] 1 for each card that the mover does not see.
   std::uint8_t* actions;         ///< [N] that was taken.
   float* utilities;              ///< [N] that the mover came to.
   std::uint16_t* policies;       ///< [N, 52] float16 bits, the record's target, sum 1.
@@ -77,11 +77,11 @@ inline std::size_t replay_full_deal(const RoundRecord& record, std::uint64_t sea
     out.tricks[row] = end.tricks_won[ego];
     out.versions[row] = decision.version;
 
-    std::uint64_t* hands = out.hands + row * kNumHands;
-    hands[0] = canonical_cards(undealt, order);
-    for (int i = 1, s = round.next_seat(ego); i < kNumHands; ++i) {
-      hands[i] = i < round.num_players ? canonical_cards(round.hands[s], order) : 0;
-      s = round.next_seat(s);
+    std::uint8_t* hands = out.hands + row * kNumHands * kNumCards;
+    std::fill_n(hands, kNumHands * kNumCards, std::uint8_t{0});
+    for_each_card(canonical_cards(undealt, order), [&](int card) { hands[card] = 1; });
+    for (int i = 1, s = round.next_seat(ego); i < round.num_players; ++i, s = round.next_seat(s)) {
+      for_each_card(canonical_cards(round.hands[s], order), [&](int card) { hands[i * kNumCards + card] = 1; });
     }
 
     std::uint16_t* policy = out.policies + row * kNumActions;

@@ -79,10 +79,20 @@ inline RoundSettings draw_settings(const PlaySettings& play, std::uint64_t unit)
   return drawn;
 }
 
-/// A finished unit: the records of its rounds in order.
-struct FinishedUnit {
+/// A unit to play: a round, or a game, from its start or from a later round on. Crosses a pipe as it is.
+struct Unit {
+  std::uint64_t id;
+  std::uint32_t first_round = 0;
+  std::uint32_t unused = 0;
+  std::array<std::int16_t, kMaxPlayers> totals = {};  ///< Points before that round, by seat.
+};
+static_assert(sizeof(Unit) == 32 && std::is_trivially_copyable_v<Unit>);
+
+/// A finished round; those of a unit come in order.
+struct FinishedRound {
   std::uint64_t unit;
-  std::vector<std::string> records;
+  std::string record;
+  bool last;  ///< The unit is finished with it.
 };
 
 /// Sums since the start, of one process.
@@ -92,8 +102,8 @@ struct PlayCounters {
 
 /// The units to play and what came of them, shared by the groups of one process.
 struct UnitQueue {
-  std::deque<std::uint64_t> waiting;
-  std::vector<FinishedUnit> finished;
+  std::deque<Unit> waiting;
+  std::vector<FinishedRound> finished;
   PlayCounters counters;
 };
 
@@ -143,7 +153,7 @@ class Lane {
         asks_other_ = true;
       }
       static const SearchConfig policy_alone = [] {
-        SearchConfig config;
+        SearchConfig config = {};
         config.simulations = 0;
         return config;
       }();
@@ -162,14 +172,16 @@ class Lane {
  private:
   bool start_unit(const PlaySettings& settings, UnitQueue& queue) {
     if (queue.waiting.empty()) return false;
-    unit_ = queue.waiting.front();
+    const Unit unit = queue.waiting.front();
     queue.waiting.pop_front();
-    finished_ = {*unit_, {}};
+    unit_ = unit.id;
     RoundSettings drawn = draw_settings(settings, *unit_);
     draw_holders(settings, drawn.num_players);
     game_.reset();
     if (settings.games) {
       game_.emplace(drawn.num_players, drawn.cards, settings.rules, drawn.dealer);
+      game_->round_index = static_cast<int>(unit.first_round);
+      std::copy(unit.totals.begin(), unit.totals.end(), game_->totals.begin());
       drawn = game_->settings();
     }
     start_round(settings, drawn);
@@ -277,17 +289,15 @@ class Lane {
   }
 
   void finish_round(const PlaySettings& settings, UnitQueue& queue) {
-    finished_.records.push_back(encode_record(record_));
+    if (game_) game_->finish(round_);
+    const bool last = !game_ || game_->done();
+    queue.finished.push_back({*unit_, encode_record(record_), last});
     ++queue.counters.rounds;
-    if (game_) {
-      game_->finish(round_);
-      if (!game_->done()) {
-        start_round(settings, game_->settings());
-        return;
-      }
+    if (!last) {
+      start_round(settings, game_->settings());
+      return;
     }
     ++queue.counters.units;
-    queue.finished.push_back(std::move(finished_));
     unit_.reset();
   }
 
@@ -301,7 +311,6 @@ class Lane {
   std::optional<Game> game_;
   Round round_ = {};
   RoundRecord record_;
-  FinishedUnit finished_;
   Search search_;
   std::array<std::int8_t, kMaxPlayers> holders_ = {};  ///< Of the seats: kAgent, or of others.
   bool searching_ = false;

@@ -238,7 +238,7 @@ class Root {
     } else {
       are_counts = true;
       for (int a = 0; a < num_actions; ++a) weights[a] = arms_[a].visits;
-      if (noise_ && config_->root == RootRule::kPuct) prune_noise(weights);
+      if (noise_) count_without_noise(weights);
     }
     double sum = 0.0;
     for (int a = 0; a < num_actions; ++a) sum += weights[a];
@@ -249,28 +249,25 @@ class Root {
     }
   }
 
-  /// Takes back visits that only the noise in the prior explains: an action keeps no more than would
-  /// have let PUCT, under the clean prior and the final values, prefer it to the most visited one,
-  /// which gets the rest (after Wu 2019, "policy target pruning").
-  void prune_noise(double* visits) const {
+  /// The visits that PUCT would give under the clean prior, had every action been worth from the start
+  /// what it came to: what the noise found out stays, where it led does not.
+  void count_without_noise(double* visits) const {
     const int num_actions = decision_.num_actions;
-    int best = 0;
-    double total = 1.0;
-    for (int a = 0; a < num_actions; ++a) {
-      total += visits[a];
-      if (visits[a] > visits[best]) best = a;
-    }
-    const double score = puct_score(mean(arms_[best]), decision_.prior[best], total, visits[best],
-                                    config_->c_puct);
-    for (int a = 0; a < num_actions; ++a) {
-      if (a == best || visits[a] == 0.0) continue;
-      const double gap = score - mean(arms_[a]);
-      if (gap <= 0.0) continue;
-      const double justified =
-          std::ceil(config_->c_puct * decision_.prior[a] * std::sqrt(total) / gap - 1.0);
-      const double kept = std::clamp(justified, 0.0, visits[a]);
-      visits[best] += visits[a] - kept;
-      visits[a] = kept;
+    double sum = value_;
+    std::fill_n(visits, num_actions, 0.0);
+    for (std::uint32_t wave = 0; wave < done_; ++wave) {
+      const double exploration = config_->c_puct * std::sqrt(1.0 + wave);
+      const double first_play = sum / (1.0 + wave) - config_->fpu_reduction;
+      const auto worth = [&](int a) { return arms_[a].tried > 0 ? mean(arms_[a]) : first_play; };
+      int best = 0;
+      double best_score = -1e300;
+      for (int a = 0; a < num_actions; ++a) {
+        const double q = visits[a] > 0.0 ? worth(a) : first_play;
+        const double score = q + exploration * decision_.prior[a] / (1.0 + visits[a]);
+        if (score > best_score) best_score = score, best = a;
+      }
+      visits[best] += 1.0;
+      sum += worth(best);
     }
   }
 

@@ -26,12 +26,13 @@
 namespace shmzero {
 
 inline constexpr std::uint64_t kSegmentMagic = 0x304f52455a4d4853u;  // "SHMZERO0"
-inline constexpr std::uint32_t kLayoutVersion = 3;
+inline constexpr std::uint32_t kLayoutVersion = 4;
 inline constexpr std::size_t kLine = 64;
 inline constexpr std::uint32_t kMaxSlotsPerWorker = 8;  ///< Their words share one cache line.
 inline constexpr std::uint32_t kHistogramBins = 24;
 inline constexpr std::uint32_t kWaitBins = 128;  ///< Four an octave, up to 17 s: see wait_bin.
 inline constexpr std::size_t kMessageBytes = 232;
+inline constexpr std::uint64_t kResting = std::uint64_t{1} << 63;  ///< Beside an identity, which never has it.
 
 /// Element type of states on the wire.
 enum class Wire : std::uint32_t { kFloat16 = 2, kFloat32 = 4 };
@@ -89,8 +90,9 @@ struct alignas(kLine) WorkerBlock {
   Doorbell bell;  ///< Rung by the server that answered, waited on by the worker.
   /// Slot words: see slot.h for who writes which transition. One line, so that a sweep reads one.
   alignas(kLine) std::atomic<std::uint64_t> words[kMaxSlotsPerWorker];
-  /// Whose block this is: process_identity, 0 where nobody's. Claimed by a CAS from 0 (acquire),
-  /// given back by the owner or, after its death, by the reaper (release).
+  /// Whose block this is: process_identity, 0 where nobody's, with kResting while a client keeps it for
+  /// its next request. Claimed by a CAS from 0 or from a resting one (acquire), left by the owner or,
+  /// after its death, by the reaper (release).
   alignas(kLine) std::atomic<std::uint64_t> owner;
   /// Written by the worker; relaxed as above. A replacement goes on counting.
   std::atomic<std::uint64_t> units;

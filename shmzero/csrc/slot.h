@@ -26,6 +26,8 @@
 #include <cstring>
 #include <deque>
 #include <stdexcept>
+#include <string>
+#include <utility>
 #include <vector>
 
 #include "shm_layout.h"
@@ -227,12 +229,39 @@ class ServerPort {
     });
   }
 
-  /// Answers a batch's slots with what went wrong instead (cut to the header's room). A slot that is
-  /// served in pieces has failed where one of them has.
+  /// Takes a batch apart into one for each request in it, to be copied again by `refill`.
+  std::vector<std::uint64_t> split(std::uint64_t batch) {
+    const auto found = find_batch(batch);
+    const Batch whole = std::move(*found);
+    batches_.erase(found);
+    std::vector<std::uint64_t> parts;
+    for (const Piece& piece : whole.pieces) {
+      parts.push_back(next_batch_);
+      batches_.push_back({next_batch_++, whole.gathered_ns, {piece}});
+    }
+    return parts;
+  }
+
+  /// Copies the rows of a batch that is not answered yet into `staging`; returns how many. It has room
+  /// for the batch that they were gathered with.
+  std::uint32_t refill(std::uint64_t batch, const Staging& staging) {
+    std::uint32_t rows = 0;
+    for (const Piece& piece : find_batch(batch)->pieces) {
+      copy_piece(piece, staging, rows);
+      rows += piece.num_rows;
+    }
+    return rows;
+  }
+
+  /// Answers a batch's slots with what went wrong instead (UTF-8, cut to the header's room). A slot that
+  /// is served in pieces has failed where one of them has.
   void fail(std::uint64_t batch, const std::string& message, std::uint32_t version) {
     finish_batch(batch, version, [&](const Piece&, Taken& taken, const SlotRows& out, std::uint32_t) {
       taken.failed = true;
-      const std::size_t bytes = std::min(message.size(), kMessageBytes - 1);
+      std::size_t bytes = std::min(message.size(), kMessageBytes - 1);
+      if (bytes < message.size()) {
+        while (bytes > 0 && (static_cast<unsigned char>(message[bytes]) & 0xc0) == 0x80) --bytes;  // within a character
+      }
       std::memcpy(out.header->message, message.data(), bytes);
       out.header->message[bytes] = 0;
     });
@@ -258,13 +287,18 @@ class ServerPort {
     std::vector<Piece> pieces;
   };
 
+  std::deque<Batch>::iterator find_batch(std::uint64_t batch) {
+    const auto found = std::find_if(batches_.begin(), batches_.end(),
+                                    [&](const Batch& b) { return b.id == batch; });
+    if (found == batches_.end()) throw std::invalid_argument("no such batch");
+    return found;
+  }
+
   /// Lets `answer(piece, taken, slot, row of the batch)` write each piece, hands full slots back and
   /// wakes their workers, each once.
   template <class Answer>
   void finish_batch(std::uint64_t batch, std::uint32_t version, Answer&& answer) {
-    const auto found = std::find_if(batches_.begin(), batches_.end(),
-                                    [&](const Batch& b) { return b.id == batch; });
-    if (found == batches_.end()) throw std::invalid_argument("scatter: no such batch");
+    const auto found = find_batch(batch);
     std::uint32_t rows = 0;
     std::uint32_t last_worker = UINT32_MAX;
     const auto ring = [&] {
@@ -361,22 +395,29 @@ class ServerPort {
     return ready || (was_filling && !filling && backlog_rows_ > 0);
   }
 
-  Gathered fill(const Staging& staging, std::uint32_t limit_rows, std::uint64_t now) {
+  /// To row `row` of `staging` and those behind it.
+  void copy_piece(const Piece& piece, const Staging& staging, std::uint32_t row) const {
     const SegmentSizes& sizes = segment_.sizes();
+    const Taken& taken = taken_[piece.taken];
+    const SlotRows in = slot_rows(segment_, taken.worker, taken.slot);
+    std::memcpy(staging.states + row * sizes.state_bytes(), in.states + piece.first_row * sizes.state_bytes(),
+                piece.num_rows * sizes.state_bytes());
+    std::memcpy(staging.masks + static_cast<std::size_t>(row) * sizes.mask_words(),
+                in.masks + static_cast<std::size_t>(piece.first_row) * sizes.mask_words(),
+                static_cast<std::size_t>(piece.num_rows) * sizes.mask_words() * 8);
+  }
+
+  Gathered fill(const Staging& staging, std::uint32_t limit_rows, std::uint64_t now) {
     Batch batch = {next_batch_++, now, {}};
     std::uint32_t rows = 0;
     while (rows < limit_rows && !backlog_.empty()) {
       Taken& taken = taken_[backlog_.front()];
-      const std::uint32_t piece = std::min(limit_rows - rows, taken.num_rows - taken.next_row);
-      const SlotRows in = slot_rows(segment_, taken.worker, taken.slot);
-      std::memcpy(staging.states + rows * sizes.state_bytes(),
-                  in.states + taken.next_row * sizes.state_bytes(), piece * sizes.state_bytes());
-      std::memcpy(staging.masks + static_cast<std::size_t>(rows) * sizes.mask_words(),
-                  in.masks + static_cast<std::size_t>(taken.next_row) * sizes.mask_words(),
-                  static_cast<std::size_t>(piece) * sizes.mask_words() * 8);
-      batch.pieces.push_back({backlog_.front(), taken.next_row, piece});
-      taken.next_row += piece;
-      rows += piece;
+      const Piece piece = {backlog_.front(), taken.next_row,
+                           std::min(limit_rows - rows, taken.num_rows - taken.next_row)};
+      copy_piece(piece, staging, rows);
+      batch.pieces.push_back(piece);
+      taken.next_row += piece.num_rows;
+      rows += piece.num_rows;
       if (taken.next_row == taken.num_rows) backlog_.pop_front();
     }
     backlog_rows_ -= rows;

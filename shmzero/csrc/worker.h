@@ -1,7 +1,7 @@
 // The loop of a worker process: lanes on one side, slots on the other, without the GIL.
 //
-// Units come as numbers on one pipe, finished ones leave as frames on another: u32 bytes that follow,
-// u64 unit, u32 records, each u32 length + bytes. Which worker plays a unit makes no difference to it.
+// Units come on one pipe, finished rounds leave as frames on another: u32 bytes that follow, u64 unit,
+// u32 1 for the unit's last, the record. Which worker plays a unit makes no difference to it.
 #pragma once
 
 #include <poll.h>
@@ -49,13 +49,14 @@ class Worker {
     port_.block().owner.store(process_identity(getpid()), std::memory_order_relaxed);  // a report
   }
 
-  /// Until no unit is left or will come. Throws where a pipe breaks.
+  /// Until no unit is left or will come. Throws where a pipe breaks, or a slot comes back failed.
   void run() {
     for (;;) {
       read_grants();
       const std::uint64_t start = now_ns();
       const bool stepped = step_slots();
       write_finished();
+      publish_counters();
       const std::uint64_t stepped_until = now_ns();
       add(port_.block().busy_ns, stepped_until - start);
       if (stepped) continue;
@@ -94,6 +95,10 @@ class Worker {
         continue;
       }
       const SlotRows rows = port_.rows(slot);
+      if (in_flight_[slot] && rows.header->failed != 0) {
+        throw std::runtime_error("slot " + std::to_string(slot) + " was answered with a failure: " +
+                                 std::string(rows.header->message, strnlen(rows.header->message, kMessageBytes)));
+      }
       if (!port_.begin(slot)) continue;
       stepped = true;
       const std::uint64_t finished = queue_.counters.units;
@@ -123,8 +128,8 @@ class Worker {
     while (!no_more_grants_) {
       pollfd grants = {grant_fd_, POLLIN, 0};
       if (poll(&grants, 1, 0) <= 0) return;
-      std::uint64_t units[512];
-      // The parent writes whole numbers, at most PIPE_BUF bytes a time: reads are whole as well.
+      Unit units[4096 / sizeof(Unit)];
+      // The parent writes whole units, at most PIPE_BUF bytes a time: reads are whole as well.
       const ssize_t bytes = read(grant_fd_, units, sizeof units);
       if (bytes < 0 && (errno == EINTR || errno == EAGAIN)) continue;
       if (bytes < 0) throw std::runtime_error(std::string("grant pipe: ") + std::strerror(errno));
@@ -132,9 +137,12 @@ class Worker {
         no_more_grants_ = true;
         return;
       }
-      if (bytes % 8 != 0) throw std::runtime_error("grant pipe: part of a number");
-      queue_.waiting.insert(queue_.waiting.end(), units, units + bytes / 8);
-      in_progress_ += static_cast<std::uint64_t>(bytes / 8);
+      const auto read_units = static_cast<std::size_t>(bytes) / sizeof(Unit);
+      if (read_units * sizeof(Unit) != static_cast<std::size_t>(bytes)) {
+        throw std::runtime_error("grant pipe: part of a unit");
+      }
+      queue_.waiting.insert(queue_.waiting.end(), units, units + read_units);
+      in_progress_ += read_units;
     }
   }
 
@@ -142,16 +150,11 @@ class Worker {
     if (queue_.finished.empty()) return;
     std::string out;
     const auto put = [&](auto value) { out.append(reinterpret_cast<const char*>(&value), sizeof value); };
-    for (const FinishedUnit& unit : queue_.finished) {
-      std::uint32_t bytes = 12;
-      for (const std::string& record : unit.records) bytes += 4 + static_cast<std::uint32_t>(record.size());
-      put(bytes);
-      put(unit.unit);
-      put(static_cast<std::uint32_t>(unit.records.size()));
-      for (const std::string& record : unit.records) {
-        put(static_cast<std::uint32_t>(record.size()));
-        out += record;
-      }
+    for (const FinishedRound& round : queue_.finished) {
+      put(static_cast<std::uint32_t>(12 + round.record.size()));
+      put(round.unit);
+      put(std::uint32_t{round.last});
+      out += round.record;
     }
     queue_.finished.clear();
     for (std::size_t at = 0; at < out.size();) {
@@ -160,7 +163,6 @@ class Worker {
       if (written < 0) throw std::runtime_error(std::string("record pipe: ") + std::strerror(errno));
       at += static_cast<std::size_t>(written);
     }
-    publish_counters();
   }
 
   /// Adds what is new since the last time: a replacement goes on where its predecessor stood.

@@ -1,0 +1,213 @@
+"""Training where something is wrong: a full disk, matches that fail, other versions, missing packages, nothing to do."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+
+from shmzero import plot, train
+from shmzero.arena import main as arena_main
+from shmzero.config import NetConfig
+from shmzero.errors import RecordError
+from shmzero.judge import Judge
+from shmzero.learn import Learner, save_state
+from shmzero.net import BlobNet, load_checkpoint, save_checkpoint
+from shmzero.records import Records, newest_checkpoint
+from shmzero.selfplay import append_line, write_whole
+from shmzero.train_config import TrainConfig
+from tests.test_bad_input import mounted
+
+QUICK = ["--minutes", "30", "--opponents", "", "--lanes", "256", "--batch", "256", "--publish-s", "0.2", "--checkpoint-s", "0.5",
+         "--buffer", "20000", "--json"]  # fmt: skip
+
+
+def of_other_features(path: Path) -> None:
+    """Make a file of weights say that it reads another version of the features."""
+    data = path.read_bytes()
+    metadata = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
+    path.write_bytes(safetensors.torch.save(safetensors.torch.load(data), metadata | {"features": "99"}))
+
+
+def one_line(captured: str) -> str:
+    assert captured.startswith("error: ") and captured.count("\n") == 1, captured
+    return captured
+
+
+def test_disk_filling_up_keeps_what_was_committed_and_goes_on_with_space(tmp_path: Path) -> None:
+    disk, kept = tmp_path / "disk", tmp_path / "kept"
+    disk.mkdir()
+    kept.mkdir()
+    script = """
+    disk=$1 kept=$2; shift 2
+    mount -t tmpfs -o size=16m tmpfs "$disk"
+    for name in first again; do
+      code=0; "$@" >"$kept/$name.out" 2>"$kept/$name.err" || code=$?; echo $code >"$kept/$name.code"
+    done
+    mkdir "$kept/full"; cp -r "$disk"/rounds.sqlite* "$disk/checkpoints" "$kept/full"
+    mount -o remount,size=400m "$disk"
+    "$@"
+    cp -r "$disk"/rounds.sqlite* "$disk/config.toml" "$disk/checkpoints" "$kept"
+    """
+    command = [sys.executable, "-m", "shmzero.train", str(disk), "--rounds", "30000", *QUICK]
+    done = mounted(script, disk, kept, *command)
+    assert done.returncode == 0, done.stderr
+    for name in ("first", "again"):
+        said = (kept / f"{name}.err").read_text()
+        assert (kept / f"{name}.code").read_text() == "1\n", said
+        assert re.match("error: .*(full|No space left)", said.splitlines()[-1]) and "Traceback" not in said
+        assert said.count("error:") == 1 and (kept / f"{name}.out").read_text() == ""
+    full = list(Records(kept / "full"))
+    if (newest := newest_checkpoint(kept / "full")) is not None:
+        load_checkpoint(newest)
+    summary = json.loads(done.stdout)
+    assert summary["complete"] and summary["rounds"] >= 30000 and summary["steps"] > 0
+    records = list(Records(kept))
+    assert 0 < len(full) < len(records) == len(set(records)) and set(full) <= set(records)
+    assert 'net = "quick"' in (kept / "config.toml").read_text()
+
+
+def test_lines_are_added_after_one_that_was_cut_off_and_files_replaced_whole(tmp_path: Path) -> None:
+    path = tmp_path / "lines.jsonl"
+    append_line(path, {"a": 1})
+    path.write_text(path.read_text() + '{"b": ')
+    append_line(path, {"c": 3})
+    append_line(path, {"d": 4})
+    assert plot.read_metrics(path) == [{"a": 1}, {"c": 3}, {"d": 4}]
+    write_whole(path, "new")
+    assert path.read_text() == "new" and list(tmp_path.iterdir()) == [path]
+    with pytest.raises(RecordError, match="Is a directory|cannot be written"):
+        append_line(tmp_path, {})
+
+
+def ended(judge: Judge) -> list[str]:
+    """What is said of the matches that are going on, once their process has ended."""
+    said: list[str] = []
+    until = time.monotonic() + 120
+    while judge._child is not None and time.monotonic() < until:
+        judge.poll(0.0, said.append)
+        time.sleep(0.02)
+    assert judge._child is None
+    return said
+
+
+def judge_of(folder: Path, **settings: object) -> Judge:
+    (folder / "checkpoints").mkdir(parents=True)
+    save_checkpoint(BlobNet(NetConfig(width=16, hidden=16, blocks=1)), folder / "checkpoints" / "00000001.safetensors")
+    return Judge(TrainConfig(deals=2, evaluate_s=1, **settings), folder)  # type: ignore[arg-type]
+
+
+def test_matches_whose_process_dies_are_said_and_counted(tmp_path: Path) -> None:
+    judge = judge_of(tmp_path)
+    judge.poll(2.0, print)
+    assert judge._child is not None
+    judge._child.process.kill()
+    (line,) = ended(judge)
+    assert "the matches ended with status -9" in line and judge.failures == 1
+
+
+def test_ratings_that_cannot_be_written_are_said_in_one_line(tmp_path: Path) -> None:
+    judge = judge_of(tmp_path, opponents="", rate=True)
+    (tmp_path / "ratings.json").mkdir()
+    judge.poll(2.0, print)
+    (line,) = ended(judge)
+    assert "ratings.json cannot be written" in line and judge.failures == 1
+
+
+def test_run_is_over_when_every_opponents_last_match_and_the_rating_are_kept(tmp_path: Path) -> None:
+    judge_of(tmp_path)
+    config = TrainConfig(opponents="threshold,random", rate=True)
+
+    def judged(line: dict) -> bool:
+        append_line(tmp_path / plot.METRICS_NAME, {"elapsed_s": 1.0} | line)
+        run = train.Run(config, tmp_path, print, lambda progress: None, lambda: False)
+        run._writer.close()
+        return run._judged()
+
+    found = [judged({"match": {"opponent": name, "mode": mode, "steps": steps}}) for name, mode, steps in (
+        ("threshold", "rest", 1), ("random", "one", 1), ("random", "rest", 0), ("random", "rest", 1),
+    )]  # fmt: skip
+    assert not any(found) and judged({"rating": {"steps": 1}})
+
+
+def test_matches_compute_in_one_thread_beside_the_run_and_in_all_after_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judge = judge_of(tmp_path)
+    threads: list[tuple[int, int]] = []
+
+    class Started(Exception):
+        pass
+
+    def start_child(module: str, spec: dict, fds: list[int], number: int) -> None:
+        threads.append((spec["threads"], number))
+        raise Started
+
+    monkeypatch.setattr("shmzero.judge.start_child", start_child)
+    monkeypatch.setattr("shmzero.judge.cores", lambda: 5)
+    for start in (lambda: judge.poll(2.0, print), lambda: judge.finish(print, lambda: False)):
+        with pytest.raises(Started):
+            start()
+    assert threads == [(1, 1), (5, 5)]
+
+
+def test_last_matches_leave_when_they_are_asked_to(tmp_path: Path) -> None:
+    said: list[str] = []
+    assert judge_of(tmp_path).finish(said.append, lambda: True) == []
+    assert "broken off" in said[-1]
+
+
+def test_checkpoint_of_another_feature_version_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "net.safetensors"
+    save_checkpoint(BlobNet(NetConfig(width=16, hidden=16, blocks=1)), path)
+    of_other_features(path)
+    assert arena_main([str(path), "random", "--deals", "2"]) == 2
+    assert "feature version 99" in one_line(capsys.readouterr().err)
+
+
+def test_learner_state_of_another_feature_version_is_one_line(tmp_path: Path) -> None:
+    config = TrainConfig(rounds=500)
+    save_state(Learner(config, "cpu"), tmp_path / "learner.safetensors", {"rows": 0})
+    of_other_features(tmp_path / "learner.safetensors")
+    done = subprocess.run(
+        [sys.executable, "-m", "shmzero.train", str(tmp_path), "--rounds", "500", *QUICK], capture_output=True, text=True
+    )
+    assert done.returncode == 2 and done.stderr.count("error:") == 1 and "Traceback" not in done.stderr
+    assert "features 99" in done.stderr.splitlines()[-1]
+
+
+def test_run_of_other_settings_names_what_both_commands_have(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from shmzero.records import RecordWriter
+
+    RecordWriter(tmp_path, TrainConfig(seed=1).identity()).close()
+    assert train.main([str(tmp_path), "--seed", "2"]) == 2
+    line = one_line(capsys.readouterr().err)
+    assert "seed: 1 there, 2 now" in line and "another folder" in line and "--out" not in line
+
+
+@pytest.mark.parametrize(
+    ("package", "arguments"), [("tensorboard", ["--tensorboard"]), ("matplotlib", None)],
+)
+def test_missing_package_is_one_line_that_says_how_to_install_it(
+    package: str, arguments: list[str] | None, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.setitem(sys.modules, package, None)
+    if arguments is not None:
+        assert train.main([str(tmp_path / "run"), *arguments]) == 2 and not (tmp_path / "run").exists()
+    else:
+        match = {"opponent": "random", "mode": "one", "mean": 0.0, "low": -1.0, "high": 1.0}
+        append_line(tmp_path / plot.METRICS_NAME, {"elapsed_s": 1.0, "match": match})
+        assert plot.main([str(tmp_path)]) == 2
+    assert f"pip install {package}" in one_line(capsys.readouterr().err)
+
+
+def test_zero_rounds_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train.main([str(tmp_path / "run"), "--rounds", "0"]) == 2 and not (tmp_path / "run").exists()
+    assert "rounds is 0; allowed: 1" in one_line(capsys.readouterr().err)
