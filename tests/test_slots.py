@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import struct
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import pytest
 
 from shmzero import SearchConfig, _core
 from shmzero.config import play_settings
+from shmzero.launch import GRANT
 from shmzero.errors import SegmentCorrupt, SegmentError
 from shmzero.segment import create_private
 
@@ -186,11 +186,11 @@ def test_worker_whose_slot_comes_back_failed_ends_with_the_message() -> None:
     records, recorded = os.pipe()
     settings = play_settings(SearchConfig(determinizations=1, simulations=4))
     try:
-        os.write(granted, struct.pack("=Q", 0))
+        os.write(granted, bytes(GRANT.size))  # unit 0, from its first round
         with ThreadPoolExecutor(1) as pool:
             worker = pool.submit(_core.run_worker, memory.segment, 0, grants, recorded, 1, settings)
             rows = 0
-            while rows == 0:
+            while rows == 0 and not worker.done():
                 batch, rows = server.gather(states, masks, 64)
             server.fail(batch, "the kettle is empty", 1)
             with pytest.raises(RuntimeError, match="slot 0 was answered with a failure: the kettle is empty"):
