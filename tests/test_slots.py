@@ -11,8 +11,8 @@ import pytest
 
 from shmzero import SearchConfig, _core
 from shmzero.config import play_settings
-from shmzero.launch import GRANT
 from shmzero.errors import SegmentCorrupt, SegmentError
+from shmzero.launch import GRANT
 from shmzero.segment import create_private
 
 
