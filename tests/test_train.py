@@ -530,7 +530,7 @@ def test_gate_opens_for_a_match_won_beyond_its_interval_and_for_no_other(
 
 
 def progress(**more: object) -> TrainProgress:
-    play = Progress(0, 10**12, 41_000, 60.0, 51_945.0, 13_235.0, 917.0, 0.9, 0.8)
+    play = Progress(0, 10**12, 0.0, 41_000, 60.0, 51_945.0, 13_235.0, 917.0, 0.9, 0.8)
     match = {"opponent": "threshold", "mode": "one", "mean": 1.02, "low": 0.8, "high": 1.24, "steps": 900}
     learner = dict.fromkeys(METRICS, 0.1234) | {"steps": 1204, "steps_per_s": 14.3, "learner_waits": 0.07}
     given = {"learner": learner, "matches": [match, match | {"opponent": "uct10x90+solver", "mean": -2.5}],
