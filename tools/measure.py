@@ -147,8 +147,14 @@ def machine() -> dict[str, Any]:
     info = Path("/proc/cpuinfo").read_text()
     model = next((line.partition(": ")[2] for line in info.splitlines() if line.startswith("model name")), "")
     flags = sorted(f for f in ("amx_bf16", "avx512_bf16", "avx512f", "avx2") if f in info)
-    commit = subprocess.run(["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"],
-                            capture_output=True, text=True).stdout.strip()
+
+    def git(*words: str) -> str:
+        root = str(Path(__file__).resolve().parent.parent)
+        return subprocess.run(["git", "-C", root, *words], capture_output=True, text=True).stdout.strip()
+
+    # What is measured is the code: results that were written meanwhile make it no other one.
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!tools/results", ":!README.md")
+    commit = git("rev-parse", "--short=12", "HEAD") + ("-dirty" if changed else "")
     memory = int(Path("/proc/meminfo").read_text().split()[1]) / 1e6
     versions = {"python": platform.python_version(), "numpy": np.__version__,
                 "torch": importlib.metadata.version("torch")}
