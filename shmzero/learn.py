@@ -106,7 +106,7 @@ def bits(words: Tensor) -> Tensor:
 
 
 class Critic(nn.Module):
-    """What each action is worth to the mover, from the full deal. Lives in the learner only."""
+    """Utility of the mover after each action, from the full deal. Lives in the learner only."""
 
     input_scale: Tensor
 
@@ -128,8 +128,8 @@ class Critic(nn.Module):
         self.register_buffer("input_scale", torch.ones(_core.NUM_FEATURES))
 
     def forward(self, features: Tensor, hands: Tensor) -> Tensor:
-        """[B, 52] of the mover's features [B, 256] and the hands [B, H x 52] that it does not see, the undealt cards
-        and those of the next seats: see Learner.critic_step."""
+        """Q [B, 52] of the mover's features [B, 256] and the hands [B, H x 52] that it does not see: the undealt cards
+        and those of the next seats."""
         hidden = hands[:, : self.num_hands * _core.NUM_CARDS].to(features.dtype)
         # Two products instead of one of both inputs side by side, which would have to be copied.
         known, rest = self.read.weight[:, : _core.NUM_FEATURES], self.read.weight[:, _core.NUM_FEATURES :]
@@ -208,16 +208,6 @@ class Optimiser:
         self.adam.load_state_dict({"state": slots, "param_groups": self.adam.state_dict()["param_groups"]})
 
 
-def stakes(features: Tensor) -> Tensor:
-    """Utility [B, 52] that each action leads to if the mover wins exactly its bid, for points without rivalry:
-    (10 + bid) / (10 + cards), the bid being the one made or the action itself. From its features [B, 256]."""
-    cards = (features[:, _core.CARDS_FEATURE, None].float() * 13).round()
-    made = (features[:, _core.BID_FEATURE, None].float() * 14).round() - 1
-    playing = features[:, _core.PLAYING_FEATURE, None] > 0.5
-    actions = torch.arange(_core.NUM_ACTIONS, device=features.device)
-    return (10 + torch.where(playing, made, actions)) / (10 + cards)
-
-
 @dataclass(frozen=True)
 class Valued:
     """A batch that the critic has valued and learned from."""
@@ -247,8 +237,6 @@ class Learner:
         if config.targets == "critic":
             most_players = config.self_play(0, None).play_settings().most_players
             self.critic = Critic(NETS[config.critic_net], most_players, seed + 1).to(device)
-        self._critic_says_chances = config.rivalry == 0
-        """The critic gives the log odds of the exact bid, or of the win: then Q is bounded and its scale known."""
         self.tricks: nn.Linear | None = None
         """Tricks that the mover will win, from the policy's stream: to train by, never served."""
         if config.tricks_weight > 0:
@@ -287,19 +275,10 @@ class Learner:
 
     def critic_values(self, batch: dict[str, Tensor]) -> Tensor:
         """Q [B, 52] of a batch's rows."""
-        return self._q(batch, self._critic_says(batch))
-
-    def _critic_says(self, batch: dict[str, Tensor]) -> Tensor:
         assert self.critic is not None
         with torch.autocast(*self._autocast):
-            said: Tensor = self.critic(batch["features"].float(), batch["hands"])
-        return said.float()
-
-    def _q(self, batch: dict[str, Tensor], said: Tensor) -> Tensor:
-        if not self._critic_says_chances:
-            return said
-        chances = torch.sigmoid(said)
-        return chances if self.config.utility == "win" else chances * stakes(batch["features"])
+            q: Tensor = self.critic(batch["features"].float(), batch["hands"])
+        return q.float()
 
     def step(self, batch: dict[str, Tensor], schedule: Schedule) -> Tensor | None:
         """Both halves of a batch; returns METRICS as one tensor, not yet waited for, or None where it was skipped."""
@@ -309,17 +288,10 @@ class Learner:
         """Value every action of a batch's rows on its true deal, then learn from what came of those taken."""
         if self.critic_optimiser is None:
             return Valued(batch, None, torch.zeros((), device=self.device))
-        said = self._critic_says(batch)
-        taken = batch["actions"].long()[:, None]
-        q, came = self._q(batch, said), batch["utilities"]
-        loss = F.mse_loss(q.gather(1, taken)[:, 0], came)
-        if self._critic_says_chances:
-            chance = came if self.config.utility == "win" else (came > 0).float()
-            self.critic_optimiser.step(
-                F.binary_cross_entropy_with_logits(said.gather(1, taken)[:, 0], chance), schedule.learning_rate
-            )
-        else:
-            self.critic_optimiser.step(loss, schedule.learning_rate)
+        q = self.critic_values(batch)
+        taken = q.gather(1, batch["actions"].long()[:, None])[:, 0]
+        loss = F.mse_loss(taken, batch["utilities"])
+        self.critic_optimiser.step(loss, schedule.learning_rate)
         return Valued(batch, q.detach(), loss.detach())
 
     def policy_step(self, valued: Valued, schedule: Schedule) -> Tensor | None:

@@ -185,8 +185,6 @@ void bind_game(py::module_& m) {
   m.attr("MAX_PLAYERS") = kMaxPlayers;
   m.attr("NUM_CARDS") = kNumCards;
   m.attr("PLAYING_FEATURE") = static_cast<int>(feature::kIsPlaying);
-  m.attr("CARDS_FEATURE") = static_cast<int>(feature::kCards);
-  m.attr("BID_FEATURE") = static_cast<int>(feature::kBids);
 
   py::class_<Rules>(m, "Rules", "Rules of a round and of a game, as data.")
       .def(py::init(&make_rules), py::arg("hook_from") = 0, py::arg("scoring") = "exact",
