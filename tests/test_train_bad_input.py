@@ -198,6 +198,8 @@ def test_missing_package_is_one_line_that_says_how_to_install_it(
     package: str, arguments: list[str] | None, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
+    for loaded in [name for name in sys.modules if name.partition(".")[0] == package]:
+        monkeypatch.delitem(sys.modules, loaded)  # a submodule that is there is not looked for in its package
     monkeypatch.setitem(sys.modules, package, None)
     if arguments is not None:
         assert train.main([str(tmp_path / "run"), *arguments]) == 2 and not (tmp_path / "run").exists()
