@@ -1,6 +1,6 @@
 // The slot protocol as threads of one process, for ThreadSanitizer: workers that answer-check every
-// row, cancel now and then and "die" at random points; a server that dies with batches in its hands. Then
-// the same with clients, who claim blocks, more of them than there are blocks.
+// row, cancel now and then and "die" at random points; a server that dies with batches in its
+// hands. Then the same with clients, who claim blocks, more of them than there are blocks.
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -79,8 +79,8 @@ void serve(Segment& segment, std::uint32_t epoch, int batches) {
   float states[kLimit], policies[kLimit], values[kLimit];
   std::uint64_t masks[kLimit];
   for (int i = 0; i != batches && !stop.load(std::memory_order_relaxed);) {
-    const auto gathered = port.gather({reinterpret_cast<std::byte*>(states), masks}, kLimit, 100'000,
-                                      false, 2'000'000, 0);
+    const auto gathered = port.gather({reinterpret_cast<std::byte*>(states), masks}, kLimit,
+                                      100'000, false, 2'000'000, 0);
     if (gathered.rows == 0) continue;
     if (++i == batches) return;  // dies with this batch
     for (std::uint32_t r = 0; r < gathered.rows; ++r) {
@@ -116,12 +116,13 @@ void visit(Segment& segment, std::uint64_t identity, std::mt19937& random) {
     }
     port->take(policies, values, rows);
     for (std::uint32_t r = 0; r < rows; ++r) {
-      if (policies[r] != states[r] || values[r] != states[r] + 1.0f) fail("a client has another's answer");
+      if (policies[r] != states[r] || values[r] != states[r] + 1.0f)
+        fail("a client has another's answer");
       checked.fetch_add(1, std::memory_order_relaxed);
     }
     port->rest();
-    if (fate == 2) return;                             // dead while its block rested
-    if (fate % 2 == 0) std::this_thread::yield();      // somebody else may take it
+    if (fate == 2) return;                         // dead while its block rested
+    if (fate % 2 == 0) std::this_thread::yield();  // somebody else may take it
     if (!port->resume()) break;
   }
   delete port;
@@ -150,7 +151,8 @@ void play(const SegmentSizes& sizes, std::uint32_t num_programs, Program&& progr
     }
   });
   std::vector<std::thread> threads;
-  for (std::uint32_t p = 0; p < num_programs; ++p) threads.emplace_back([&, p] { program(*segment, p); });
+  for (std::uint32_t p = 0; p < num_programs; ++p)
+    threads.emplace_back([&, p] { program(*segment, p); });
   for (std::thread& thread : threads) thread.join();
   stop = true;
   server.join();

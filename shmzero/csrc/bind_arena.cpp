@@ -25,8 +25,8 @@ class MatchRun {
            const std::vector<Table>& tables, std::uint32_t lanes, std::uint32_t threads)
       : group_(settings_of(play, agents, tables), std::max(1u, lanes), std::max(1u, threads)) {}
 
-  /// Plays on and returns [(agent, features float16 [B, 256], masks uint64 [B]), ...], which all have
-  /// to be answered, perhaps none; None when the match is over.
+  /// Plays on and returns [(agent, features float16 [B, 256], masks uint64 [B]), ...], which all
+  /// have to be answered, perhaps none; None when the match is over.
   py::object step() {
     if (!asked_.empty()) throw py::value_error("a match was stepped before its rows were answered");
     if (group_.done()) return py::none();
@@ -65,7 +65,8 @@ class MatchRun {
     if (!fits) {
       throw py::value_error("an evaluator answered " + std::to_string(rows) +
                             " rows with policies or values of another shape; wanted: policies [" +
-                            std::to_string(rows) + ", 52], values [" + std::to_string(rows) + ", 1]");
+                            std::to_string(rows) + ", 52], values [" + std::to_string(rows) +
+                            ", 1]");
     }
     const float* policy = policies.data();
     const float* value = values.data();

@@ -31,8 +31,8 @@ std::vector<int> as_list(std::uint64_t bits) {
 
 void check_range(const char* what, long long value, long long low, long long high) {
   if (value < low || value > high) {
-    throw py::value_error(std::string(what) + " is " + std::to_string(value) + "; allowed: " +
-                          std::to_string(low) + ".." + std::to_string(high));
+    throw py::value_error(std::string(what) + " is " + std::to_string(value) +
+                          "; allowed: " + std::to_string(low) + ".." + std::to_string(high));
   }
 }
 
@@ -71,8 +71,8 @@ void apply_checked(TrackedRound& self, const py::int_& value) {
   const int action = overflow != 0 || wide < 0 || wide >= kNumActions ? -1 : static_cast<int>(wide);
   if (action < 0 || !(allowed >> action & 1)) {
     const bool bidding = self.state.phase == Phase::kBidding;
-    raise_error("IllegalAction", std::string(bidding ? "bid " : "card ") + shown +
-                                     " of seat " + std::to_string(self.state.seat) +
+    raise_error("IllegalAction", std::string(bidding ? "bid " : "card ") + shown + " of seat " +
+                                     std::to_string(self.state.seat) +
                                      " is not allowed; allowed: " + show(as_list(allowed)));
   }
   apply(self.state, action);
@@ -103,17 +103,22 @@ TrackedRound from_hands(const std::vector<std::vector<long long>>& hands,
       sets[s] |= one_card(card);
     }
   }
-  return {make_round({players, cards, trump_index(trump), static_cast<int>(dealer),
-                      round_rules(rules), {}},
-                     sets),
-          {}};
+  return {
+      make_round(
+          {players, cards, trump_index(trump), static_cast<int>(dealer), round_rules(rules), {}},
+          sets),
+      {}};
 }
 
 TrackedRound deal(long long players, long long cards, std::optional<long long> trump,
                   long long dealer, std::uint64_t seed, const Rules* rules) {
   check_settings(players, cards, dealer);
-  return {deal_round({static_cast<int>(players), static_cast<int>(cards), trump_index(trump),
-                      static_cast<int>(dealer), round_rules(rules), {}},
+  return {deal_round({static_cast<int>(players),
+                      static_cast<int>(cards),
+                      trump_index(trump),
+                      static_cast<int>(dealer),
+                      round_rules(rules),
+                      {}},
                      Rng(stream_key(seed, 0, 0, Purpose::kDeal))),
           {}};
 }
@@ -169,9 +174,9 @@ struct PyGame {
   std::shared_ptr<TrackedRound> round;
 
   void deal_next() {
-    const Rng rng(stream_key(seed, static_cast<std::uint64_t>(game.round_index), 0, Purpose::kDeal));
-    round = std::make_shared<TrackedRound>(
-        TrackedRound{deal_round(game.settings(), rng), {}});
+    const Rng rng(
+        stream_key(seed, static_cast<std::uint64_t>(game.round_index), 0, Purpose::kDeal));
+    round = std::make_shared<TrackedRound>(TrackedRound{deal_round(game.settings(), rng), {}});
   }
 };
 
@@ -195,16 +200,17 @@ void bind_game(py::module_& m) {
                                if (self.round.hook_from == kHookNever) return std::nullopt;
                                return self.round.hook_from;
                              })
-      .def_property_readonly("scoring",
-                             [](const Rules& self) {
-                               return kScoringNames[static_cast<int>(self.round.scoring)];
-                             })
-      .def("hand_sizes", [](const Rules& self, long long players, long long cards) {
-        check_settings(players, cards, 0);
-        const auto sizes =
-            self.hand_sizes(static_cast<int>(players), static_cast<int>(cards));
-        return std::vector<int>(sizes.begin(), sizes.end());
-      }, py::arg("players"), py::arg("cards"));
+      .def_property_readonly(
+          "scoring",
+          [](const Rules& self) { return kScoringNames[static_cast<int>(self.round.scoring)]; })
+      .def(
+          "hand_sizes",
+          [](const Rules& self, long long players, long long cards) {
+            check_settings(players, cards, 0);
+            const auto sizes = self.hand_sizes(static_cast<int>(players), static_cast<int>(cards));
+            return std::vector<int>(sizes.begin(), sizes.end());
+          },
+          py::arg("players"), py::arg("cards"));
 
   py::class_<TrackedRound, std::shared_ptr<TrackedRound>>(m, "Round", "One round of Blob.")
       .def_static("deal", &deal, py::arg("players") = 4, py::arg("cards") = 5,
@@ -219,10 +225,11 @@ void bind_game(py::module_& m) {
       .def("legal_actions", [](const TrackedRound& self) { return as_list(legal(self.state)); })
       .def_property_readonly("phase",
                              [](const TrackedRound& self) { return phase_name(self.state.phase); })
-      .def_property_readonly("players", [](const TrackedRound& self) { return self.state.num_players; })
+      .def_property_readonly("players",
+                             [](const TrackedRound& self) { return self.state.num_players; })
       .def_property_readonly("cards", [](const TrackedRound& self) { return self.state.cards; })
-      .def_property_readonly("trump",
-                             [](const TrackedRound& self) { return trump_object(self.state.trump); })
+      .def_property_readonly(
+          "trump", [](const TrackedRound& self) { return trump_object(self.state.trump); })
       .def_property_readonly("dealer", [](const TrackedRound& self) { return self.state.dealer; })
       .def_property_readonly("seat", [](const TrackedRound& self) { return self.state.seat; })
       .def_property_readonly("leader", [](const TrackedRound& self) { return self.state.leader; })
@@ -254,15 +261,17 @@ void bind_game(py::module_& m) {
                              })
       .def_property_readonly("tricks_won",
                              [](const TrackedRound& self) {
-                               return std::vector<int>(self.state.tricks_won,
-                                                       self.state.tricks_won + self.state.num_players);
+                               return std::vector<int>(
+                                   self.state.tricks_won,
+                                   self.state.tricks_won + self.state.num_players);
                              })
       .def_property_readonly("trick",
                              [](const TrackedRound& self) {
                                std::vector<std::pair<int, int>> trick;
                                for (int i = 0; i < self.state.trick_size; ++i) {
-                                 trick.emplace_back((self.state.leader + i) % self.state.num_players,
-                                                    self.state.trick[i]);
+                                 trick.emplace_back(
+                                     (self.state.leader + i) % self.state.num_players,
+                                     self.state.trick[i]);
                                }
                                return trick;
                              })
@@ -278,70 +287,80 @@ void bind_game(py::module_& m) {
            [](const TrackedRound& self) {
              check_done(self.state, "scores");
              std::vector<int> scores;
-             for (int s = 0; s < self.state.num_players; ++s) scores.push_back(score(self.state, s));
+             for (int s = 0; s < self.state.num_players; ++s)
+               scores.push_back(score(self.state, s));
              return scores;
            })
-      .def("utilities",
-           [](const TrackedRound& self, float rivalry) {
-             check_done(self.state, "utilities");
-             std::vector<float> utilities;
-             for (int s = 0; s < self.state.num_players; ++s) {
-               utilities.push_back(utility(self.state, s, rivalry));
-             }
-             return utilities;
-           },
-           py::arg("rivalry") = 0.0f)
-      .def("features",
-           [](const TrackedRound& self, std::optional<long long> seat) {
-             std::uint16_t halves[kNumFeatures];
-             encode(self.state, checked_seat(self.state, seat), halves);
-             py::array_t<float> features(kNumFeatures);
-             float* out = features.mutable_data();
-             for (int i = 0; i < kNumFeatures; ++i) out[i] = half_value(halves[i]);
-             return features;
-           },
-           py::arg("seat") = py::none())
-      .def("mask",
-           [](const TrackedRound& self, std::optional<long long> seat) {
-             const int ego = checked_seat(self.state, seat);
-             const std::uint64_t actions = ego == self.state.seat ? legal(self.state) : 0;
-             const std::uint64_t bits =
-                 canonical_mask(self.state, actions, suit_order(self.state, ego));
-             py::array_t<bool> mask(kNumActions);
-             bool* out = mask.mutable_data();
-             for (int a = 0; a < kNumActions; ++a) out[a] = bits >> a & 1;
-             return mask;
-           },
-           py::arg("seat") = py::none())
-      .def("suit_order",
-           [](const TrackedRound& self, std::optional<long long> seat) {
-             const SuitOrder order = suit_order(self.state, checked_seat(self.state, seat));
-             return std::vector<int>(order.from_canonical, order.from_canonical + kNumSuits);
-           },
-           py::arg("seat") = py::none())
-      .def("action_from_canonical",
-           [](const TrackedRound& self, int action) {
-             check_range("action", action, 0, kNumActions - 1);
-             return action_from_canonical(self.state, action, suit_order(self.state, self.state.seat));
-           },
-           py::arg("action"))
-      .def("action_to_canonical",
-           [](const TrackedRound& self, int action) {
-             check_range("action", action, 0, kNumActions - 1);
-             return action_to_canonical(self.state, action, suit_order(self.state, self.state.seat));
-           },
-           py::arg("action"))
-      .def("determinize",
-           [](const TrackedRound& self, std::uint64_t seed) {
-             if (self.state.phase == Phase::kDone) return self;  // nothing is hidden any more
-             Rng rng(stream_key(seed, 0, 0, Purpose::kDeterminize));
-             return TrackedRound{WorldSampler(self.state, self.state.seat).sample(rng), self.actions};
-           },
-           py::arg("seed"))
+      .def(
+          "utilities",
+          [](const TrackedRound& self, float rivalry) {
+            check_done(self.state, "utilities");
+            std::vector<float> utilities;
+            for (int s = 0; s < self.state.num_players; ++s) {
+              utilities.push_back(utility(self.state, s, rivalry));
+            }
+            return utilities;
+          },
+          py::arg("rivalry") = 0.0f)
+      .def(
+          "features",
+          [](const TrackedRound& self, std::optional<long long> seat) {
+            std::uint16_t halves[kNumFeatures];
+            encode(self.state, checked_seat(self.state, seat), halves);
+            py::array_t<float> features(kNumFeatures);
+            float* out = features.mutable_data();
+            for (int i = 0; i < kNumFeatures; ++i) out[i] = half_value(halves[i]);
+            return features;
+          },
+          py::arg("seat") = py::none())
+      .def(
+          "mask",
+          [](const TrackedRound& self, std::optional<long long> seat) {
+            const int ego = checked_seat(self.state, seat);
+            const std::uint64_t actions = ego == self.state.seat ? legal(self.state) : 0;
+            const std::uint64_t bits =
+                canonical_mask(self.state, actions, suit_order(self.state, ego));
+            py::array_t<bool> mask(kNumActions);
+            bool* out = mask.mutable_data();
+            for (int a = 0; a < kNumActions; ++a) out[a] = bits >> a & 1;
+            return mask;
+          },
+          py::arg("seat") = py::none())
+      .def(
+          "suit_order",
+          [](const TrackedRound& self, std::optional<long long> seat) {
+            const SuitOrder order = suit_order(self.state, checked_seat(self.state, seat));
+            return std::vector<int>(order.from_canonical, order.from_canonical + kNumSuits);
+          },
+          py::arg("seat") = py::none())
+      .def(
+          "action_from_canonical",
+          [](const TrackedRound& self, int action) {
+            check_range("action", action, 0, kNumActions - 1);
+            return action_from_canonical(self.state, action,
+                                         suit_order(self.state, self.state.seat));
+          },
+          py::arg("action"))
+      .def(
+          "action_to_canonical",
+          [](const TrackedRound& self, int action) {
+            check_range("action", action, 0, kNumActions - 1);
+            return action_to_canonical(self.state, action, suit_order(self.state, self.state.seat));
+          },
+          py::arg("action"))
+      .def(
+          "determinize",
+          [](const TrackedRound& self, std::uint64_t seed) {
+            if (self.state.phase == Phase::kDone) return self;  // nothing is hidden any more
+            Rng rng(stream_key(seed, 0, 0, Purpose::kDeterminize));
+            return TrackedRound{WorldSampler(self.state, self.state.seat).sample(rng),
+                                self.actions};
+          },
+          py::arg("seed"))
       .def("__repr__", [](const TrackedRound& self) {
-        return "<Round players=" + std::to_string(self.state.num_players) + " cards=" +
-               std::to_string(self.state.cards) + " " + phase_name(self.state.phase) + " seat=" +
-               std::to_string(self.state.seat) + ">";
+        return "<Round players=" + std::to_string(self.state.num_players) +
+               " cards=" + std::to_string(self.state.cards) + " " + phase_name(self.state.phase) +
+               " seat=" + std::to_string(self.state.seat) + ">";
       });
 
   py::class_<PyGame>(m, "Game", "A sequence of rounds; the dealer moves on and trump rotates.")
@@ -349,21 +368,23 @@ void bind_game(py::module_& m) {
                        std::uint64_t seed) {
              check_settings(players, cards, dealer);
              const Rules game_rules = rules ? *rules : Rules{};
-             for (const int size : game_rules.hand_sizes(static_cast<int>(players),
-                                                        static_cast<int>(cards))) {
+             for (const int size :
+                  game_rules.hand_sizes(static_cast<int>(players), static_cast<int>(cards))) {
                check_range("hand size in the sequence", size, 1, kNumCards / players);
              }
              PyGame game{Game(static_cast<int>(players), static_cast<int>(cards), game_rules,
-                             static_cast<int>(dealer)),
-                        seed, nullptr};
+                              static_cast<int>(dealer)),
+                         seed, nullptr};
              game.deal_next();
              return game;
            }),
            py::arg("players") = 4, py::arg("cards") = 5, py::arg("rules") = nullptr,
            py::arg("dealer") = 0, py::arg("seed") = 0)
       .def_property_readonly("round", [](const PyGame& self) { return self.round; })
-      .def_property_readonly("round_index", [](const PyGame& self) { return self.game.round_index; })
-      .def_property_readonly("num_rounds", [](const PyGame& self) { return self.game.sizes.size(); })
+      .def_property_readonly("round_index",
+                             [](const PyGame& self) { return self.game.round_index; })
+      .def_property_readonly("num_rounds",
+                             [](const PyGame& self) { return self.game.sizes.size(); })
       .def_property_readonly("totals",
                              [](const PyGame& self) {
                                return std::vector<int>(

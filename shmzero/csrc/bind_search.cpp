@@ -172,7 +172,8 @@ py::dict counters_dict(const PlayCounters& counters) {
 /// Self-play in this process, stepped from Python.
 class PlayRun {
  public:
-  PlayRun(const PlaySettings& settings, const std::vector<std::uint64_t>& units, std::uint32_t lanes)
+  PlayRun(const PlaySettings& settings, const std::vector<std::uint64_t>& units,
+          std::uint32_t lanes)
       : settings_(settings), group_(settings_, queue_) {
     for (const std::uint64_t unit : units) queue_.waiting.push_back({unit});
     lanes_ = std::max(1u, std::min(lanes, static_cast<std::uint32_t>(units.size())));
@@ -243,7 +244,8 @@ void evaluate_rows(bool hash, const HalfBits& features,
   const py::gil_scoped_release release;
   for (py::ssize_t row = 0; row < rows; ++row) {
     if (hash) {
-      evaluate_hash(feature + row * kNumFeatures, mask[row], policy + row * kNumActions, value + row);
+      evaluate_hash(feature + row * kNumFeatures, mask[row], policy + row * kNumActions,
+                    value + row);
     } else {
       evaluate_uniform(mask[row], policy + row * kNumActions, value + row);
     }
@@ -289,7 +291,8 @@ py::dict decoded(const py::bytes& bytes) {
   d["id"] = record.id;
   d["players"] = settings.num_players;
   d["cards"] = settings.cards;
-  d["trump"] = settings.trump == kNoTrump ? py::object(py::none()) : py::object(py::int_(settings.trump));
+  d["trump"] =
+      settings.trump == kNoTrump ? py::object(py::none()) : py::object(py::int_(settings.trump));
   d["dealer"] = settings.dealer;
   d["target"] = kTargets[static_cast<int>(record.target)];
   d["rivalry"] = record.rivalry;
@@ -326,8 +329,9 @@ py::dict decoded(const py::bytes& bytes) {
   d["bids"] = std::vector<int>(round.bids, round.bids + settings.num_players);
   d["tricks_won"] = std::vector<int>(round.tricks_won, round.tricks_won + settings.num_players);
   d["scores"] = scores;
-  d["round_of_game"] = settings.game.num_rounds == 0 ? py::object(py::none())
-                                                     : py::object(py::int_(settings.game.rounds_played));
+  d["round_of_game"] = settings.game.num_rounds == 0
+                           ? py::object(py::none())
+                           : py::object(py::int_(settings.game.rounds_played));
   d["rounds_of_game"] = settings.game.num_rounds;
   d["totals_before"] = totals;
   return d;
@@ -431,11 +435,14 @@ void bind_search(py::module_& m) {
       evaluate_rows(hash, features, masks, policies, values);
     };
   };
-  m.def("hash_evaluate", evaluator(true), py::arg("features").noconvert(), py::arg("masks").noconvert(),
-        py::arg("policies").noconvert(), py::arg("values").noconvert());
+  m.def("hash_evaluate", evaluator(true), py::arg("features").noconvert(),
+        py::arg("masks").noconvert(), py::arg("policies").noconvert(),
+        py::arg("values").noconvert());
   m.def("uniform_evaluate", evaluator(false), py::arg("features").noconvert(),
-        py::arg("masks").noconvert(), py::arg("policies").noconvert(), py::arg("values").noconvert());
-  m.def("bench_search", &bench_search, py::arg("settings"), py::arg("lanes"), py::arg("num_rounds"));
+        py::arg("masks").noconvert(), py::arg("policies").noconvert(),
+        py::arg("values").noconvert());
+  m.def("bench_search", &bench_search, py::arg("settings"), py::arg("lanes"),
+        py::arg("num_rounds"));
   m.def("decode_record", &decoded, py::arg("record"));
   m.def("replay", &replay, py::arg("records"), py::arg("seat_seed") = 0);
 }

@@ -1,9 +1,10 @@
-// Python's face of the segment, the ports and the worker's loop, and echo measurements of the slots.
+// Python's face of the segment, the ports and the worker's loop, and echo measurements of the
+// slots.
 #include <pybind11/numpy.h>
 #include <pybind11/stl.h>
 #include <sys/prctl.h>
-#include <csignal>
 
+#include <csignal>
 #include <memory>
 #include <thread>
 
@@ -23,8 +24,9 @@ SegmentSizes make_sizes(std::uint32_t servers, std::uint32_t workers, std::uint3
   if (wire != "float16" && wire != "float32") {
     throw py::value_error("wire is '" + wire + "'; allowed: float16, float32");
   }
-  const SegmentSizes sizes = {servers,    workers,   slots, rows, state_dim,
-                              action_dim, value_dim, wire == "float16" ? Wire::kFloat16 : Wire::kFloat32};
+  const SegmentSizes sizes = {
+      servers,   workers,    slots,     rows,
+      state_dim, action_dim, value_dim, wire == "float16" ? Wire::kFloat16 : Wire::kFloat32};
   check_sizes(sizes);
   return sizes;
 }
@@ -45,7 +47,9 @@ std::uint64_t ns_of_ms(double ms) { return static_cast<std::uint64_t>(ms * 1e6);
 
 py::dict worker_counters(const Segment& segment, std::uint32_t worker) {
   const WorkerBlock& block = segment.worker(worker);
-  const auto get = [](const std::atomic<std::uint64_t>& c) { return c.load(std::memory_order_relaxed); };
+  const auto get = [](const std::atomic<std::uint64_t>& c) {
+    return c.load(std::memory_order_relaxed);
+  };
   py::dict d;
   d["pid"] = identity_pid(get(block.owner));
   d["units"] = get(block.units);
@@ -62,7 +66,9 @@ py::dict worker_counters(const Segment& segment, std::uint32_t worker) {
 
 py::dict server_counters(const Segment& segment, std::uint32_t server) {
   const ServerBlock& block = segment.server(server);
-  const auto get = [](const std::atomic<std::uint64_t>& c) { return c.load(std::memory_order_relaxed); };
+  const auto get = [](const std::atomic<std::uint64_t>& c) {
+    return c.load(std::memory_order_relaxed);
+  };
   py::dict d;
   d["batches"] = get(block.batches);
   d["rows"] = get(block.rows);
@@ -107,13 +113,13 @@ class PyServerPort {
       : segment_(segment), port_(segment, server, epoch, spin) {}
 
   py::tuple gather(const py::array& states, py::array_t<std::uint64_t, py::array::c_style> masks,
-                   std::uint32_t limit_rows, double timeout_ms, bool other_in_flight, double wait_ms,
-                   double spin_us) {
+                   std::uint32_t limit_rows, double timeout_ms, bool other_in_flight,
+                   double wait_ms, double spin_us) {
     const ServerPort::Staging staging = checked_staging(states, masks, limit_rows);
     const auto gathered = translated([&] {
       const py::gil_scoped_release release;
-      return port_.gather(staging, limit_rows, ns_of_ms(timeout_ms), other_in_flight, ns_of_ms(wait_ms),
-                          ns_of_ms(spin_us / 1000.0));
+      return port_.gather(staging, limit_rows, ns_of_ms(timeout_ms), other_in_flight,
+                          ns_of_ms(wait_ms), ns_of_ms(spin_us / 1000.0));
     });
     return py::make_tuple(gathered.batch, gathered.rows);
   }
@@ -136,7 +142,8 @@ class PyServerPort {
   std::vector<std::uint64_t> split(std::uint64_t batch) { return port_.split(batch); }
 
   std::uint32_t refill(std::uint64_t batch, const py::array& states,
-                       py::array_t<std::uint64_t, py::array::c_style> masks, std::uint32_t limit_rows) {
+                       py::array_t<std::uint64_t, py::array::c_style> masks,
+                       std::uint32_t limit_rows) {
     return port_.refill(batch, checked_staging(states, masks, limit_rows));
   }
 
@@ -148,8 +155,8 @@ class PyServerPort {
     const auto capacity = static_cast<std::size_t>(states.nbytes()) / sizes.state_bytes();
     if (limit_rows == 0 || limit_rows > capacity ||
         static_cast<std::size_t>(masks.size()) < limit_rows * std::size_t{sizes.mask_words()}) {
-      throw py::value_error("limit_rows is " + std::to_string(limit_rows) +
-                            "; the staging holds " + std::to_string(capacity) + " rows");
+      throw py::value_error("limit_rows is " + std::to_string(limit_rows) + "; the staging holds " +
+                            std::to_string(capacity) + " rows");
     }
     return {static_cast<std::byte*>(const_cast<void*>(states.data())), masks.mutable_data()};
   }
@@ -203,7 +210,8 @@ class PyRequestPort {
   py::tuple take(std::uint32_t rows, bool single) {
     check_rows(rows);
     py::tuple out = new_answers(rows, single);
-    out[2] = py::int_(translated([&] { return port_.take(data_of(out[0]), data_of(out[1]), rows); }));
+    out[2] =
+        py::int_(translated([&] { return port_.take(data_of(out[0]), data_of(out[1]), rows); }));
     return out;
   }
 
@@ -360,107 +368,120 @@ void bind_shm(py::module_& m) {
   m.attr("LAYOUT_VERSION") = kLayoutVersion;
   m.attr("MAX_SLOTS_PER_WORKER") = kMaxSlotsPerWorker;
   const py::arg servers("servers"), workers("workers"), slots("slots"), rows("rows");
-  m.def("segment_bytes",
-        [](std::uint32_t num_servers, std::uint32_t num_workers, std::uint32_t num_slots,
-           std::uint32_t num_rows, std::uint32_t state_dim, std::uint32_t action_dim,
-           std::uint32_t value_dim, const std::string& wire) {
-          return SegmentLayout(make_sizes(num_servers, num_workers, num_slots, num_rows, state_dim,
-                                          action_dim, value_dim, wire))
-              .total;
-        },
-        servers, workers, slots, rows, py::arg("state_dim") = kNumFeatures,
-        py::arg("action_dim") = kNumActions, py::arg("value_dim") = 1, py::arg("wire") = "float16");
+  m.def(
+      "segment_bytes",
+      [](std::uint32_t num_servers, std::uint32_t num_workers, std::uint32_t num_slots,
+         std::uint32_t num_rows, std::uint32_t state_dim, std::uint32_t action_dim,
+         std::uint32_t value_dim, const std::string& wire) {
+        return SegmentLayout(make_sizes(num_servers, num_workers, num_slots, num_rows, state_dim,
+                                        action_dim, value_dim, wire))
+            .total;
+      },
+      servers, workers, slots, rows, py::arg("state_dim") = kNumFeatures,
+      py::arg("action_dim") = kNumActions, py::arg("value_dim") = 1, py::arg("wire") = "float16");
 
   py::class_<Segment>(m, "Segment", "A mapped segment of shared memory.")
-      .def_static("create",
-                  [](int fd, std::uint32_t num_servers, std::uint32_t num_workers,
-                     std::uint32_t num_slots, std::uint32_t num_rows, std::uint32_t state_dim,
-                     std::uint32_t action_dim, std::uint32_t value_dim, const std::string& wire,
-                     std::uint64_t run_id) {
-                    const SegmentSizes sizes = make_sizes(num_servers, num_workers, num_slots, num_rows,
-                                                          state_dim, action_dim, value_dim, wire);
-                    return Segment::create(fd, sizes, run_id);
-                  },
-                  py::arg("fd"), servers, workers, slots, rows, py::arg("state_dim") = kNumFeatures,
-                  py::arg("action_dim") = kNumActions, py::arg("value_dim") = 1,
-                  py::arg("wire") = "float16", py::arg("run_id") = 0)
-      .def_static("attach",
-                  [](int fd) { return translated([&] { return Segment::attach(fd); }); }, py::arg("fd"))
+      .def_static(
+          "create",
+          [](int fd, std::uint32_t num_servers, std::uint32_t num_workers, std::uint32_t num_slots,
+             std::uint32_t num_rows, std::uint32_t state_dim, std::uint32_t action_dim,
+             std::uint32_t value_dim, const std::string& wire, std::uint64_t run_id) {
+            const SegmentSizes sizes = make_sizes(num_servers, num_workers, num_slots, num_rows,
+                                                  state_dim, action_dim, value_dim, wire);
+            return Segment::create(fd, sizes, run_id);
+          },
+          py::arg("fd"), servers, workers, slots, rows, py::arg("state_dim") = kNumFeatures,
+          py::arg("action_dim") = kNumActions, py::arg("value_dim") = 1,
+          py::arg("wire") = "float16", py::arg("run_id") = 0)
+      .def_static(
+          "attach", [](int fd) { return translated([&] { return Segment::attach(fd); }); },
+          py::arg("fd"))
       .def_property_readonly("num_servers", [](const Segment& s) { return s.sizes().num_servers; })
       .def_property_readonly("num_workers", [](const Segment& s) { return s.sizes().num_workers; })
-      .def_property_readonly("slots_per_worker", [](const Segment& s) { return s.sizes().slots_per_worker; })
-      .def_property_readonly("rows_per_slot", [](const Segment& s) { return s.sizes().rows_per_slot; })
+      .def_property_readonly("slots_per_worker",
+                             [](const Segment& s) { return s.sizes().slots_per_worker; })
+      .def_property_readonly("rows_per_slot",
+                             [](const Segment& s) { return s.sizes().rows_per_slot; })
       .def_property_readonly("state_dim", [](const Segment& s) { return s.sizes().state_dim; })
       .def_property_readonly("action_dim", [](const Segment& s) { return s.sizes().action_dim; })
       .def_property_readonly("value_dim", [](const Segment& s) { return s.sizes().value_dim; })
-      .def_property_readonly("wire",
-                             [](const Segment& s) {
-                               return s.sizes().wire == Wire::kFloat16 ? "float16" : "float32";
-                             })
+      .def_property_readonly(
+          "wire",
+          [](const Segment& s) { return s.sizes().wire == Wire::kFloat16 ? "float16" : "float32"; })
       .def_property_readonly("bytes", [](const Segment& s) { return s.layout().total; })
-      .def("check_finite",
-           [](const Segment& s, const py::array& states) {
-             if (static_cast<std::size_t>(states.nbytes()) % s.sizes().state_bytes() != 0 ||
-                 (states.flags() & py::array::c_style) == 0) {
-               throw py::value_error("states is not an array of this service");
-             }
-             check_finite(static_cast<const std::byte*>(states.data()),
-                          static_cast<std::size_t>(states.nbytes()) / s.sizes().state_bytes(), s.sizes());
-           },
-           py::arg("states"))
-      .def("worker_counters",
-           [](const Segment& s, std::uint32_t w) {
-             check_index("worker", w, s.sizes().num_workers);
-             return worker_counters(s, w);
-           },
-           py::arg("worker"))
-      .def("server_counters",
-           [](const Segment& s, std::uint32_t i) {
-             check_index("server", i, s.sizes().num_servers);
-             return server_counters(s, i);
-           },
-           py::arg("server"))
-      .def("slot_states",
-           [](const Segment& s, std::uint32_t w) {
-             check_index("worker", w, s.sizes().num_workers);
-             return slot_states(s, w);
-           },
-           py::arg("worker"))
-      .def("reclaim_worker",
-           [](const Segment& s, std::uint32_t w) {
-             check_index("worker", w, s.sizes().num_workers);
-             reclaim_worker(s, w);
-           },
-           py::arg("worker"))
-      .def("reclaim_server",
-           [](const Segment& s, std::uint32_t i) {
-             check_index("server", i, s.sizes().num_servers);
-             reclaim_server(s, i);
-           },
-           py::arg("server"))
-      .def("stalled_s",
-           [](const Segment& s, std::uint32_t i) {
-             check_index("server", i, s.sizes().num_servers);
-             return static_cast<double>(stalled_ns(s, i)) * 1e-9;
-           },
-           py::arg("server"))
-      .def("open_service",
-           [](Segment& s, std::uint64_t identity) {
-             return translated([&] { return open_service(s, identity); });
-           },
-           py::arg("identity"))
+      .def(
+          "check_finite",
+          [](const Segment& s, const py::array& states) {
+            if (static_cast<std::size_t>(states.nbytes()) % s.sizes().state_bytes() != 0 ||
+                (states.flags() & py::array::c_style) == 0) {
+              throw py::value_error("states is not an array of this service");
+            }
+            check_finite(static_cast<const std::byte*>(states.data()),
+                         static_cast<std::size_t>(states.nbytes()) / s.sizes().state_bytes(),
+                         s.sizes());
+          },
+          py::arg("states"))
+      .def(
+          "worker_counters",
+          [](const Segment& s, std::uint32_t w) {
+            check_index("worker", w, s.sizes().num_workers);
+            return worker_counters(s, w);
+          },
+          py::arg("worker"))
+      .def(
+          "server_counters",
+          [](const Segment& s, std::uint32_t i) {
+            check_index("server", i, s.sizes().num_servers);
+            return server_counters(s, i);
+          },
+          py::arg("server"))
+      .def(
+          "slot_states",
+          [](const Segment& s, std::uint32_t w) {
+            check_index("worker", w, s.sizes().num_workers);
+            return slot_states(s, w);
+          },
+          py::arg("worker"))
+      .def(
+          "reclaim_worker",
+          [](const Segment& s, std::uint32_t w) {
+            check_index("worker", w, s.sizes().num_workers);
+            reclaim_worker(s, w);
+          },
+          py::arg("worker"))
+      .def(
+          "reclaim_server",
+          [](const Segment& s, std::uint32_t i) {
+            check_index("server", i, s.sizes().num_servers);
+            reclaim_server(s, i);
+          },
+          py::arg("server"))
+      .def(
+          "stalled_s",
+          [](const Segment& s, std::uint32_t i) {
+            check_index("server", i, s.sizes().num_servers);
+            return static_cast<double>(stalled_ns(s, i)) * 1e-9;
+          },
+          py::arg("server"))
+      .def(
+          "open_service",
+          [](Segment& s, std::uint64_t identity) {
+            return translated([&] { return open_service(s, identity); });
+          },
+          py::arg("identity"))
       .def("close_service", &close_service)
-      .def_property_readonly("service_owner",
-                             [](const Segment& s) { return s.server(0).owner.load(std::memory_order_acquire); })
-      .def_property_readonly("service_closed",
-                             [](const Segment& s) {
-                               return s.server(0).closed.load(std::memory_order_acquire) != 0;
-                             })
+      .def_property_readonly(
+          "service_owner",
+          [](const Segment& s) { return s.server(0).owner.load(std::memory_order_acquire); })
+      .def_property_readonly(
+          "service_closed",
+          [](const Segment& s) { return s.server(0).closed.load(std::memory_order_acquire) != 0; })
       .def("owners",
            [](const Segment& s) {
              std::vector<std::uint64_t> owners;
              for (std::uint32_t w = 0; w < s.sizes().num_workers; ++w) {
-               const std::uint64_t owner = s.worker(w).owner.load(std::memory_order_acquire) & ~kResting;
+               const std::uint64_t owner =
+                   s.worker(w).owner.load(std::memory_order_acquire) & ~kResting;
                if (owner != 0) owners.push_back(owner);
              }
              return owners;
@@ -475,26 +496,33 @@ void bind_shm(py::module_& m) {
       .def("answered", &WorkerPort::answered, py::arg("slot"))
       .def("release", &WorkerPort::release, py::arg("slot"))
       .def("cancel", &WorkerPort::cancel, py::arg("slot"))
-      .def("generation", [](const WorkerPort& p, std::uint32_t slot) { return p.load(slot).generation(); },
-           py::arg("slot"))
-      .def("version", [](const WorkerPort& p, std::uint32_t slot) { return p.rows(slot).header->version; },
-           py::arg("slot"))
-      .def("wait",
-           [](WorkerPort& p, std::uint32_t slot_bits, double timeout_ms, double spin_us) {
-             const py::gil_scoped_release release;
-             return p.wait(slot_bits, static_cast<std::uint64_t>(timeout_ms * 1e6),
-                           static_cast<std::uint64_t>(spin_us * 1e3));
-           },
-           py::arg("slots"), py::arg("timeout_ms") = 100.0, py::arg("spin_us") = 0.0);
+      .def(
+          "generation",
+          [](const WorkerPort& p, std::uint32_t slot) { return p.load(slot).generation(); },
+          py::arg("slot"))
+      .def(
+          "version",
+          [](const WorkerPort& p, std::uint32_t slot) { return p.rows(slot).header->version; },
+          py::arg("slot"))
+      .def(
+          "wait",
+          [](WorkerPort& p, std::uint32_t slot_bits, double timeout_ms, double spin_us) {
+            const py::gil_scoped_release release;
+            return p.wait(slot_bits, static_cast<std::uint64_t>(timeout_ms * 1e6),
+                          static_cast<std::uint64_t>(spin_us * 1e3));
+          },
+          py::arg("slots"), py::arg("timeout_ms") = 100.0, py::arg("spin_us") = 0.0);
 
-  py::class_<PyRequestPort>(m, "RequestPort", "A client's side of one block: one request in flight.")
-      .def_static("claim",
-                  [](Segment& segment, std::uint64_t identity) -> std::unique_ptr<PyRequestPort> {
-                    const std::uint32_t block = RequestPort::claim(segment, identity);
-                    if (block == RequestPort::kNone) return nullptr;
-                    return std::make_unique<PyRequestPort>(segment, block, identity);
-                  },
-                  py::arg("segment"), py::arg("identity"), py::keep_alive<0, 1>())
+  py::class_<PyRequestPort>(m, "RequestPort",
+                            "A client's side of one block: one request in flight.")
+      .def_static(
+          "claim",
+          [](Segment& segment, std::uint64_t identity) -> std::unique_ptr<PyRequestPort> {
+            const std::uint32_t block = RequestPort::claim(segment, identity);
+            if (block == RequestPort::kNone) return nullptr;
+            return std::make_unique<PyRequestPort>(segment, block, identity);
+          },
+          py::arg("segment"), py::arg("identity"), py::keep_alive<0, 1>())
       .def("submit", &PyRequestPort::submit, py::arg("states"), py::arg("masks"))
       .def("call", &PyRequestPort::call, py::arg("states"), py::arg("masks"), py::arg("timeout_ms"),
            py::arg("spin_us"))
@@ -503,7 +531,8 @@ void bind_shm(py::module_& m) {
       .def("rest", [](PyRequestPort& p) { p.port().rest(); })
       .def("resume", [](PyRequestPort& p) { return p.port().resume(); })
       .def("publish", &PyRequestPort::publish, py::arg("rows"))
-      .def("check_answer", [](PyRequestPort& p) { translated([&] { return p.port().check_answer(), 0; }); })
+      .def("check_answer",
+           [](PyRequestPort& p) { translated([&] { return p.port().check_answer(), 0; }); })
       .def("release", [](PyRequestPort& p) { p.port().release(); })
       .def("cancel", [](PyRequestPort& p) { return p.port().cancel(); })
       .def_property_readonly("answered", [](PyRequestPort& p) { return p.port().answered(); })
@@ -518,60 +547,67 @@ void bind_shm(py::module_& m) {
   for (std::uint32_t bin = 0; bin < kWaitBins; ++bin) edges[bin] = wait_bin_ns(bin);
   m.attr("WAIT_BINS_NS") = edges;
 
-  m.def("pack_masks",
-        [](const Bools& masks) {
-          if (masks.ndim() != 2) throw py::value_error("masks must have 2 dimensions");
-          const auto actions = static_cast<std::uint32_t>(masks.shape(1));
-          py::array_t<std::uint64_t> words({masks.shape(0), static_cast<py::ssize_t>((actions + 63) / 64)});
-          for (py::ssize_t r = 0; r < masks.shape(0); ++r) {
-            pack_mask(reinterpret_cast<const std::uint8_t*>(masks.data(r, 0)), actions, words.mutable_data(r, 0));
-          }
-          return words;
-        },
-        py::arg("masks"));
-  m.def("unpack_masks",
-        [](const py::array_t<std::uint64_t, py::array::c_style>& words, Bools masks) {
-          if (words.ndim() != 2 || masks.ndim() != 2 || masks.shape(0) != words.shape(0) ||
-              words.shape(1) != (masks.shape(1) + 63) / 64) {
-            throw py::value_error("words and masks differ in rows or actions");
-          }
-          for (py::ssize_t r = 0; r < masks.shape(0); ++r) {
-            unpack_mask(words.data(r, 0), static_cast<std::uint32_t>(masks.shape(1)),
-                        reinterpret_cast<std::uint8_t*>(masks.mutable_data(r, 0)));
-          }
-        },
-        py::arg("words").noconvert(), py::arg("masks").noconvert());
+  m.def(
+      "pack_masks",
+      [](const Bools& masks) {
+        if (masks.ndim() != 2) throw py::value_error("masks must have 2 dimensions");
+        const auto actions = static_cast<std::uint32_t>(masks.shape(1));
+        py::array_t<std::uint64_t> words(
+            {masks.shape(0), static_cast<py::ssize_t>((actions + 63) / 64)});
+        for (py::ssize_t r = 0; r < masks.shape(0); ++r) {
+          pack_mask(reinterpret_cast<const std::uint8_t*>(masks.data(r, 0)), actions,
+                    words.mutable_data(r, 0));
+        }
+        return words;
+      },
+      py::arg("masks"));
+  m.def(
+      "unpack_masks",
+      [](const py::array_t<std::uint64_t, py::array::c_style>& words, Bools masks) {
+        if (words.ndim() != 2 || masks.ndim() != 2 || masks.shape(0) != words.shape(0) ||
+            words.shape(1) != (masks.shape(1) + 63) / 64) {
+          throw py::value_error("words and masks differ in rows or actions");
+        }
+        for (py::ssize_t r = 0; r < masks.shape(0); ++r) {
+          unpack_mask(words.data(r, 0), static_cast<std::uint32_t>(masks.shape(1)),
+                      reinterpret_cast<std::uint8_t*>(masks.mutable_data(r, 0)));
+        }
+      },
+      py::arg("words").noconvert(), py::arg("masks").noconvert());
 
-  m.def("slot_views",
-        [](const py::object& owner, std::uint32_t worker, std::uint32_t slot) {
-          const auto& segment = owner.cast<const Segment&>();
-          const SegmentSizes& sizes = segment.sizes();
-          check_index("worker", worker, sizes.num_workers);
-          check_index("slot", slot, sizes.slots_per_worker);
-          const SlotRows at = slot_rows(segment, worker, slot);
-          const auto num_rows = static_cast<py::ssize_t>(sizes.rows_per_slot);
-          const auto width = [](std::uint32_t dim) { return static_cast<py::ssize_t>(dim); };
-          py::object states =
-              sizes.wire == Wire::kFloat16
-                  ? view(reinterpret_cast<std::uint16_t*>(at.states), {num_rows, width(sizes.state_dim)}, owner)
-                        .attr("view")("float16")
-                  : py::object(view(reinterpret_cast<float*>(at.states), {num_rows, width(sizes.state_dim)}, owner));
-          return py::make_tuple(states, view(at.masks, {num_rows, width(sizes.mask_words())}, owner),
-                                view(at.policies, {num_rows, width(sizes.action_dim)}, owner),
-                                view(at.values, {num_rows, width(sizes.value_dim)}, owner));
-        },
-        py::arg("segment"), py::arg("worker"), py::arg("slot"));
+  m.def(
+      "slot_views",
+      [](const py::object& owner, std::uint32_t worker, std::uint32_t slot) {
+        const auto& segment = owner.cast<const Segment&>();
+        const SegmentSizes& sizes = segment.sizes();
+        check_index("worker", worker, sizes.num_workers);
+        check_index("slot", slot, sizes.slots_per_worker);
+        const SlotRows at = slot_rows(segment, worker, slot);
+        const auto num_rows = static_cast<py::ssize_t>(sizes.rows_per_slot);
+        const auto width = [](std::uint32_t dim) { return static_cast<py::ssize_t>(dim); };
+        py::object states = sizes.wire == Wire::kFloat16
+                                ? view(reinterpret_cast<std::uint16_t*>(at.states),
+                                       {num_rows, width(sizes.state_dim)}, owner)
+                                      .attr("view")("float16")
+                                : py::object(view(reinterpret_cast<float*>(at.states),
+                                                  {num_rows, width(sizes.state_dim)}, owner));
+        return py::make_tuple(states, view(at.masks, {num_rows, width(sizes.mask_words())}, owner),
+                              view(at.policies, {num_rows, width(sizes.action_dim)}, owner),
+                              view(at.values, {num_rows, width(sizes.value_dim)}, owner));
+      },
+      py::arg("segment"), py::arg("worker"), py::arg("slot"));
 
   py::class_<PyServerPort>(m, "ServerPort", "A server's side of the slots.")
-      .def(py::init([](Segment& segment, std::uint32_t server, std::uint32_t epoch, bool adaptive_spin) {
-             return std::make_unique<PyServerPort>(segment, server, epoch,
-                                                   adaptive_spin ? Spin::kAdaptive : Spin::kFixed);
-           }),
-           py::arg("segment"), py::arg("server"), py::arg("epoch"), py::arg("adaptive_spin") = false,
-           py::keep_alive<1, 2>())
-      .def("gather", &PyServerPort::gather, py::arg("states").noconvert(), py::arg("masks").noconvert(),
-           py::arg("limit_rows"), py::arg("timeout_ms") = 2.0, py::arg("other_in_flight") = false,
-           py::arg("wait_ms") = 100.0, py::arg("spin_us") = 0.0)
+      .def(py::init(
+               [](Segment& segment, std::uint32_t server, std::uint32_t epoch, bool adaptive_spin) {
+                 return std::make_unique<PyServerPort>(
+                     segment, server, epoch, adaptive_spin ? Spin::kAdaptive : Spin::kFixed);
+               }),
+           py::arg("segment"), py::arg("server"), py::arg("epoch"),
+           py::arg("adaptive_spin") = false, py::keep_alive<1, 2>())
+      .def("gather", &PyServerPort::gather, py::arg("states").noconvert(),
+           py::arg("masks").noconvert(), py::arg("limit_rows"), py::arg("timeout_ms") = 2.0,
+           py::arg("other_in_flight") = false, py::arg("wait_ms") = 100.0, py::arg("spin_us") = 0.0)
       .def("scatter", &PyServerPort::scatter, py::arg("batch"), py::arg("policies").noconvert(),
            py::arg("values").noconvert(), py::arg("version"))
       .def("fail", &PyServerPort::fail, py::arg("batch"), py::arg("message"), py::arg("version"))
@@ -579,27 +615,30 @@ void bind_shm(py::module_& m) {
       .def("refill", &PyServerPort::refill, py::arg("batch"), py::arg("states").noconvert(),
            py::arg("masks").noconvert(), py::arg("limit_rows"));
 
-  m.def("run_worker",
-        [](Segment& segment, std::uint32_t worker, int grant_fd, int record_fd, std::uint32_t lanes,
-           const PlaySettings& settings, double spin_us) {
-          Worker loop(segment, worker, grant_fd, record_fd, lanes,
-                      static_cast<std::uint64_t>(spin_us * 1e3), settings);
-          const py::gil_scoped_release release;
-          loop.run();
-        },
-        py::arg("segment"), py::arg("worker"), py::arg("grant_fd"), py::arg("record_fd"),
-        py::arg("lanes"), py::arg("settings"), py::arg("spin_us") = 0.0);
+  m.def(
+      "run_worker",
+      [](Segment& segment, std::uint32_t worker, int grant_fd, int record_fd, std::uint32_t lanes,
+         const PlaySettings& settings, double spin_us) {
+        Worker loop(segment, worker, grant_fd, record_fd, lanes,
+                    static_cast<std::uint64_t>(spin_us * 1e3), settings);
+        const py::gil_scoped_release release;
+        loop.run();
+      },
+      py::arg("segment"), py::arg("worker"), py::arg("grant_fd"), py::arg("record_fd"),
+      py::arg("lanes"), py::arg("settings"), py::arg("spin_us") = 0.0);
 
-  m.def("die_with_parent",
-        [](int parent_pid, int signal) {
-          prctl(PR_SET_PDEATHSIG, signal);
-          if (getppid() != parent_pid) _exit(1);  // it died before the line above
-        },
-        py::arg("parent_pid"), py::arg("signal") = SIGKILL);
+  m.def(
+      "die_with_parent",
+      [](int parent_pid, int signal) {
+        prctl(PR_SET_PDEATHSIG, signal);
+        if (getppid() != parent_pid) _exit(1);  // it died before the line above
+      },
+      py::arg("parent_pid"), py::arg("signal") = SIGKILL);
 
-  m.def("bench_round_trip", &bench_round_trip, py::arg("trips"), py::call_guard<py::gil_scoped_release>());
-  m.def("bench_rows", &bench_rows, py::arg("rows_per_slot"), py::arg("num_slots"), py::arg("total_rows"),
+  m.def("bench_round_trip", &bench_round_trip, py::arg("trips"),
         py::call_guard<py::gil_scoped_release>());
+  m.def("bench_rows", &bench_rows, py::arg("rows_per_slot"), py::arg("num_slots"),
+        py::arg("total_rows"), py::call_guard<py::gil_scoped_release>());
 }
 
 }  // namespace shmzero

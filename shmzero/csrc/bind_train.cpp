@@ -21,14 +21,15 @@ template <class T>
 T* column(const py::dict& arrays, const char* name, const char* dtype, py::ssize_t rows,
           py::ssize_t columns) {
   const auto fail = [&](const std::string& why) {
-    throw py::value_error(std::string("replay_full_deal: array '") + name + "' " + why + "; wanted " +
-                          dtype + " [" + std::to_string(rows) +
+    throw py::value_error(std::string("replay_full_deal: array '") + name + "' " + why +
+                          "; wanted " + dtype + " [" + std::to_string(rows) +
                           (columns > 1 ? ", " + std::to_string(columns) : "") + "] in C order");
   };
   if (!arrays.contains(name)) fail("is missing");
   if (!py::isinstance<py::array>(arrays[name])) fail("is no array");
   auto array = py::cast<py::array>(arrays[name]);
-  if (!array.dtype().is(py::dtype(dtype)) && !array.dtype().equal(py::dtype(dtype))) fail("has another dtype");
+  if (!array.dtype().is(py::dtype(dtype)) && !array.dtype().equal(py::dtype(dtype)))
+    fail("has another dtype");
   const bool fits = array.ndim() == (columns > 1 ? 2 : 1) && array.shape(0) == rows &&
                     (columns == 1 || array.shape(1) == columns);
   if (!fits) fail("has another shape");
@@ -37,7 +38,8 @@ T* column(const py::dict& arrays, const char* name, const char* dtype, py::ssize
 }
 
 FullDealView view_of(const py::dict& arrays) {
-  if (!arrays.contains("masks")) throw py::value_error("replay_full_deal: array 'masks' is missing");
+  if (!arrays.contains("masks"))
+    throw py::value_error("replay_full_deal: array 'masks' is missing");
   const py::ssize_t rows = py::cast<py::array>(arrays["masks"]).size();
   if (rows == 0) throw py::value_error("replay_full_deal: arrays of 0 rows; allowed: 1 or more");
   return {
@@ -63,8 +65,9 @@ std::size_t replay_records(const std::vector<py::bytes>& records, const py::dict
                            const std::optional<std::vector<int>>& seats) {
   const FullDealView view = view_of(arrays);
   const std::vector<std::string> owned(records.begin(), records.end());
-  if (outcomes && (outcomes->ndim() != 2 || outcomes->shape(0) != static_cast<py::ssize_t>(owned.size()) ||
-                   outcomes->shape(1) != kMaxPlayers)) {
+  if (outcomes &&
+      (outcomes->ndim() != 2 || outcomes->shape(0) != static_cast<py::ssize_t>(owned.size()) ||
+       outcomes->shape(1) != kMaxPlayers)) {
     throw py::value_error("replay_full_deal: outcomes has another shape; wanted [records, " +
                           std::to_string(kMaxPlayers) + "]");
   }
@@ -84,20 +87,24 @@ std::size_t replay_records(const std::vector<py::bytes>& records, const py::dict
   return written;
 }
 
-/// [N, 8] share of the win by seat, of the games that records of rounds belong to: the last round of a
-/// game decides, which must be among those that follow it. Throws ValueError for rounds outside games.
+/// [N, 8] share of the win by seat, of the games that records of rounds belong to: the last round
+/// of a game decides, which must be among those that follow it. Throws ValueError for rounds
+/// outside games.
 py::array_t<float> game_win_shares(const std::vector<py::bytes>& records) {
-  py::array_t<float> shares({static_cast<py::ssize_t>(records.size()), static_cast<py::ssize_t>(kMaxPlayers)});
+  py::array_t<float> shares(
+      {static_cast<py::ssize_t>(records.size()), static_cast<py::ssize_t>(kMaxPlayers)});
   float* out = shares.mutable_data();
   std::optional<std::uint64_t> game;  // of the record after this one
   for (std::size_t i = records.size(); i-- > 0;) {
     const RoundRecord record = decode_record(records[i]);
     const GameContext& context = record.settings.game;
-    if (context.num_rounds == 0) throw py::value_error("round " + std::to_string(record.id) + " belongs to no game");
+    if (context.num_rounds == 0)
+      throw py::value_error("round " + std::to_string(record.id) + " belongs to no game");
     const std::uint64_t its_game = record.id / Lane::kMaxRoundsPerGame;
     if (its_game != game) {
       if (context.rounds_played + 1 != context.num_rounds) {
-        throw py::value_error("the last round of game " + std::to_string(its_game) + " is not among the records");
+        throw py::value_error("the last round of game " + std::to_string(its_game) +
+                              " is not among the records");
       }
       Round end = record.start();
       for (const std::uint8_t action : record.actions) apply(end, action);
@@ -114,8 +121,9 @@ py::array_t<float> game_win_shares(const std::vector<py::bytes>& records) {
 
 void bind_train(py::module_& m) {
   m.attr("NUM_HANDS") = kNumHands;
-  m.def("replay_full_deal", &replay_records, py::arg("records"), py::arg("arrays"), py::arg("at") = 0,
-        py::arg("seat_seed") = 0, py::arg("outcomes") = py::none(), py::arg("seats") = py::none());
+  m.def("replay_full_deal", &replay_records, py::arg("records"), py::arg("arrays"),
+        py::arg("at") = 0, py::arg("seat_seed") = 0, py::arg("outcomes") = py::none(),
+        py::arg("seats") = py::none());
   m.def("game_win_shares", &game_win_shares, py::arg("records"));
 }
 

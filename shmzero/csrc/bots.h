@@ -1,6 +1,6 @@
-// Opponents that need no network: uniform random, a rule player, flat Monte-Carlo, determinized UCT.
-// A bot sees what its seat sees; whatever it assumes of other hands it draws with WorldSampler.
-// Read next: match.h, which plays them against each other and against networks.
+// Opponents that need no network: uniform random, a rule player, flat Monte-Carlo, determinized
+// UCT. A bot sees what its seat sees; whatever it assumes of other hands it draws with
+// WorldSampler. Read next: match.h, which plays them against each other and against networks.
 #pragma once
 
 #include <algorithm>
@@ -31,7 +31,8 @@ struct BotConfig {
 };
 
 inline int random_action(std::uint64_t actions, Rng& rng) {
-  for (std::uint32_t skip = rng.below(static_cast<std::uint32_t>(count(actions))); skip > 0; --skip) {
+  for (std::uint32_t skip = rng.below(static_cast<std::uint32_t>(count(actions))); skip > 0;
+       --skip) {
     actions &= actions - 1;
   }
   return lowest(actions);
@@ -112,7 +113,8 @@ class ThresholdBot {
     const double in_suit = count(unseen_ & suit_cards(suit)) - others * above;
     const double share = std::max(0.0, in_suit) / (kNumCards - round_.cards);
     const double is_void = std::pow(1.0 - std::min(1.0, share), round_.cards);
-    const double ruffs = round_.trump == kNoTrump ? 0.0 : is_void * (1.0 - std::pow(0.75, round_.cards));
+    const double ruffs =
+        round_.trump == kNoTrump ? 0.0 : is_void * (1.0 - std::pow(0.75, round_.cards));
     return top * std::pow(1.0 - ruffs, others);
   }
 
@@ -163,7 +165,8 @@ inline int choose_monte_carlo(const Round& round, std::uint32_t playouts, Rng& r
   double sums[kMaxLegal] = {};
   std::uint32_t counts[kMaxLegal] = {};
   int num_actions = 0;
-  for_each_card(legal(round), [&](int a) { actions[num_actions++] = static_cast<std::uint8_t>(a); });
+  for_each_card(legal(round),
+                [&](int a) { actions[num_actions++] = static_cast<std::uint8_t>(a); });
   const WorldSampler sampler(round, round.seat);
   for (std::uint32_t played = 0; played < playouts;) {
     const Round world = sampler.sample(rng);
@@ -331,7 +334,8 @@ class UctBot {
 };
 
 /// The bot's action, which must have a choice. `key` names the stream of its random numbers.
-inline int choose_action(const Round& round, const BotConfig& config, UctBot& uct, std::uint64_t key) {
+inline int choose_action(const Round& round, const BotConfig& config, UctBot& uct,
+                         std::uint64_t key) {
   Rng rng(key);
   switch (config.kind) {
     case BotKind::kRandom: return random_action(legal(round), rng);

@@ -34,7 +34,8 @@ inline void pack_mask(const std::uint8_t* bools, std::uint32_t num_actions, std:
   }
 }
 
-inline void unpack_mask(const std::uint64_t* words, std::uint32_t num_actions, std::uint8_t* bools) {
+inline void unpack_mask(const std::uint64_t* words, std::uint32_t num_actions,
+                        std::uint8_t* bools) {
   for (std::uint32_t a = 0; a < num_actions; ++a) bools[a] = words[a / 64] >> a % 64 & 1;
 }
 
@@ -48,7 +49,8 @@ inline std::size_t first_not_finite(const std::byte* elements, std::size_t count
       return bits;
     };
     Bits any = 0;  // first without leaving the loop, which the compiler can vectorise
-    for (std::size_t i = 0; i < count; ++i) any |= static_cast<Bits>((bits_at(i) & exponent) == exponent);
+    for (std::size_t i = 0; i < count; ++i)
+      any |= static_cast<Bits>((bits_at(i) & exponent) == exponent);
     if (any == 0) return count;
     std::size_t i = 0;
     while ((bits_at(i) & exponent) != exponent) ++i;
@@ -71,8 +73,8 @@ class RequestPort {
  public:
   static constexpr std::uint32_t kNone = UINT32_MAX;
 
-  /// Claims a block whose slot is free: one that nobody has, else one that rests; kNone where there is
-  /// neither. A process that dies right after leaves a block that the reaper frees.
+  /// Claims a block whose slot is free: one that nobody has, else one that rests; kNone where there
+  /// is neither. A process that dies right after leaves a block that the reaper frees.
   static std::uint32_t claim(Segment& segment, std::uint64_t identity) {
     for (const std::uint64_t kind : {std::uint64_t{0}, kResting}) {
       for (std::uint32_t block = 0; block < segment.sizes().num_workers; ++block) {
@@ -91,7 +93,11 @@ class RequestPort {
 
   /// `block` as `claim` returned it to this identity.
   RequestPort(Segment& segment, std::uint32_t block, std::uint64_t identity)
-      : segment_(segment), block_(block), identity_(identity), pid_(getpid()), port_(segment, block) {}
+      : segment_(segment),
+        block_(block),
+        identity_(identity),
+        pid_(getpid()),
+        port_(segment, block) {}
   ~RequestPort() { close(); }
   RequestPort(const RequestPort&) = delete;
   RequestPort& operator=(const RequestPort&) = delete;
@@ -99,21 +105,24 @@ class RequestPort {
   std::uint32_t block() const { return block_; }
   SlotRows rows() const { return port_.rows(0); }
 
-  /// Leaves the block, whose slot is free, to whoever needs one. Only `resume` or `close` may follow.
+  /// Leaves the block, whose slot is free, to whoever needs one. Only `resume` or `close` may
+  /// follow.
   void rest() {
     rests_ = true;
-    port_.block().owner.store(identity_ | kResting, std::memory_order_release);  // pairs with claim, resume
+    port_.block().owner.store(identity_ | kResting,
+                              std::memory_order_release);  // pairs with claim, resume
   }
 
   /// Takes the block up again. False where somebody needed it: it is another's then.
   bool resume() {
     std::uint64_t resting = identity_ | kResting;
-    rests_ = !port_.block().owner.compare_exchange_strong(resting, identity_, std::memory_order_acq_rel);
+    rests_ =
+        !port_.block().owner.compare_exchange_strong(resting, identity_, std::memory_order_acq_rel);
     return !rests_;
   }
 
-  /// Publishes what has been written to the slot, which is free until then: a server does not wait for
-  /// somebody who takes his time. Throws std::invalid_argument where a state is not finite,
+  /// Publishes what has been written to the slot, which is free until then: a server does not wait
+  /// for somebody who takes his time. Throws std::invalid_argument where a state is not finite,
   /// std::logic_error in the child of a fork.
   void publish(std::uint32_t num_rows) {
     if (getpid() != pid_) {
@@ -125,8 +134,9 @@ class RequestPort {
     port_.publish(0, num_rows);
   }
 
-  /// Copies rows in and publishes them. states [n, state_dim] of the wire's type, masks [n, action_dim].
-  /// Throws std::invalid_argument where a state is not finite; nothing has happened then.
+  /// Copies rows in and publishes them. states [n, state_dim] of the wire's type, masks [n,
+  /// action_dim]. Throws std::invalid_argument where a state is not finite; nothing has happened
+  /// then.
   void submit(const std::byte* states, const std::uint8_t* masks, std::uint32_t num_rows) {
     const SegmentSizes& sizes = segment_.sizes();
     check_finite(states, num_rows, sizes);
@@ -141,7 +151,8 @@ class RequestPort {
 
   /// Whether the service has left on purpose. Acquire: pairs with close_service.
   bool service_closed() const {
-    return segment_.server(segment_.server_of(block_, 0)).closed.load(std::memory_order_acquire) != 0;
+    return segment_.server(segment_.server_of(block_, 0)).closed.load(std::memory_order_acquire) !=
+           0;
   }
 
   bool answered() const { return port_.answered(0); }
@@ -151,7 +162,8 @@ class RequestPort {
   bool wait(std::uint64_t timeout_ns, std::uint64_t spin_ns) {
     const std::uint64_t spin = budget_.next(spin_ns);
     const std::uint64_t start = now_ns();
-    port_.block().bell.wait(timeout_ns, spin, [&] { return port_.answered(0) || service_closed(); });
+    port_.block().bell.wait(timeout_ns, spin,
+                            [&] { return port_.answered(0) || service_closed(); });
     budget_.report(spin, now_ns() - start);
     return port_.answered(0);
   }
@@ -170,7 +182,8 @@ class RequestPort {
     const SegmentSizes& sizes = segment_.sizes();
     check_answer();
     const SlotRows from = rows();
-    std::memcpy(policies, from.policies, std::size_t{num_rows} * sizes.action_dim * sizeof *policies);
+    std::memcpy(policies, from.policies,
+                std::size_t{num_rows} * sizes.action_dim * sizeof *policies);
     std::memcpy(values, from.values, std::size_t{num_rows} * sizes.value_dim * sizeof *values);
     const std::uint32_t version = from.header->version;
     port_.release(0);
@@ -184,7 +197,8 @@ class RequestPort {
     std::atomic<std::uint64_t>& owner = port_.block().owner;
     if (rests_) {
       std::uint64_t resting = identity_ | kResting;
-      owner.compare_exchange_strong(resting, 0, std::memory_order_acq_rel);  // unless it is another's by now
+      owner.compare_exchange_strong(resting, 0,
+                                    std::memory_order_acq_rel);  // unless it is another's by now
       return;
     }
     cancel();
@@ -194,8 +208,8 @@ class RequestPort {
   std::uint32_t version() const { return rows().header->version; }
   void release() { port_.release(0); }
 
-  /// Gives the request up. False where the slot is the server's until it has done with it, and in the
-  /// child of a fork, which has nothing to give up.
+  /// Gives the request up. False where the slot is the server's until it has done with it, and in
+  /// the child of a fork, which has nothing to give up.
   bool cancel() {
     if (getpid() != pid_) return false;
     if (port_.load(0).state() == SlotState::kFilling) port_.publish(0, 0);
@@ -214,8 +228,8 @@ class RequestPort {
   SpinBudget budget_;
 };
 
-/// By a server of a service that holds the life lock: takes the place of its dead predecessor, whose
-/// requests are ready again. Returns the new epoch.
+/// By a server of a service that holds the life lock: takes the place of its dead predecessor,
+/// whose requests are ready again. Returns the new epoch.
 inline std::uint32_t open_service(Segment& segment, std::uint64_t identity) {
   check_slots(segment);
   reclaim_server(segment, 0);
@@ -238,7 +252,8 @@ inline void reap_client(Segment& segment, std::uint64_t identity) {
     std::atomic<std::uint64_t>& owner = segment.worker(w).owner;
     std::uint64_t resting = identity | kResting;
     // Against a client that needs it: what rests is free, and may be another's at any moment.
-    if (owner.compare_exchange_strong(resting, 0, std::memory_order_acq_rel) || resting != identity) continue;
+    if (owner.compare_exchange_strong(resting, 0, std::memory_order_acq_rel) || resting != identity)
+      continue;
     reclaim_worker(segment, w);
     owner.store(0, std::memory_order_release);  // pairs with RequestPort::claim
     segment.server(0).bell.ring();              // it may have held a batch open for this filling

@@ -93,8 +93,10 @@ class WorldSampler {
       room[suit] = holder.voids >> suit & 1 ? 0 : num_unseen_[suit] - given.of[suit];
     }
     const int size = holder.size;
-    for (int a = std::max(0, size - room[1] - room[2] - room[3]); a <= std::min(size, room[0]); ++a) {
-      for (int b = std::max(0, size - a - room[2] - room[3]); b <= std::min(size - a, room[1]); ++b) {
+    for (int a = std::max(0, size - room[1] - room[2] - room[3]); a <= std::min(size, room[0]);
+         ++a) {
+      for (int b = std::max(0, size - a - room[2] - room[3]); b <= std::min(size - a, room[1]);
+           ++b) {
         const int rest = size - a - b;
         for (int c = std::max(0, rest - room[3]); c <= std::min(rest, room[2]); ++c) {
           const int counts[kNumSuits] = {a, b, c, rest - c};
@@ -161,8 +163,9 @@ class WorldSampler {
       int chosen[kNumSuits] = {};
       for_each_split(holder, given, [&](const int* counts, double ways) {
         const Given after = plus(given, counts);
-        const double rest =
-            layer + 1 < restricted_.size() ? ways_[(layer + 1) * num_states_ + index_of(after)] : 1.0;
+        const double rest = layer + 1 < restricted_.size()
+                                ? ways_[(layer + 1) * num_states_ + index_of(after)]
+                                : 1.0;
         if (ways * rest <= 0.0) return true;
         std::copy(counts, counts + kNumSuits, chosen);
         target -= ways * rest;

@@ -15,7 +15,8 @@ namespace shmzero {
 inline std::uint64_t now_ns() {
   timespec t;
   clock_gettime(CLOCK_MONOTONIC, &t);
-  return static_cast<std::uint64_t>(t.tv_sec) * 1'000'000'000u + static_cast<std::uint64_t>(t.tv_nsec);
+  return static_cast<std::uint64_t>(t.tv_sec) * 1'000'000'000u +
+         static_cast<std::uint64_t>(t.tv_nsec);
 }
 
 inline void spin_pause() {
@@ -33,8 +34,8 @@ inline constexpr std::uint64_t kLongestWaitNs = 100'000'000;
 enum class Spin { kFixed, kAdaptive };
 
 /// How long it pays to spin before sleeping. Where processes outnumber cores a spin keeps the very
-/// process from its core that it waits for: spins that were in vain shorten the next ones to nothing,
-/// one that was not restores them. Private to its waiter.
+/// process from its core that it waits for: spins that were in vain shorten the next ones to
+/// nothing, one that was not restores them. Private to its waiter.
 class SpinBudget {
  public:
   /// At most `most_ns`; now and then that much in any case, to see whether it pays again.
@@ -68,8 +69,8 @@ class SpinBudget {
 /// costs a look and nothing more (a sem_t of which that is true there is not: glibc aborts).
 class Doorbell {
  public:
-  /// After publishing. The fence pairs with the one in `wait`: either this side sees the flag, or the
-  /// waiter's second look sees what was published.
+  /// After publishing. The fence pairs with the one in `wait`: either this side sees the flag, or
+  /// the waiter's second look sees what was published.
   void ring() {
     std::atomic_thread_fence(std::memory_order_seq_cst);
     // Relaxed: ordered by the fence; the exchange lets one ringer wake for one raised flag.
@@ -94,7 +95,8 @@ class Doorbell {
       }
     }
     for (;;) {
-      waiting_.store(1, std::memory_order_relaxed);  // ordered by the fence, which pairs with ring's
+      waiting_.store(1,
+                     std::memory_order_relaxed);  // ordered by the fence, which pairs with ring's
       std::atomic_thread_fence(std::memory_order_seq_cst);
       if (ready() || now_ns() >= end) break;
       const timespec until = {static_cast<time_t>(end / 1'000'000'000u),

@@ -42,9 +42,9 @@ constexpr std::uint16_t half_bits(float value) {
 constexpr float half_value(std::uint16_t bits) {
   const std::uint32_t exponent = (bits >> 10) & 31u;
   const std::uint32_t mantissa = bits & 1023u;
-  const float magnitude =
-      exponent == 0 ? static_cast<float>(mantissa) * 0x1.0p-24f
-                    : std::bit_cast<float>(((exponent + 112u) << 23) | (mantissa << 13));
+  const float magnitude = exponent == 0
+                              ? static_cast<float>(mantissa) * 0x1.0p-24f
+                              : std::bit_cast<float>(((exponent + 112u) << 23) | (mantissa << 13));
   return bits & 0x8000u ? -magnitude : magnitude;
 }
 static_assert(half_bits(1.0f) == 0x3c00 && half_bits(-2.0f) == 0xc000 && half_bits(0.1f) == 0x2e66);
@@ -86,7 +86,8 @@ inline constexpr auto kShares = [] {
   return table;
 }();
 
-/// Zeroes a row. Straight stores: for this size gcc turns memset into `rep stos`, which starts late.
+/// Zeroes a row. Straight stores: for this size gcc turns memset into `rep stos`, which starts
+/// late.
 inline void clear(std::uint16_t* out) {
 #if defined(__SSE2__)
   [&]<std::size_t... I>(std::index_sequence<I...>) {
@@ -215,13 +216,16 @@ inline int action_to_canonical(const Round& round, int action, const SuitOrder& 
 /// Writes what `ego` knows into out[256], float16 bits, and returns the suit order used.
 ///
 /// Relative seat i is the i-th clockwise from the ego; suits are canonical.
-///   0-51 own hand, 2 where the card would take the trick as it stands | 52-103 current trick,
-///   (relative seat + 1)/9, + 1 for the winning card | 104-155 finished tricks, (relative seat + 1)/9
-///   156 bids (bid + 1)/14 | 164 tricks won /13 | 172 still needed /13 | 180 voids, relative seats
-///   1-7 x suit | 208 total score minus own, /100 | 216 dealer | 224 leader | 232 number of players
-///   238 cards/13 | 239 left/13 | 240 trick/cards | 241 has trump | 242 playing | 243 (bids - cards)/13
-///   244 hook applies | 245 (bid forbidden to the
-///   dealer as things stand + 1)/14 | 246 share of the game | 247 next cards/13
+///     0-51 own hand, 2 where the card would take the trick as it stands
+///   52-103 current trick, (relative seat + 1)/9, + 1 for the winning card
+///  104-155 finished tricks, (relative seat + 1)/9
+///      156 bids (bid + 1)/14 | 164 tricks won /13 | 172 still needed /13
+///      180 voids, relative seats 1-7 x suit | 208 total score minus own, /100
+///      216 dealer | 224 leader | 232 number of players
+///      238 cards/13 | 239 left/13 | 240 trick/cards | 241 has trump | 242 playing
+///      243 (bids - cards)/13 | 244 hook applies
+///      245 (bid forbidden to the dealer as things stand + 1)/14
+///      246 share of the game | 247 next cards/13
 inline SuitOrder encode(const Round& round, int ego, std::uint16_t* out) {
   using namespace feature;
   const SuitOrder order = suit_order(round, ego);
@@ -277,8 +281,8 @@ inline SuitOrder encode(const Round& round, int ego, std::uint16_t* out) {
   }
   if (round.game.num_rounds != 0) {
     for (int i = 1, s = round.next_seat(ego); i < num_players; ++i, s = round.next_seat(s)) {
-      out[kScores + i] = half_bits(
-          static_cast<float>(round.game.totals[s] - round.game.totals[ego]) / 100.0f);
+      out[kScores + i] =
+          half_bits(static_cast<float>(round.game.totals[s] - round.game.totals[ego]) / 100.0f);
     }
     out[kGameShare] = half_bits(static_cast<float>(round.game.rounds_played) /
                                 static_cast<float>(round.game.num_rounds));

@@ -29,7 +29,9 @@ inline void evaluate_hash(const std::uint16_t* features, std::uint64_t mask, flo
     hash = (hash ^ word) * 0x9e3779b97f4a7c15u;
     hash ^= hash >> 29;
   }
-  const auto unit = [](std::uint64_t bits) { return static_cast<float>(mix(bits) >> 40) * 0x1.0p-24f; };
+  const auto unit = [](std::uint64_t bits) {
+    return static_cast<float>(mix(bits) >> 40) * 0x1.0p-24f;
+  };
   std::memset(policy, 0, kNumActions * sizeof *policy);
   float total = 0.0f;
   for_each_card(mask, [&](int action) {

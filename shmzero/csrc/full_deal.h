@@ -1,7 +1,8 @@
 // Training rows with the full deal, for the learner's critic: what every other seat really held.
 //
-// These rows know what no player knows. They go into the learner's arrays and nowhere else: hands lie
-// beside the 256 features, never in them, so no serving network takes them. Read next: replay.h.
+// These rows know what no player knows. They go into the learner's arrays and nowhere else: hands
+// lie beside the 256 features, never in them, so no serving network takes them. Read next:
+// replay.h.
 #pragma once
 
 #include <algorithm>
@@ -37,7 +38,8 @@ struct ReplayChoice {
   int only_seat = -1;               ///< Rows of this seat alone, -1: of all.
 };
 
-/// Expected share of the win of each seat once `end`, the last round of a game, is over: equals share it.
+/// Expected share of the win of each seat once `end`, the last round of a game, is over: equals
+/// share it.
 inline void win_shares(const Round& end, float* shares) {
   int best = INT32_MIN, winners = 0;
   const auto total = [&](int s) { return end.game.totals[s] + score(end, s); };
@@ -50,7 +52,8 @@ inline void win_shares(const Round& end, float* shares) {
 
 /// Writes one row a searched decision from row `at` on, wrapping; returns how many.
 inline std::size_t replay_full_deal(const RoundRecord& record, std::uint64_t seat_seed,
-                                    const FullDealView& out, std::size_t at, const ReplayChoice& choice = {}) {
+                                    const FullDealView& out, std::size_t at,
+                                    const ReplayChoice& choice = {}) {
   const std::size_t first = at;
   Round end = record.start();
   CardSet dealt = 0;
@@ -81,7 +84,8 @@ inline std::size_t replay_full_deal(const RoundRecord& record, std::uint64_t sea
     std::fill_n(hands, kNumHands * kNumCards, std::uint8_t{0});
     for_each_card(canonical_cards(undealt, order), [&](int card) { hands[card] = 1; });
     for (int i = 1, s = round.next_seat(ego); i < round.num_players; ++i, s = round.next_seat(s)) {
-      for_each_card(canonical_cards(round.hands[s], order), [&](int card) { hands[i * kNumCards + card] = 1; });
+      for_each_card(canonical_cards(round.hands[s], order),
+                    [&](int card) { hands[i * kNumCards + card] = 1; });
     }
 
     std::uint16_t* policy = out.policies + row * kNumActions;

@@ -37,12 +37,12 @@ struct PlaySettings {
   std::uint64_t seed = 0;
   SearchConfig search = {};
   Weighted players = {{4, 1.0}};
-  Weighted cards = {{5, 1.0}};   ///< Sizes that the deck does not allow are left out.
+  Weighted cards = {{5, 1.0}};  ///< Sizes that the deck does not allow are left out.
   Weighted trumps = {{0, 1.0}};
-  int dealer = -1;               ///< -1: random.
+  int dealer = -1;  ///< -1: random.
   Rules rules;
-  bool games = false;            ///< A unit is a whole game, else one round.
-  std::vector<Other> others;     ///< Drawn for each seat but one, which is the agent's.
+  bool games = false;         ///< A unit is a whole game, else one round.
+  std::vector<Other> others;  ///< Drawn for each seat but one, which is the agent's.
 
   int most_players() const {
     int most = kMinPlayers;
@@ -79,7 +79,8 @@ inline RoundSettings draw_settings(const PlaySettings& play, std::uint64_t unit)
   return drawn;
 }
 
-/// A unit to play: a round, or a game, from its start or from a later round on. Crosses a pipe as it is.
+/// A unit to play: a round, or a game, from its start or from a later round on. Crosses a pipe as
+/// it is.
 struct Unit {
   std::uint64_t id;
   std::uint32_t first_round = 0;
@@ -121,7 +122,8 @@ class Lane {
   template <class Emit>
   bool step(const PlaySettings& settings, UnitQueue& queue, Emit&& emit) {
     std::uint32_t emitted = 0;
-    const auto counted = [&](const Round& round, int seat, std::uint64_t actions, std::uint32_t row) {
+    const auto counted = [&](const Round& round, int seat, std::uint64_t actions,
+                             std::uint32_t row) {
       ++emitted;
       emit(round, seat, actions, row);
     };
@@ -143,11 +145,13 @@ class Lane {
       const int holder = holders_[round_.seat];
       asks_other_ = false;
       if (holder != kAgent) {
-        const std::optional<BotConfig>& bot = settings.others[static_cast<std::size_t>(holder)].first;
+        const std::optional<BotConfig>& bot =
+            settings.others[static_cast<std::size_t>(holder)].first;
         if (bot) {
           static thread_local UctBot uct;  // scratch, too large for every lane
-          play(choose_action(round_, *bot, uct,
-                             stream_key(settings.seed, record_.id, record_.actions.size(), Purpose::kBot)));
+          play(choose_action(
+              round_, *bot, uct,
+              stream_key(settings.seed, record_.id, record_.actions.size(), Purpose::kBot)));
           continue;
         }
         asks_other_ = true;
@@ -211,7 +215,7 @@ class Lane {
                        : *unit_;
     record_.settings = drawn;
     record_.rivalry = settings.search.rivalry;
-    record_.target = settings.search.simulations == 0          ? RecordTarget::kPolicy
+    record_.target = settings.search.simulations == 0            ? RecordTarget::kPolicy
                      : settings.search.target == Target::kVisits ? RecordTarget::kVisits
                                                                  : RecordTarget::kImproved;
     round_ = deal_round(drawn, Rng(stream_key(settings.seed, record_.id, 0, Purpose::kDeal)));
@@ -340,8 +344,8 @@ class LaneGroup {
   }
 
   /// Hands every lane the answers of its rows, steps it and writes what it asks next; returns the
-  /// number of rows. 0: nothing is in progress. The capacity must be rows_per_lane() for every lane.
-  /// `answers` are those of the rows of the last call, and may not lie where `rows` does.
+  /// number of rows. 0: nothing is in progress. The capacity must be rows_per_lane() for every
+  /// lane. `answers` are those of the rows of the last call, and may not lie where `rows` does.
   std::uint32_t step(const AnswerView& answers, const RowView& rows) {
     asked_.swap(owners_);
     owners_.clear();

@@ -24,8 +24,9 @@ namespace shmzero {
 
 struct AgentConfig {
   bool is_network = false;
-  BotConfig bot;        ///< Of a bot.
-  SearchConfig search;  ///< Of a network. Its noise and temperature are not used: it plays its best.
+  BotConfig bot;  ///< Of a bot.
+  SearchConfig
+      search;  ///< Of a network. Its noise and temperature are not used: it plays its best.
 };
 
 /// Agents by seat, before rotation; entries beyond the players are not used.

@@ -13,8 +13,8 @@ namespace shmzero {
 
 inline constexpr int kPidBits = 22;  ///< The kernel's PID_MAX_LIMIT.
 
-/// Start time in ticks since boot (42 bits) | pid (22). 0 where no such process lives; a zombie does
-/// not. Two processes with one pid differ in their start. Source: proc(5), /proc/pid/stat.
+/// Start time in ticks since boot (42 bits) | pid (22). 0 where no such process lives; a zombie
+/// does not. Two processes with one pid differ in their start. Source: proc(5), /proc/pid/stat.
 inline std::uint64_t process_identity(pid_t pid) {
   char path[32], text[1024];
   std::snprintf(path, sizeof path, "/proc/%d/stat", static_cast<int>(pid));

@@ -1,10 +1,10 @@
 // The record of one round: the little that the rest follows from, as bytes.
 //
-// Layout, little endian: version u8 | players, cards, trump, dealer, hook_from, scoring, target u8 |
-// round id u64 | rivalry f32 | game: rounds u16, 0 outside games; if not 0: rounds played u16, next
-// cards u8, totals i16 [P] | dealt cards u8 [P * cards] | actions u8 [P * (cards + 1)] | number of
-// searched decisions u8, each: ply u8, root value f32, weights version u32, target u16 [legal].
-// Decoding trusts nothing: it replays the actions through the rules. Read next: replay.h.
+// Layout, little endian: version u8 | players, cards, trump, dealer, hook_from, scoring, target u8
+// | round id u64 | rivalry f32 | game: rounds u16, 0 outside games; if not 0: rounds played u16,
+// next cards u8, totals i16 [P] | dealt cards u8 [P * cards] | actions u8 [P * (cards + 1)] |
+// number of searched decisions u8, each: ply u8, root value f32, weights version u32, target u16
+// [legal]. Decoding trusts nothing: it replays the actions through the rules. Read next: replay.h.
 #pragma once
 
 #include <cstdint>
@@ -101,8 +101,8 @@ inline RoundRecord decode_record(const std::string& bytes) {
   const auto take_within = [&](const char* what, int low, int high) {
     const int value = take(std::uint8_t{});
     if (value < low || value > high) {
-      refuse(std::string(what) + " is " + std::to_string(value) + "; allowed: " +
-             std::to_string(low) + ".." + std::to_string(high));
+      refuse(std::string(what) + " is " + std::to_string(value) +
+             "; allowed: " + std::to_string(low) + ".." + std::to_string(high));
     }
     return value;
   };
@@ -127,7 +127,8 @@ inline RoundRecord decode_record(const std::string& bytes) {
   if (settings.game.num_rounds != 0) {
     settings.game.rounds_played = take(std::uint16_t{});
     if (settings.game.rounds_played >= settings.game.num_rounds) refuse("the game is over");
-    settings.game.next_cards = static_cast<std::uint8_t>(take_within("next cards", 0, kNumCards / kMinPlayers));
+    settings.game.next_cards =
+        static_cast<std::uint8_t>(take_within("next cards", 0, kNumCards / kMinPlayers));
     for (int s = 0; s < settings.num_players; ++s) settings.game.totals[s] = take(std::int16_t{});
   }
   CardSet seen = 0;

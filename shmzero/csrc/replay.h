@@ -11,15 +11,15 @@ namespace shmzero {
 
 /// One row a searched decision, in play order. Actions are canonical, as in the features.
 struct ReplayRows {
-  std::vector<std::uint16_t> features;  ///< [N, 256] float16 bits, of the mover.
-  std::vector<std::uint64_t> masks;     ///< [N] legal actions.
-  std::vector<float> policies;          ///< [N, 52] target, sum 1.
-  std::vector<float> values;            ///< [N] utility that the mover came to.
-  std::vector<float> root_values;       ///< [N] the search's estimate of it.
-  std::vector<std::uint64_t> ids;       ///< [N] round.
-  std::vector<std::uint8_t> plies;      ///< [N]
-  std::vector<std::uint8_t> seats;      ///< [N] mover.
-  std::vector<std::uint32_t> versions;  ///< [N] weights.
+  std::vector<std::uint16_t> features;       ///< [N, 256] float16 bits, of the mover.
+  std::vector<std::uint64_t> masks;          ///< [N] legal actions.
+  std::vector<float> policies;               ///< [N, 52] target, sum 1.
+  std::vector<float> values;                 ///< [N] utility that the mover came to.
+  std::vector<float> root_values;            ///< [N] the search's estimate of it.
+  std::vector<std::uint64_t> ids;            ///< [N] round.
+  std::vector<std::uint8_t> plies;           ///< [N]
+  std::vector<std::uint8_t> seats;           ///< [N] mover.
+  std::vector<std::uint32_t> versions;       ///< [N] weights.
   std::vector<std::uint16_t> seat_features;  ///< [N, 256] of a seat drawn at random, mover or not.
   std::vector<float> seat_values;            ///< [N] utility that this seat came to.
 };

@@ -1,5 +1,5 @@
-// The root of a decision: one for all its worlds. Which action to try next, what the tries came to, the
-// action to play and the policy target. Knows no rounds and no trees. Read next: search.h.
+// The root of a decision: one for all its worlds. Which action to try next, what the tries came to,
+// the action to play and the policy target. Knows no rounds and no trees. Read next: search.h.
 #pragma once
 
 #include <algorithm>
@@ -17,13 +17,13 @@ namespace shmzero {
 
 /// A root action, pooled over worlds. Counts are waves: one visit is one simulation a world.
 struct Arm {
-  double value_sum = 0.0;  ///< Of the root seat, over all simulations that went this way.
+  double value_sum = 0.0;    ///< Of the root seat, over all simulations that went this way.
   std::uint32_t tried = 0;   ///< Waves that went this way.
   std::uint32_t visits = 0;  ///< Waves that PUCT gave it: those that it is solved for go elsewhere.
-  std::uint32_t in_flight = 0;  ///< Visits to come.
-  float prior = 0.0f;     ///< With noise, where there is any.
-  float perturbed = 0.0f;  ///< Log prior plus Gumbel noise (halving).
-  bool considered = true;  ///< Halving has not dropped it from the start.
+  std::uint32_t in_flight = 0;      ///< Visits to come.
+  float prior = 0.0f;               ///< With noise, where there is any.
+  float perturbed = 0.0f;           ///< Log prior plus Gumbel noise (halving).
+  bool considered = true;           ///< Halving has not dropped it from the start.
   std::uint32_t solved_worlds = 0;  ///< In which max^n knows exactly what it comes to.
 };
 
@@ -35,7 +35,8 @@ class Root {
     num_worlds_ = num_worlds;
     decision_ = {};
     for (; legal != 0; legal &= legal - 1) {
-      decision_.actions[decision_.num_actions++] = static_cast<std::uint8_t>(std::countr_zero(legal));
+      decision_.actions[decision_.num_actions++] =
+          static_cast<std::uint8_t>(std::countr_zero(legal));
     }
     std::fill_n(arms_, decision_.num_actions, Arm{});
     started_ = done_ = 0;
@@ -90,7 +91,8 @@ class Root {
   /// Chooses the action that the next wave counts for. What is solved counts without work: that is
   /// spent on the second, the best of those about which there is something to learn.
   std::pair<int, int> start_wave() {
-    const int visited = config_->root == RootRule::kHalving ? select_by_halving() : select_by_puct(false);
+    const int visited =
+        config_->root == RootRule::kHalving ? select_by_halving() : select_by_puct(false);
     const int unsolved = solved(arms_[visited]) ? select_by_puct(true) : visited;
     ++arms_[visited].in_flight;
     ++started_;
@@ -211,9 +213,10 @@ class Root {
       }
       const std::uint32_t ahead = decision_.visits[a], behind = decision_.visits[best];
       const bool halving = config_->root == RootRule::kHalving;
-      const double gain = halving ? arms_[a].perturbed - arms_[best].perturbed +
-                                        config_->improved_beta * (decision_.q[a] - decision_.q[best])
-                                  : decision_.q[a] - decision_.q[best];
+      const double gain = halving
+                              ? arms_[a].perturbed - arms_[best].perturbed +
+                                    config_->improved_beta * (decision_.q[a] - decision_.q[best])
+                              : decision_.q[a] - decision_.q[best];
       if (exact ? gain > 0.0 : ahead > behind || (ahead == behind && gain > 0.0)) best = a;
     }
     return best;
@@ -249,8 +252,8 @@ class Root {
     }
   }
 
-  /// The visits that PUCT would give under the clean prior, had every action been worth from the start
-  /// what it came to: what the noise found out stays, where it led does not.
+  /// The visits that PUCT would give under the clean prior, had every action been worth from the
+  /// start what it came to: what the noise found out stays, where it led does not.
   void count_without_noise(double* visits) const {
     const int num_actions = decision_.num_actions;
     double sum = value_;

@@ -27,7 +27,9 @@ class RowCache {
   float value(std::uint32_t row) const { return rows_[row].value; }
   std::uint8_t num_actions(std::uint32_t row) const { return rows_[row].num_actions; }
   /// Over the row's legal actions, ascending; sum 1.
-  const float* policy(std::uint32_t row) const { return policies_.data() + rows_[row].first_policy; }
+  const float* policy(std::uint32_t row) const {
+    return policies_.data() + rows_[row].first_policy;
+  }
 
   /// The number of a row, which is size() - 1 after the call if it is new. The key names the row:
   /// public actions, whose view, and the hand seen; all else follows from the root. (Two histories
@@ -62,7 +64,8 @@ class RowCache {
     for (int i = 0; i < to.num_actions; ++i) sum += policy[i];
     const bool has_mass = sum > 0.0f || to.num_actions == 0;
     if (!has_mass || !std::isfinite(sum) || !std::isfinite(value)) {
-      throw std::runtime_error("the evaluator gave a policy without mass, or a number that is not finite");
+      throw std::runtime_error(
+          "the evaluator gave a policy without mass, or a number that is not finite");
     }
     const float scale = 1.0f / sum;
     for (int i = 0; i < to.num_actions; ++i) policies_[to.first_policy + i] = policy[i] * scale;

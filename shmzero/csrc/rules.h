@@ -15,8 +15,8 @@ namespace shmzero {
 
 enum class Phase : std::uint8_t { kBidding, kPlaying, kDone };
 
-/// How a finished round is scored. kExact: 10 + bid if met, else 0. kTricks: the tricks, and 10 more
-/// if the bid was met. kPenalty: 10 + bid if met, else minus the difference.
+/// How a finished round is scored. kExact: 10 + bid if met, else 0. kTricks: the tricks, and 10
+/// more if the bid was met. kPenalty: 10 + bid if met, else minus the difference.
 enum class Scoring : std::uint8_t { kExact, kTricks, kPenalty };
 
 /// `hook_from` of rules in which the dealer may bid what he likes.
@@ -44,14 +44,14 @@ struct Round {
   std::uint64_t played_by[kNumSuits];
   /// Hash of the public actions in order; hidden cards never enter it.
   std::uint64_t history_hash;
-  std::int8_t bids[kMaxPlayers];         ///< -1: not yet.
+  std::int8_t bids[kMaxPlayers];  ///< -1: not yet.
   std::uint8_t tricks_won[kMaxPlayers];
-  std::uint8_t voids[kMaxPlayers];       ///< Bit per suit that the seat has shown it lacks.
-  std::uint8_t trick[kMaxPlayers];       ///< Cards of the current trick, from the leader on.
+  std::uint8_t voids[kMaxPlayers];  ///< Bit per suit that the seat has shown it lacks.
+  std::uint8_t trick[kMaxPlayers];  ///< Cards of the current trick, from the leader on.
   GameContext game;
   std::uint8_t num_players;
-  std::uint8_t cards;   ///< Hand size at the deal.
-  std::uint8_t trump;   ///< Suit, or kNoTrump.
+  std::uint8_t cards;  ///< Hand size at the deal.
+  std::uint8_t trump;  ///< Suit, or kNoTrump.
   std::uint8_t dealer;
   Phase phase;
   std::uint8_t seat;    ///< To act.
@@ -136,7 +136,8 @@ inline Round deal_round(const RoundSettings& settings, Rng rng) {
   int next = 0;
   for (int s = 0; s < settings.num_players; ++s) {
     for (int i = 0; i < settings.cards; ++i, ++next) {
-      const int other = next + static_cast<int>(rng.below(static_cast<std::uint32_t>(kNumCards - next)));
+      const int other =
+          next + static_cast<int>(rng.below(static_cast<std::uint32_t>(kNumCards - next)));
       std::swap(deck[next], deck[other]);
       hands[s] |= one_card(deck[next]);
     }

@@ -93,7 +93,9 @@ class Search {
   }
 
   /// The answer to an emitted row, see RowCache::answer.
-  void answer(std::uint32_t row, const float* policy, float value) { rows_.answer(row, policy, value); }
+  void answer(std::uint32_t row, const float* policy, float value) {
+    rows_.answer(row, policy, value);
+  }
 
   const Decision& decision() const { return root_.decision(); }
 
@@ -174,8 +176,8 @@ class Search {
 
   std::uint32_t add_node(const Round& state, std::uint32_t parent, std::uint32_t parent_edge) {
     const auto index = static_cast<std::uint32_t>(nodes_.size());
-    nodes_.push_back({parent_edge, parent, 0, 0, 0.0f, 0, state.seat,
-                      state.phase == Phase::kDone, false, false, state.phase == Phase::kDone});
+    nodes_.push_back({parent_edge, parent, 0, 0, 0.0f, 0, state.seat, state.phase == Phase::kDone,
+                      false, false, state.phase == Phase::kDone});
     values_.resize(values_.size() + static_cast<std::size_t>(num_values_));
     return index;
   }
@@ -190,9 +192,7 @@ class Search {
   std::size_t value_index(int seat) const {
     return num_values_ == 1 ? 0 : static_cast<std::size_t>(seat);
   }
-  bool maximises(const Node& node) const {
-    return num_values_ > 1 || node.mover == root_seat_;
-  }
+  bool maximises(const Node& node) const { return num_values_ > 1 || node.mover == root_seat_; }
 
   /// At a node of which the value is wanted: asks for it, or takes what is known already.
   template <class Emit>
@@ -212,7 +212,8 @@ class Search {
         static_cast<std::uint32_t>(count(sim.state.held())) <= config_->solved_cards) {
       const PackedScores scores = shared_solver().solve(sim.state).scores;
       for (int i = 0; i < num_values_; ++i) {
-        values(sim.node)[i] = utility(scores, sim.state, num_values_ == 1 ? root_seat_ : i, config_->rivalry);
+        values(sim.node)[i] =
+            utility(scores, sim.state, num_values_ == 1 ? root_seat_ : i, config_->rivalry);
       }
       nodes_[sim.node].proven = true;  // in this world, as far as all play as max^n does
       set_evaluated(sim.node);
@@ -385,7 +386,7 @@ class Search {
   std::vector<Top> tops_;  ///< By world, then root action.
   std::vector<Node> nodes_;
   std::vector<Edge> edges_;
-  std::vector<float> values_;  ///< num_values_ a node.
+  std::vector<float> values_;     ///< num_values_ a node.
   std::vector<Simulation> sims_;  ///< Of the wave at hand, in selection order.
 };
 

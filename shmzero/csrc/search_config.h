@@ -29,7 +29,8 @@ struct SearchConfig {
   std::uint32_t temperature_decisions;
   float final_temperature;
   float rivalry;
-  std::uint32_t solved_cards;  ///< Leaves with so few cards in all hands get their exact max^n value; 0: none.
+  std::uint32_t solved_cards;  ///< Leaves with so few cards in all hands get their exact max^n
+                               ///< value; 0: none.
 
   /// Leaves per tree and wave: well below the simulations, or the first wave would be the search.
   std::uint32_t wave_leaves() const {
@@ -50,16 +51,16 @@ inline constexpr int kMaxLegal = 18;
 struct Decision {
   std::uint8_t num_actions;
   std::uint8_t actions[kMaxLegal];
-  float prior[kMaxLegal];        ///< Without noise.
+  float prior[kMaxLegal];           ///< Without noise.
   std::uint32_t visits[kMaxLegal];  ///< Simulations, over all worlds.
-  float q[kMaxLegal];            ///< Mean utility of the root seat; the root's value where untried.
-  float policy[kMaxLegal];       ///< The target, sum 1; noise is taken out of it.
+  float q[kMaxLegal];       ///< Mean utility of the root seat; the root's value where untried.
+  float policy[kMaxLegal];  ///< The target, sum 1; noise is taken out of it.
   std::uint16_t weights[kMaxLegal];  ///< The target as recorded: visits, or shares of 65535.
-  float value;                   ///< Of the root seat.
-  std::uint8_t best;             ///< Place of the action to play without temperature.
+  float value;                       ///< Of the root seat.
+  std::uint8_t best;                 ///< Place of the action to play without temperature.
   std::uint32_t simulations;
-  std::uint32_t evaluations;     ///< Rows asked, see RowCache.
-  std::uint32_t terminals;       ///< Simulations that ended in a finished round.
+  std::uint32_t evaluations;  ///< Rows asked, see RowCache.
+  std::uint32_t terminals;    ///< Simulations that ended in a finished round.
 };
 
 }  // namespace shmzero

@@ -32,7 +32,8 @@ inline constexpr std::uint32_t kMaxSlotsPerWorker = 8;  ///< Their words share o
 inline constexpr std::uint32_t kHistogramBins = 24;
 inline constexpr std::uint32_t kWaitBins = 128;  ///< Four an octave, up to 17 s: see wait_bin.
 inline constexpr std::size_t kMessageBytes = 232;
-inline constexpr std::uint64_t kResting = std::uint64_t{1} << 63;  ///< Beside an identity, which never has it.
+inline constexpr std::uint64_t kResting = std::uint64_t{1}
+                                          << 63;  ///< Beside an identity, which never has it.
 
 /// Element type of states on the wire.
 enum class Wire : std::uint32_t { kFloat16 = 2, kFloat32 = 4 };
@@ -49,7 +50,9 @@ struct SegmentSizes {
   Wire wire;
 
   std::uint32_t mask_words() const { return (action_dim + 63) / 64; }
-  std::size_t state_bytes() const { return static_cast<std::size_t>(state_dim) * static_cast<std::size_t>(wire); }
+  std::size_t state_bytes() const {
+    return static_cast<std::size_t>(state_dim) * static_cast<std::size_t>(wire);
+  }
   bool operator==(const SegmentSizes&) const = default;
 };
 
@@ -72,17 +75,19 @@ struct alignas(kLine) ServerBlock {
   Doorbell bell;  ///< Rung by workers that published, waited on by the server.
   /// Written by the server of a service, which holds the life lock.
   alignas(kLine) std::atomic<std::uint64_t> owner;  ///< process_identity; 0 before the first.
-  std::atomic<std::uint64_t> epoch;   ///< Of the owner; grows by one with each.
-  std::atomic<std::uint64_t> closed;  ///< 1 once it has left on purpose. Release -> acquire in RequestPort.
+  std::atomic<std::uint64_t> epoch;                 ///< Of the owner; grows by one with each.
+  std::atomic<std::uint64_t>
+      closed;  ///< 1 once it has left on purpose. Release -> acquire in RequestPort.
   /// Written by the server.
   alignas(kLine) std::atomic<std::uint64_t> batches;
   std::atomic<std::uint64_t> rows;
-  std::atomic<std::uint64_t> busy_ns;       ///< From the gathering of a batch to its last answer.
-  std::atomic<std::uint64_t> wait_ns;       ///< In gather without enough work.
+  std::atomic<std::uint64_t> busy_ns;        ///< From the gathering of a batch to its last answer.
+  std::atomic<std::uint64_t> wait_ns;        ///< In gather without enough work.
   std::atomic<std::uint64_t> last_batch_ns;  ///< Monotonic time of the last scatter.
-  std::atomic<std::uint64_t> version;       ///< Of the weights that answered last.
+  std::atomic<std::uint64_t> version;        ///< Of the weights that answered last.
   std::atomic<std::uint64_t> histogram[kHistogramBins];  ///< Batches of [2^i, 2^(i+1)) rows.
-  std::atomic<std::uint64_t> waits[kWaitBins];  ///< Requests by the time from publishing to the answer.
+  std::atomic<std::uint64_t>
+      waits[kWaitBins];  ///< Requests by the time from publishing to the answer.
 };
 
 /// The place of a worker, or, in a service, of one request in flight of a client.
@@ -90,9 +95,9 @@ struct alignas(kLine) WorkerBlock {
   Doorbell bell;  ///< Rung by the server that answered, waited on by the worker.
   /// Slot words: see slot.h for who writes which transition. One line, so that a sweep reads one.
   alignas(kLine) std::atomic<std::uint64_t> words[kMaxSlotsPerWorker];
-  /// Whose block this is: process_identity, 0 where nobody's, with kResting while a client keeps it for
-  /// its next request. Claimed by a CAS from 0 or from a resting one (acquire), left by the owner or,
-  /// after its death, by the reaper (release).
+  /// Whose block this is: process_identity, 0 where nobody's, with kResting while a client keeps it
+  /// for its next request. Claimed by a CAS from 0 or from a resting one (acquire), left by the
+  /// owner or, after its death, by the reaper (release).
   alignas(kLine) std::atomic<std::uint64_t> owner;
   /// Written by the worker; relaxed as above. A replacement goes on counting.
   std::atomic<std::uint64_t> units;
@@ -108,10 +113,10 @@ struct alignas(kLine) WorkerBlock {
 
 /// Head of a slot; the rows follow, requests and answers in areas of their own.
 struct alignas(kLine) SlotHeader {
-  std::uint32_t num_rows;    ///< Worker, while filling.
-  std::uint32_t failed;      ///< Server, while taken: 1 where the model raised; `message` says what.
-  std::uint64_t request_ns;  ///< Worker, while filling: monotonic time of publishing.
-  std::uint32_t version;     ///< Server, while taken: oldest weights that answered a row.
+  std::uint32_t num_rows;  ///< Worker, while filling.
+  std::uint32_t failed;    ///< Server, while taken: 1 where the model raised; `message` says what.
+  std::uint64_t request_ns;     ///< Worker, while filling: monotonic time of publishing.
+  std::uint32_t version;        ///< Server, while taken: oldest weights that answered a row.
   char message[kMessageBytes];  ///< Server, while taken: with a zero at its end.
 };
 
@@ -126,7 +131,9 @@ inline std::uint32_t wait_bin(std::uint64_t ns) {
   return std::min(bin, kWaitBins - 1);
 }
 /// Where a bin begins.
-inline std::uint64_t wait_bin_ns(std::uint32_t bin) { return std::uint64_t{4 + bin % 4} << (bin / 4); }
+inline std::uint64_t wait_bin_ns(std::uint32_t bin) {
+  return std::uint64_t{4 + bin % 4} << (bin / 4);
+}
 
 /// Where everything lies, in bytes from the start. A function of the sizes.
 struct SegmentLayout {
@@ -148,11 +155,28 @@ struct SegmentLayout {
   /// A change of any structure or size changes this; of sizes also one that padding swallows.
   std::uint64_t hash() const {
     std::uint64_t h = kLayoutVersion;
-    for (const std::uint64_t part : std::initializer_list<std::uint64_t>{
-             sizeof(SegmentHeader), sizeof(ServerBlock), sizeof(WorkerBlock), sizeof(SlotHeader),
-             sizeof(Doorbell), servers, workers, slots, masks, policies, values, slot_stride, total,
-             sizes.num_servers, sizes.num_workers, sizes.slots_per_worker, sizes.rows_per_slot,
-             sizes.state_dim, sizes.action_dim, sizes.value_dim, static_cast<std::uint32_t>(sizes.wire)}) {
+    for (const std::uint64_t part :
+         std::initializer_list<std::uint64_t>{sizeof(SegmentHeader),
+                                              sizeof(ServerBlock),
+                                              sizeof(WorkerBlock),
+                                              sizeof(SlotHeader),
+                                              sizeof(Doorbell),
+                                              servers,
+                                              workers,
+                                              slots,
+                                              masks,
+                                              policies,
+                                              values,
+                                              slot_stride,
+                                              total,
+                                              sizes.num_servers,
+                                              sizes.num_workers,
+                                              sizes.slots_per_worker,
+                                              sizes.rows_per_slot,
+                                              sizes.state_dim,
+                                              sizes.action_dim,
+                                              sizes.value_dim,
+                                              static_cast<std::uint32_t>(sizes.wire)}) {
       h = (h ^ part) * 0x9e3779b97f4a7c15u;
       h ^= h >> 31;
     }
@@ -160,8 +184,8 @@ struct SegmentLayout {
   }
 
   SegmentSizes sizes;
-  std::size_t servers, workers, slots;                 // from the start of the segment
-  std::size_t states, masks, policies, values;         // from the start of a slot
+  std::size_t servers, workers, slots;          // from the start of the segment
+  std::size_t states, masks, policies, values;  // from the start of a slot
   std::size_t slot_stride, total;
 };
 
@@ -172,10 +196,12 @@ struct CorruptSegment : std::runtime_error {
 
 /// Sizes that make sense at all. Throws std::invalid_argument naming the first that does not.
 inline void check_sizes(const SegmentSizes& sizes) {
-  const auto check = [](const char* name, std::uint64_t value, std::uint64_t low, std::uint64_t high) {
+  const auto check = [](const char* name, std::uint64_t value, std::uint64_t low,
+                        std::uint64_t high) {
     if (value < low || value > high) {
       throw std::invalid_argument(std::string(name) + " is " + std::to_string(value) +
-                                  "; allowed: " + std::to_string(low) + ".." + std::to_string(high));
+                                  "; allowed: " + std::to_string(low) + ".." +
+                                  std::to_string(high));
     }
   };
   check("num_servers", sizes.num_servers, 1, 64);
@@ -186,7 +212,8 @@ inline void check_sizes(const SegmentSizes& sizes) {
   check("action_dim", sizes.action_dim, 1, 1u << 16);
   check("value_dim", sizes.value_dim, 1, 1u << 10);
   if (sizes.wire != Wire::kFloat16 && sizes.wire != Wire::kFloat32) {
-    throw std::invalid_argument("wire is " + std::to_string(static_cast<std::uint32_t>(sizes.wire)) +
+    throw std::invalid_argument("wire is " +
+                                std::to_string(static_cast<std::uint32_t>(sizes.wire)) +
                                 "; allowed: 2 (float16), 4 (float32)");
   }
 }
@@ -218,7 +245,8 @@ class Segment {
     if (fstat(fd, &status) != 0) throw_errno("fstat of the segment");
     const auto bytes = static_cast<std::size_t>(status.st_size);
     if (bytes < 4096) {
-      throw CorruptSegment("segment of " + std::to_string(bytes) + " bytes is too small for a header");
+      throw CorruptSegment("segment of " + std::to_string(bytes) +
+                           " bytes is too small for a header");
     }
     SegmentHeader header;
     {
@@ -257,7 +285,8 @@ class Segment {
   }
   std::byte* slot(std::uint32_t worker, std::uint32_t slot) const {
     return base_ + layout_.slots +
-           layout_.slot_stride * (static_cast<std::size_t>(worker) * sizes().slots_per_worker + slot);
+           layout_.slot_stride *
+               (static_cast<std::size_t>(worker) * sizes().slots_per_worker + slot);
   }
   SlotHeader& slot_header(std::uint32_t w, std::uint32_t s) const {
     return *reinterpret_cast<SlotHeader*>(slot(w, s));
@@ -270,7 +299,8 @@ class Segment {
   template <class Visit>
   void for_each_slot(std::uint32_t server, Visit&& visit) const {
     const std::uint32_t a_worker = sizes().slots_per_worker;
-    for (std::uint32_t at = server; at < sizes().num_workers * a_worker; at += sizes().num_servers) {
+    for (std::uint32_t at = server; at < sizes().num_workers * a_worker;
+         at += sizes().num_servers) {
       if (!visit(at / a_worker, at % a_worker, worker(at / a_worker).words[at % a_worker])) return;
     }
   }

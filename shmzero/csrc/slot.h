@@ -1,23 +1,24 @@
 // The slot protocol: how rows go from a worker to its server and their answers back. Knows no game.
 //
-// A slot belongs to one side at a time; its word says to which. Requests and answers lie in areas of
-// their own, so a request outlives the server that was reading it. No locks on the data path.
+// A slot belongs to one side at a time; its word says to which. Requests and answers lie in areas
+// of their own, so a request outlives the server that was reading it. No locks on the data path.
 //
-// from      to               by       when                          order
-// free      filling          worker   before its search begins      relaxed: only a hint to others
-// filling   ready            worker   all rows written              release -> acquire in ServerPort::sweep
-// filling   free             worker   no rows after all             relaxed: nothing was handed over
-// ready     taken(epoch)     server   sweeps                        CAS acquire; the rows are the server's to read
-// taken     answered         server   all answers written           CAS release -> acquire in WorkerPort::answered
-// answered  filling(g+1)     worker   goes on                       relaxed: the answers stay its own until `ready`
-// answered  free(g+1)        worker   leaves                        release -> acquire in WorkerPort::begin
-// ready     free(g+1)        worker   cancels                       CAS
-// taken     orphaned         worker   gives up; its rows are the server's until it has answered      CAS
+// from      to            by      when                      order
+// free      filling       worker  before its search begins  relaxed: only a hint to others
+// filling   ready         worker  all rows written          release -> acquire in ServerPort::sweep
+// filling   free          worker  no rows after all         relaxed: nothing was handed over
+// ready     taken(epoch)  server  sweeps                    CAS acquire; it may read the rows now
+// taken     answered      server  all answers written       CAS release -> acquire in `answered`
+// answered  filling(g+1)  worker  goes on                   relaxed: its own until `ready`
+// answered  free(g+1)     worker  leaves                    release -> acquire in WorkerPort::begin
+// ready     free(g+1)     worker  cancels                   CAS
+// taken     orphaned      worker  gives up                  CAS; the server's until it has answered
 //   deaths, all by the one reaper, after the process is certainly gone:
-// filling, ready, answered -> free(g+1)   worker died                CAS, against the server's ready -> taken
-// taken     orphaned                      worker died                CAS, against the server's taken -> answered
-// orphaned  free(g+1)                     the server that took it, in scatter; the reaper once that one is dead
-// taken(e)  ready                         server of epoch e died     store release: run again by the next
+// filling, ready, answered
+//           free(g+1)     worker died                       CAS, against a server's ready -> taken
+// taken     orphaned      worker died                       CAS, against its taken -> answered
+// orphaned  free(g+1)     the server that took it, in scatter; the reaper once that one is dead
+// taken(e)  ready         server of epoch e died            store release: run again by the next
 #pragma once
 
 #include <algorithm>
@@ -42,7 +43,8 @@ struct SlotWord {
 
   static SlotWord make(std::uint32_t generation, std::uint32_t epoch, SlotState state) {
     return {(static_cast<std::uint64_t>(generation) << 32) |
-            (static_cast<std::uint64_t>(epoch & 0xffffffu) << 8) | static_cast<std::uint64_t>(state)};
+            (static_cast<std::uint64_t>(epoch & 0xffffffu) << 8) |
+            static_cast<std::uint64_t>(state)};
   }
   SlotState state() const { return static_cast<SlotState>(bits & 0xff); }
   std::uint32_t epoch() const { return static_cast<std::uint32_t>(bits >> 8) & 0xffffffu; }
@@ -53,10 +55,10 @@ struct SlotWord {
 
 /// A slot's areas, for the side that holds it.
 struct SlotRows {
-  std::byte* states;       ///< [R, state_dim], wire type.
-  std::uint64_t* masks;    ///< [R, mask_words]
-  float* policies;         ///< [R, action_dim]
-  float* values;           ///< [R, value_dim]
+  std::byte* states;     ///< [R, state_dim], wire type.
+  std::uint64_t* masks;  ///< [R, mask_words]
+  float* policies;       ///< [R, action_dim]
+  float* values;         ///< [R, value_dim]
   SlotHeader* header;
 };
 
@@ -132,7 +134,8 @@ class WorkerPort {
       } else {
         return;
       }
-      if (block_.words[slot].compare_exchange_strong(seen, to.bits, std::memory_order_acq_rel)) return;
+      if (block_.words[slot].compare_exchange_strong(seen, to.bits, std::memory_order_acq_rel))
+        return;
     }
   }
 
@@ -167,7 +170,11 @@ class ServerPort {
  public:
   /// `epoch` is new for each process that serves in this block's place.
   ServerPort(Segment& segment, std::uint32_t server, std::uint32_t epoch, Spin spin = Spin::kFixed)
-      : segment_(segment), server_(server), epoch_(epoch), spin_(spin), block_(segment.server(server)) {
+      : segment_(segment),
+        server_(server),
+        epoch_(epoch),
+        spin_(spin),
+        block_(segment.server(server)) {
     if (server >= segment.sizes().num_servers) throw std::invalid_argument("server out of range");
   }
 
@@ -217,16 +224,18 @@ class ServerPort {
   }
 
   /// Writes a batch's answers into its slots and wakes their workers, each once.
-  void scatter(std::uint64_t batch, const float* policies, const float* values, std::uint32_t version) {
+  void scatter(std::uint64_t batch, const float* policies, const float* values,
+               std::uint32_t version) {
     const SegmentSizes& sizes = segment_.sizes();
-    finish_batch(batch, version, [&](const Piece& piece, Taken&, const SlotRows& out, std::uint32_t rows) {
-      std::memcpy(out.policies + static_cast<std::size_t>(piece.first_row) * sizes.action_dim,
-                  policies + static_cast<std::size_t>(rows) * sizes.action_dim,
-                  static_cast<std::size_t>(piece.num_rows) * sizes.action_dim * sizeof(float));
-      std::memcpy(out.values + static_cast<std::size_t>(piece.first_row) * sizes.value_dim,
-                  values + static_cast<std::size_t>(rows) * sizes.value_dim,
-                  static_cast<std::size_t>(piece.num_rows) * sizes.value_dim * sizeof(float));
-    });
+    finish_batch(
+        batch, version, [&](const Piece& piece, Taken&, const SlotRows& out, std::uint32_t rows) {
+          std::memcpy(out.policies + static_cast<std::size_t>(piece.first_row) * sizes.action_dim,
+                      policies + static_cast<std::size_t>(rows) * sizes.action_dim,
+                      static_cast<std::size_t>(piece.num_rows) * sizes.action_dim * sizeof(float));
+          std::memcpy(out.values + static_cast<std::size_t>(piece.first_row) * sizes.value_dim,
+                      values + static_cast<std::size_t>(rows) * sizes.value_dim,
+                      static_cast<std::size_t>(piece.num_rows) * sizes.value_dim * sizeof(float));
+        });
   }
 
   /// Takes a batch apart into one for each request in it, to be copied again by `refill`.
@@ -242,8 +251,8 @@ class ServerPort {
     return parts;
   }
 
-  /// Copies the rows of a batch that is not answered yet into `staging`; returns how many. It has room
-  /// for the batch that they were gathered with.
+  /// Copies the rows of a batch that is not answered yet into `staging`; returns how many. It has
+  /// room for the batch that they were gathered with.
   std::uint32_t refill(std::uint64_t batch, const Staging& staging) {
     std::uint32_t rows = 0;
     for (const Piece& piece : find_batch(batch)->pieces) {
@@ -253,18 +262,20 @@ class ServerPort {
     return rows;
   }
 
-  /// Answers a batch's slots with what went wrong instead (UTF-8, cut to the header's room). A slot that
-  /// is served in pieces has failed where one of them has.
+  /// Answers a batch's slots with what went wrong instead (UTF-8, cut to the header's room). A slot
+  /// that is served in pieces has failed where one of them has.
   void fail(std::uint64_t batch, const std::string& message, std::uint32_t version) {
-    finish_batch(batch, version, [&](const Piece&, Taken& taken, const SlotRows& out, std::uint32_t) {
-      taken.failed = true;
-      std::size_t bytes = std::min(message.size(), kMessageBytes - 1);
-      if (bytes < message.size()) {
-        while (bytes > 0 && (static_cast<unsigned char>(message[bytes]) & 0xc0) == 0x80) --bytes;  // within a character
-      }
-      std::memcpy(out.header->message, message.data(), bytes);
-      out.header->message[bytes] = 0;
-    });
+    finish_batch(
+        batch, version, [&](const Piece&, Taken& taken, const SlotRows& out, std::uint32_t) {
+          taken.failed = true;
+          std::size_t bytes = std::min(message.size(), kMessageBytes - 1);
+          if (bytes < message.size()) {
+            while (bytes > 0 && (static_cast<unsigned char>(message[bytes]) & 0xc0) == 0x80)
+              --bytes;  // within a character
+          }
+          std::memcpy(out.header->message, message.data(), bytes);
+          out.header->message[bytes] = 0;
+        });
   }
 
  private:
@@ -273,7 +284,7 @@ class ServerPort {
     std::uint64_t word;  ///< As this server wrote it.
     std::uint64_t request_ns;
     std::uint32_t num_rows;
-    std::uint32_t next_row;    ///< First row that no batch has yet.
+    std::uint32_t next_row;  ///< First row that no batch has yet.
     std::uint32_t unanswered;
     std::uint32_t version;
     bool failed;
@@ -294,8 +305,8 @@ class ServerPort {
     return found;
   }
 
-  /// Lets `answer(piece, taken, slot, row of the batch)` write each piece, hands full slots back and
-  /// wakes their workers, each once.
+  /// Lets `answer(piece, taken, slot, row of the batch)` write each piece, hands full slots back
+  /// and wakes their workers, each once.
   template <class Answer>
   void finish_batch(std::uint64_t batch, std::uint32_t version, Answer&& answer) {
     const auto found = find_batch(batch);
@@ -345,35 +356,37 @@ class ServerPort {
   bool sweep() {
     bool filling = false;
     const std::size_t before = backlog_.size();
-    segment_.for_each_slot(server_, [&](std::uint32_t w, std::uint32_t s, std::atomic<std::uint64_t>& cell) {
-      // Acquire: pairs with the release in WorkerPort::publish; the rows are visible.
-      std::uint64_t seen = cell.load(std::memory_order_acquire);
-      const SlotWord word{seen};
-      if (word.state() == SlotState::kFilling) filling = true;
-      if (word.state() != SlotState::kReady) return true;
-      const SlotWord mine = SlotWord::make(word.generation(), epoch_, SlotState::kTaken);
-      // Against a cancel or the reaper, who would free it.
-      if (!cell.compare_exchange_strong(seen, mine.bits, std::memory_order_acq_rel)) return true;
-      const SlotHeader& header = *slot_rows(segment_, w, s).header;
-      const std::uint32_t rows = header.num_rows;
-      if (rows == 0 || rows > segment_.sizes().rows_per_slot) {
-        throw CorruptSegment("slot " + std::to_string(s) + " of worker " + std::to_string(w) +
-                             " is ready with " + std::to_string(rows) + " rows; allowed: 1.." +
-                             std::to_string(segment_.sizes().rows_per_slot));
-      }
-      std::uint32_t place;
-      if (free_taken_.empty()) {
-        place = static_cast<std::uint32_t>(taken_.size());
-        taken_.emplace_back();
-      } else {
-        place = free_taken_.back();
-        free_taken_.pop_back();
-      }
-      taken_[place] = {w, s, mine.bits, header.request_ns, rows, 0, rows, UINT32_MAX, false};
-      backlog_.push_back(place);
-      backlog_rows_ += rows;
-      return true;
-    });
+    segment_.for_each_slot(
+        server_, [&](std::uint32_t w, std::uint32_t s, std::atomic<std::uint64_t>& cell) {
+          // Acquire: pairs with the release in WorkerPort::publish; the rows are visible.
+          std::uint64_t seen = cell.load(std::memory_order_acquire);
+          const SlotWord word{seen};
+          if (word.state() == SlotState::kFilling) filling = true;
+          if (word.state() != SlotState::kReady) return true;
+          const SlotWord mine = SlotWord::make(word.generation(), epoch_, SlotState::kTaken);
+          // Against a cancel or the reaper, who would free it.
+          if (!cell.compare_exchange_strong(seen, mine.bits, std::memory_order_acq_rel))
+            return true;
+          const SlotHeader& header = *slot_rows(segment_, w, s).header;
+          const std::uint32_t rows = header.num_rows;
+          if (rows == 0 || rows > segment_.sizes().rows_per_slot) {
+            throw CorruptSegment("slot " + std::to_string(s) + " of worker " + std::to_string(w) +
+                                 " is ready with " + std::to_string(rows) + " rows; allowed: 1.." +
+                                 std::to_string(segment_.sizes().rows_per_slot));
+          }
+          std::uint32_t place;
+          if (free_taken_.empty()) {
+            place = static_cast<std::uint32_t>(taken_.size());
+            taken_.emplace_back();
+          } else {
+            place = free_taken_.back();
+            free_taken_.pop_back();
+          }
+          taken_[place] = {w, s, mine.bits, header.request_ns, rows, 0, rows, UINT32_MAX, false};
+          backlog_.push_back(place);
+          backlog_rows_ += rows;
+          return true;
+        });
     if (backlog_.size() > before + 1) {
       std::stable_sort(backlog_.begin() + static_cast<std::ptrdiff_t>(before), backlog_.end(),
                        [&](std::uint32_t a, std::uint32_t b) {
@@ -386,12 +399,13 @@ class ServerPort {
   /// A ready slot, or the end of all filling that was seen.
   bool anything_new(bool was_filling) const {
     bool ready = false, filling = false;
-    segment_.for_each_slot(server_, [&](std::uint32_t, std::uint32_t, std::atomic<std::uint64_t>& cell) {
-      const SlotState state = SlotWord{cell.load(std::memory_order_acquire)}.state();
-      filling |= state == SlotState::kFilling;
-      ready = state == SlotState::kReady;
-      return !ready;
-    });
+    segment_.for_each_slot(
+        server_, [&](std::uint32_t, std::uint32_t, std::atomic<std::uint64_t>& cell) {
+          const SlotState state = SlotWord{cell.load(std::memory_order_acquire)}.state();
+          filling |= state == SlotState::kFilling;
+          ready = state == SlotState::kReady;
+          return !ready;
+        });
     return ready || (was_filling && !filling && backlog_rows_ > 0);
   }
 
@@ -400,7 +414,8 @@ class ServerPort {
     const SegmentSizes& sizes = segment_.sizes();
     const Taken& taken = taken_[piece.taken];
     const SlotRows in = slot_rows(segment_, taken.worker, taken.slot);
-    std::memcpy(staging.states + row * sizes.state_bytes(), in.states + piece.first_row * sizes.state_bytes(),
+    std::memcpy(staging.states + row * sizes.state_bytes(),
+                in.states + piece.first_row * sizes.state_bytes(),
                 piece.num_rows * sizes.state_bytes());
     std::memcpy(staging.masks + static_cast<std::size_t>(row) * sizes.mask_words(),
                 in.masks + static_cast<std::size_t>(piece.first_row) * sizes.mask_words(),
@@ -468,7 +483,8 @@ inline void check_slots(const Segment& segment) {
           SlotWord{segment.worker(w).words[s].load(std::memory_order_acquire)}.state();
       const std::uint32_t rows = segment.slot_header(w, s).num_rows;
       const bool requested = state == SlotState::kReady || state == SlotState::kTaken;
-      if (state > SlotState::kOrphaned || (requested && (rows == 0 || rows > sizes.rows_per_slot))) {
+      if (state > SlotState::kOrphaned ||
+          (requested && (rows == 0 || rows > sizes.rows_per_slot))) {
         throw CorruptSegment("slot " + std::to_string(s) + " of block " + std::to_string(w) +
                              " is in state " + std::to_string(static_cast<int>(state)) + " with " +
                              std::to_string(rows) + " rows");
@@ -486,9 +502,10 @@ inline void reclaim_worker(const Segment& segment, std::uint32_t worker) {
       std::uint64_t seen = cell.load(std::memory_order_acquire);
       const SlotWord word{seen};
       if (word.state() == SlotState::kFree || word.state() == SlotState::kOrphaned) break;
-      const SlotWord to = word.state() == SlotState::kTaken
-                              ? SlotWord::make(word.generation(), word.epoch(), SlotState::kOrphaned)
-                              : word.next(SlotState::kFree);
+      const SlotWord to =
+          word.state() == SlotState::kTaken
+              ? SlotWord::make(word.generation(), word.epoch(), SlotState::kOrphaned)
+              : word.next(SlotState::kFree);
       // Against the server's ready -> taken and taken -> answered: look again where it was faster.
       if (cell.compare_exchange_strong(seen, to.bits, std::memory_order_acq_rel)) break;
     }
@@ -519,13 +536,14 @@ inline void reclaim_server(const Segment& segment, std::uint32_t server) {
 /// since; 0 where nothing waits.
 inline std::uint64_t stalled_ns(const Segment& segment, std::uint32_t server) {
   std::uint64_t oldest = UINT64_MAX;
-  segment.for_each_slot(server, [&](std::uint32_t w, std::uint32_t s, std::atomic<std::uint64_t>& cell) {
-    const SlotState state = SlotWord{cell.load(std::memory_order_acquire)}.state();
-    if (state == SlotState::kReady || state == SlotState::kTaken) {
-      oldest = std::min(oldest, segment.slot_header(w, s).request_ns);
-    }
-    return true;
-  });
+  segment.for_each_slot(
+      server, [&](std::uint32_t w, std::uint32_t s, std::atomic<std::uint64_t>& cell) {
+        const SlotState state = SlotWord{cell.load(std::memory_order_acquire)}.state();
+        if (state == SlotState::kReady || state == SlotState::kTaken) {
+          oldest = std::min(oldest, segment.slot_header(w, s).request_ns);
+        }
+        return true;
+      });
   if (oldest == UINT64_MAX) return 0;
   // Relaxed: a report, nothing hangs on it.
   const std::uint64_t last = segment.server(server).last_batch_ns.load(std::memory_order_relaxed);

@@ -1,6 +1,7 @@
 // Exact max^n of rounds in which every hand is known and few cards are left.
-// Every seat maximises its own score; of equally good actions the lowest is taken, everywhere in the
-// tree. Knows nothing of hidden hands: whoever calls it on a guessed deal gets a clairvoyant's value.
+// Every seat maximises its own score; of equally good actions the lowest is taken, everywhere in
+// the tree. Knows nothing of hidden hands: whoever calls it on a guessed deal gets a clairvoyant's
+// value.
 #pragma once
 
 #include <bit>
@@ -93,7 +94,8 @@ class Solver {
     if (round.phase == Phase::kDone) return PackedScores::of_round(round);
     const std::uint64_t key = key_of(round);
     // The newest position takes the place: a recursion soon asks for its neighbours.
-    if (const Entry& known = cache_[key & (cache_.size() - 1)]; known.key == key) return known.scores;
+    if (const Entry& known = cache_[key & (cache_.size() - 1)]; known.key == key)
+      return known.scores;
     const PackedScores scores = solve(round).scores;
     cache_[key & (cache_.size() - 1)] = {key, scores};
     return scores;

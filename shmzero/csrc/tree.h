@@ -42,7 +42,8 @@ static_assert(sizeof(Node) == 28);
 
 /// PUCT with visits in flight counted as visits without a value (WU-UCT, Liu et al. 2020): they
 /// spread the selections of one wave and leave Q alone.
-inline double puct_score(double q, double prior, double parent_visits, double visits, double c_puct) {
+inline double puct_score(double q, double prior, double parent_visits, double visits,
+                         double c_puct) {
   return q + c_puct * prior * std::sqrt(parent_visits) / (1.0 + visits);
 }
 

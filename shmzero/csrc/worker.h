@@ -1,7 +1,7 @@
 // The loop of a worker process: lanes on one side, slots on the other, without the GIL.
 //
-// Units come on one pipe, finished rounds leave as frames on another: u32 bytes that follow, u64 unit,
-// u32 1 for the unit's last, the record. Which worker plays a unit makes no difference to it.
+// Units come on one pipe, finished rounds leave as frames on another: u32 bytes that follow, u64
+// unit, u32 1 for the unit's last, the record. Which worker plays a unit makes no difference to it.
 #pragma once
 
 #include <poll.h>
@@ -60,7 +60,8 @@ class Worker {
       const std::uint64_t stepped_until = now_ns();
       add(port_.block().busy_ns, stepped_until - start);
       if (stepped) continue;
-      const bool waiting = std::find(in_flight_.begin(), in_flight_.end(), true) != in_flight_.end();
+      const bool waiting =
+          std::find(in_flight_.begin(), in_flight_.end(), true) != in_flight_.end();
       if (waiting) {
         std::uint32_t slots = 0;
         for (std::size_t s = 0; s < in_flight_.size(); ++s) {
@@ -96,8 +97,9 @@ class Worker {
       }
       const SlotRows rows = port_.rows(slot);
       if (in_flight_[slot] && rows.header->failed != 0) {
-        throw std::runtime_error("slot " + std::to_string(slot) + " was answered with a failure: " +
-                                 std::string(rows.header->message, strnlen(rows.header->message, kMessageBytes)));
+        throw std::runtime_error(
+            "slot " + std::to_string(slot) + " was answered with a failure: " +
+            std::string(rows.header->message, strnlen(rows.header->message, kMessageBytes)));
       }
       if (!port_.begin(slot)) continue;
       stepped = true;
@@ -117,7 +119,8 @@ class Worker {
   /// where there is more to come than a few.
   std::uint32_t lanes_wanted(std::uint32_t slot) const {
     const auto num_slots = static_cast<std::uint64_t>(groups_.size());
-    std::uint64_t lanes = std::min<std::uint64_t>((in_progress_ + num_slots - 1 - slot) / num_slots, lanes_per_slot_);
+    std::uint64_t lanes =
+        std::min<std::uint64_t>((in_progress_ + num_slots - 1 - slot) / num_slots, lanes_per_slot_);
     if (queue_.counters.units == 0 && in_progress_ > kShortRun) {
       lanes = std::min<std::uint64_t>(lanes, std::max<std::uint64_t>(1, kFirstLanes / num_slots));
     }
@@ -149,7 +152,9 @@ class Worker {
   void write_finished() {
     if (queue_.finished.empty()) return;
     std::string out;
-    const auto put = [&](auto value) { out.append(reinterpret_cast<const char*>(&value), sizeof value); };
+    const auto put = [&](auto value) {
+      out.append(reinterpret_cast<const char*>(&value), sizeof value);
+    };
     for (const FinishedRound& round : queue_.finished) {
       put(static_cast<std::uint32_t>(12 + round.record.size()));
       put(round.unit);
@@ -160,7 +165,8 @@ class Worker {
     for (std::size_t at = 0; at < out.size();) {
       const ssize_t written = write(record_fd_, out.data() + at, out.size() - at);
       if (written < 0 && errno == EINTR) continue;
-      if (written < 0) throw std::runtime_error(std::string("record pipe: ") + std::strerror(errno));
+      if (written < 0)
+        throw std::runtime_error(std::string("record pipe: ") + std::strerror(errno));
       at += static_cast<std::size_t>(written);
     }
   }
@@ -187,8 +193,8 @@ class Worker {
   std::uint64_t spin_ns_;
   std::uint32_t lanes_per_slot_ = 1;
   std::uint32_t capacity_ = 0;
-  std::deque<LaneGroup> groups_;  ///< One a slot.
-  std::vector<bool> in_flight_;   ///< The slot has rows of its group out.
+  std::deque<LaneGroup> groups_;   ///< One a slot.
+  std::vector<bool> in_flight_;    ///< The slot has rows of its group out.
   std::uint64_t in_progress_ = 0;  ///< Units granted and not finished.
   bool no_more_grants_ = false;
   PlayCounters published_;
