@@ -152,7 +152,7 @@ def serve(
             try:
                 cast(OtherDevice, device).seat_other(other)
             except ConfigError as error:
-                control.send(event="refused", version=version, message=str(error))
+                control.send(event="refused", other=other, message=str(error))
             other = None
         if pending is not None:
             weights, wanted = pending

@@ -300,7 +300,8 @@ class Fleet:
         self.version = version
         """Of the weights that were published last; see `served`."""
         other = config.other_network()
-        self._other = None if other == OLDER else other
+        self._others = [] if other in (None, OLDER) else [other]
+        """Checkpoints of the network that holds the others' seats: the newest, and before it what stays without it."""
         self._fresh: Iterator[int] = iter(units)
         self._returned: deque[int] = deque()
         self._left = num_units
@@ -393,7 +394,7 @@ class Fleet:
                 "net": asdict(NETS[config.net]),
                 "checkpoint": self._served.name,
                 "searched": config.search().simulations > 0,
-                "other": self._other,
+                "other": self._others[-1] if self._others else None,
                 "seed": config.seed,
                 "version": self._served.version,
             }
@@ -486,8 +487,8 @@ class Fleet:
 
     def seat_other(self, path: Path) -> None:
         """Let a checkpoint's network hold the seats that `others` gives to one, from the next batch on."""
-        self._other = str(path)
-        line = json.dumps({"cmd": "other", "weights": self._other})
+        self._others = [*self._others[-1:], str(path)]
+        line = json.dumps({"cmd": "other", "weights": str(path)})
         for server in self._servers:
             self._send(server, line)
 
@@ -678,7 +679,9 @@ class Fleet:
                 self.events.append(f"inference process {server.index} serves {event['description']}")
             elif event["event"] in ("refused", "compiled"):
                 self.events.append(f"inference process {server.index}: {event['message']}")
-                if event["event"] == "refused":
+                if "other" in event:
+                    self._others = [path for path in self._others if path != event["other"]]
+                elif "version" in event:
                     self._heard(server, event["version"], taken=False)
             elif event["event"] == "weights":
                 self._heard(server, event["version"], taken=True)

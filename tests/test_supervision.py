@@ -276,6 +276,29 @@ def test_fleet_replacement_serves_the_weights_that_were_taken_last(
     assert not any("/proc/" in line for line in said) and set(versions) == {0, 2, 3}
 
 
+def test_fleet_other_network_that_is_refused_does_not_get_to_a_replacement(checkpoints: list[Path]) -> None:
+    config = SelfPlayConfig(
+        checkpoint=checkpoints[0], others=f"{checkpoints[1]}:0.5", rounds=10**6, simulations=2, cards="1", workers=1,
+        device="cpu", compile=False, max_batch=8,
+    )  # fmt: skip
+    said: list[str] = []
+    with Fleet(config, range(10**6), 10**6) as fleet:
+
+        def until(condition: Callable[[], object]) -> None:
+            while not condition():
+                fleet.poll(0.02)
+                said.extend(fleet.events)
+                fleet.events.clear()
+
+        until(lambda: fleet.ready)
+        fleet.seat_other(checkpoints[3])
+        until(lambda: any("bad.safetensors" in line for line in said))
+        os.kill(fleet.pids()["servers"][0], signal.SIGKILL)
+        until(lambda: fleet.restarts)
+        until(lambda: fleet.ready)  # with the refused one it would end the run
+        assert fleet.restarts == 1
+
+
 def test_fleet_checkpoint_that_cannot_be_read_is_refused_by_name(checkpoints: list[Path], tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="none.safetensors cannot be read: No such file"):
         Fleet(SelfPlayConfig(checkpoint=tmp_path / "none.safetensors"), range(1), 1)
