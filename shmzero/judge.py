@@ -60,6 +60,8 @@ class Judge:
         """Processes that ended before their matches did."""
         self.best: int | None = None
         """Step of the checkpoint that self-play has, where there is a gate."""
+        self.best_version = 0
+        """What an earlier session counted it as."""
         self._gated: int | None = None
         self._due_s = config.evaluate_s
         self._child: Child | None = None
@@ -74,8 +76,8 @@ class Judge:
         """Take up what the metrics of an earlier session hold."""
         for line in lines:
             self._note(line)
-        passed = [line["gate"]["steps"] for line in lines if "gate" in line]
-        self.best = passed[-1] if passed else None
+        passed = [line["gate"] for line in lines if "gate" in line]
+        self.best, self.best_version = (passed[-1]["steps"], passed[-1]["version"]) if passed else (None, 0)
 
     def poll(self, elapsed_s: float, say: Callable[[str], None]) -> list[dict[str, Any]]:
         """Lines for the metrics. Starts a match when it is due; `elapsed_s` is the run's time."""

@@ -126,6 +126,8 @@ class LearnerProcess:
         self._elapsed_s = spec["elapsed_s"]
         self._rows_new = 0
         self._version = max(newest_version(self._folder), spec["version"])
+        self._played_version = spec["version"]
+        """Of the weights that self-play has; with a gate it counts those that passed."""
         self._paused = False
         self._wait_s = 0.0
         self._first_step = 0
@@ -159,6 +161,7 @@ class LearnerProcess:
             self._take()
             for command in self._control.commands():
                 self._progress, self._elapsed_s = command["progress"], command["elapsed_s"]
+                self._played_version = command["version"]
                 if command["cmd"] == "stop":
                     stopping = True
                     self._to_the_end = command["to_the_end"]
@@ -248,7 +251,7 @@ class LearnerProcess:
             skipped=learner.skipped,
             steps_per_s=(learner.steps - self._first_step) / seconds,
             replay_ratio=learner.steps * self._config.batch / max(self._rows_new, 1),
-            replay_age_versions=self._version - float(versions.mean()),
+            replay_age_versions=self._played_version - float(versions.mean()),
             learner_waits=self._wait_s / seconds,
             learning_rate=self._learn.Schedule.at(self._config, self._progress).learning_rate,
             **dict(zip(self._learn.METRICS, means, strict=True)),

@@ -146,9 +146,9 @@ class LearnerLink:
         except (BrokenPipeError, ConnectionResetError, BlockingIOError):
             pass  # dead, which `poll` notices; or busy, and the next one says the same
 
-    def end(self, elapsed_s: float, to_the_end: bool) -> None:
+    def end(self, elapsed_s: float, version: int, to_the_end: bool) -> None:
         """Have it save its last state and go; `to_the_end`: after it has learned from all that it was fed."""
-        self.tell(cmd="stop", progress=1.0, elapsed_s=elapsed_s, to_the_end=to_the_end)
+        self.tell(cmd="stop", progress=1.0, elapsed_s=elapsed_s, version=version, to_the_end=to_the_end)
         self._ending = True
 
     def poll(self) -> bool:
@@ -328,7 +328,7 @@ class Run:
     def _train(self) -> None:
         config = self.config
         write_whole(self.folder / "config.toml", to_toml(resolved(config)))
-        version = newest_version(self.folder)
+        version = self._judge.best_version if config.gate else newest_version(self.folder)
         self._learner.start(self.done, self.elapsed_s, version, refill=self._rounds > 0)
         while self.done < 1.0 and not self._stopped():
             stage = config.stage(self.done)
@@ -381,7 +381,9 @@ class Run:
             self._commit()
             self._committed_at = now
         if now - self._told_at >= TELL_S:
-            self._learner.tell(cmd="progress", progress=self.done, elapsed_s=self.elapsed_s)
+            self._learner.tell(
+                cmd="progress", progress=self.done, elapsed_s=self.elapsed_s, version=fleet.version
+            )
             self._told_at = now
         if not self._learner.poll():
             self._hear(fleet)
@@ -459,17 +461,17 @@ class Run:
             return config.rounds is not None and self._rounds >= config.rounds and in_time and not self._stopped()
 
         patient = to_the_end()
-        self._learner.end(self.elapsed_s, patient)
+        self._learner.end(self.elapsed_s, version, patient)
         while not self._learner_stopped and (patient or time.monotonic() < until):
             alive = self._learner.poll()
             self._hear(None)
             if patient and not to_the_end():
                 patient, until = False, time.monotonic() + STOP_S
-                self._learner.end(self.elapsed_s, patient)
+                self._learner.end(self.elapsed_s, version, patient)
             if not alive and not self._learner_stopped:
                 self._say(self._learner.bury())
                 self._learner.start(self.done, self.elapsed_s, version, refill=True)
-                self._learner.end(self.elapsed_s, patient)
+                self._learner.end(self.elapsed_s, version, patient)
             time.sleep(TICK_S)
 
     def _log(self, line: dict[str, Any], elapsed_s: float | None = None) -> None:

@@ -486,6 +486,11 @@ def test_train_gate_lets_through_what_beats_the_last_and_ratings_are_kept(tmp_pa
     assert passed and passed[1:] == better and passed == sorted(passed)
     versions = {one["version"] for data in Records(tmp_path) for one in _core.decode_record(data)["searched"]}
     assert versions <= set(range(len(passed) + 1)) and 0 in versions
+    ages = [line["learner"]["replay_age_versions"] for line in lines if line.get("learner", {}).get("policy_loss")]
+    assert ages and all(0 <= age <= len(passed) for age in ages)  # in gates passed, not in weights published
+    judge = Judge(TrainConfig(gate=True), tmp_path)
+    judge.recall(lines)
+    assert (judge.best, judge.best_version) == (passed[-1], len(passed))  # what a rerun starts with
     rated = [line["rating"] for line in lines if "rating" in line]
     kept = json.loads((tmp_path / "ratings.json").read_text())["agents"]
     assert rated and set(rated[-1]["agents"]) == set(kept) >= {"threshold", f"step {rated[-1]['steps']}"}
