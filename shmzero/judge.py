@@ -16,10 +16,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from shmzero.child import Child, start_child
 from shmzero.config import cores
 from shmzero.errors import ConfigError, RecordError
 from shmzero.inference import Control, child_main
-from shmzero.launch import Child, start_child
 from shmzero.records import CHECKPOINT_FOLDER, newest_checkpoint
 from shmzero.train_config import TrainConfig
 

@@ -6,9 +6,7 @@ slots. Knows nothing of SQLite and terminals; selfplay.py does. Read next: worke
 
 from __future__ import annotations
 
-import errno
 import fcntl
-import functools
 import hashlib
 import json
 import os
@@ -16,19 +14,19 @@ import selectors
 import shutil
 import socket
 import struct
-import subprocess
-import sys
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from shmzero import _core
-from shmzero.config import NETS, OLDER, SelfPlayConfig, cores
-from shmzero.errors import ConfigError, StartError, WorkerDied
+from shmzero.child import Child, start_child, starting
+from shmzero.config import NETS, OLDER, SelfPlayConfig
+from shmzero.errors import ConfigError, WorkerDied
+from shmzero.fleet_plan import plan_fleet
 from shmzero.segment import create_private
 
 MOST_DEATHS = 5
@@ -47,155 +45,6 @@ LOOK_S = 0.2
 """How often the children are looked at for one that hangs."""
 GLANCE_S = 1.0
 """What one look at a worker that stands still counts at most: this process may have been away itself."""
-MOST_SLOT_ROWS = 1 << 22
-LANE_SIMULATIONS = 1 << 22
-"""So many simulations the lanes of a run have room for, unless their number is given: one to two GB."""
-
-
-@dataclass(frozen=True)
-class FleetPlan:
-    """How many processes, lanes, slots and rows a run has, resolved from settings and machine."""
-
-    devices: list[str]
-    workers: int
-    lanes: int
-    slots: int
-    rows_per_slot: int
-    max_batch: int
-    threads: int
-    spin_us: float
-
-
-def plan_fleet(config: SelfPlayConfig, num_units: int) -> FleetPlan:
-    """Sizes for `num_units` units.
-
-    A server has one batch to compute, the workers another to prepare; on CUDA two are in flight.
-    """
-    devices = config.devices()
-    on_cuda = any(name != "cpu" for name in devices)
-    max_batch = config.max_batch or (8192 if on_cuda else 1024)
-    # Many small slots fill a batch better than few large ones; beyond two workers a server (on CUDA: a
-    # core each) more of them bring nothing.
-    workers = config.workers or (max(len(devices), min(cores() - 1, 8)) if on_cuda else 2 * len(devices))
-    if workers * config.slots < len(devices):
-        raise ConfigError(
-            f"workers is {workers} with {config.slots} slots each and {len(devices)} inference processes; "
-            f"allowed: at least {-(-len(devices) // config.slots)}"
-        )
-    search = config.search().to_core()
-    rows_per_lane = search.rows_per_step(config.play_settings().most_players)
-    batches = 3 if on_cuda else 2
-    wanted = -(-batches * max_batch * len(devices) // (rows_per_lane * workers))
-    wanted = min(wanted, LANE_SIMULATIONS // (workers * max(1, config.search().size())))
-    lanes = config.lanes or max(config.slots, wanted)
-    lanes = max(1, min(lanes, -(-num_units // workers)))
-    rows_per_slot = -(-lanes // config.slots) * rows_per_lane
-    if rows_per_slot > MOST_SLOT_ROWS:
-        raise ConfigError(
-            f"lanes is {lanes} with {rows_per_lane} rows each, {rows_per_slot} in a slot; "
-            f"allowed: {MOST_SLOT_ROWS} rows in a slot"
-        )
-    threads = config.inference_threads or (1 if on_cuda else max(1, cores() // len(devices)))
-    spare = cores() - workers - len(devices) * threads
-    return FleetPlan(
-        devices=devices,
-        workers=workers,
-        lanes=lanes,
-        slots=config.slots,
-        rows_per_slot=rows_per_slot,
-        max_batch=max_batch,
-        threads=threads,
-        spin_us=(50.0 if spare > 0 else 0.0) if config.spin_us is None else config.spin_us,
-    )
-
-
-@dataclass
-class Child:
-    """A process, what becomes readable when it ends, and what it last said on stderr (an anonymous file)."""
-
-    process: subprocess.Popen[bytes]
-    end_fd: int
-    stderr_fd: int
-    fds: list[int]
-
-    def last_words(self) -> str:
-        size = os.fstat(self.stderr_fd).st_size
-        text = os.pread(self.stderr_fd, 8000, max(0, size - 8000)).decode(errors="replace").strip()
-        status = self.process.returncode
-        return text or f"(it said nothing; exit status {status})"
-
-    def close(self) -> None:
-        for fd in [self.end_fd, self.stderr_fd, *self.fds]:
-            os.close(fd)
-
-
-@contextmanager
-def _starting(what: str) -> Iterator[ExitStack]:
-    """A stack of what to undo where `what` cannot be started, for which it raises StartError."""
-    with ExitStack() as undo:
-        try:
-            yield undo
-        except OSError as error:
-            raise StartError(
-                f"{what} cannot be started: {error.strerror}; "
-                "use fewer --workers, or allow more files and processes (ulimit -n, ulimit -u)"
-            ) from None
-        undo.pop_all()
-
-
-@functools.cache
-def has_pidfd() -> bool:
-    """Whether this kernel tells of a death by pidfd (Linux 5.3, and permitted)."""
-    try:
-        os.close(os.pidfd_open(os.getpid()))
-    except AttributeError:
-        return False
-    except OSError as error:
-        if error.errno in (errno.ENOSYS, errno.EPERM):
-            return False
-        raise
-    return True
-
-
-def start_child(module: str, spec: dict[str, Any], fds: list[int], threads: int) -> Child:
-    """Start `python -m module` with `spec` in a file, inheriting `fds`; it dies with this process.
-
-    Raises StartError where the machine has no room for it.
-    """
-    environment = dict(os.environ)
-    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-        environment[name] = str(threads)
-    environment["PYTHONPATH"] = os.pathsep.join(
-        [str(Path(__file__).parent.parent), *filter(None, [environment.get("PYTHONPATH")])]
-    )
-    with _starting(f"a process of {module}") as undo, ExitStack() as theirs:
-        spec_fd = os.memfd_create("shmzero-spec")
-        theirs.callback(os.close, spec_fd)
-        os.write(spec_fd, json.dumps(spec | {"parent_pid": os.getpid()}).encode())
-        os.lseek(spec_fd, 0, os.SEEK_SET)
-        stderr_fd = os.memfd_create("shmzero-stderr")
-        undo.callback(os.close, stderr_fd)
-        inherited = [spec_fd, *fds]
-        end_fd = -1
-        if not has_pidfd():  # a pipe that the child holds the other end of, until it ends
-            end_fd, life = os.pipe()
-            undo.callback(os.close, end_fd)
-            theirs.callback(os.close, life)
-            inherited.append(life)
-        process = subprocess.Popen(
-            [sys.executable, "-m", module, "--spec-fd", str(spec_fd)],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=stderr_fd,
-            pass_fds=inherited,
-            env=environment,
-            start_new_session=True,  # a Ctrl-C in the terminal is the parent's alone
-        )
-        undo.callback(process.wait)
-        undo.callback(process.kill)
-        if end_fd < 0:
-            end_fd = os.pidfd_open(process.pid)
-    return Child(process, end_fd, stderr_fd, [])
 
 
 def digest_of(path: Path | str) -> str:
@@ -315,7 +164,7 @@ class Fleet:
             raise ConfigError(f"checkpoint {config.checkpoint} cannot be read: {error.strerror}") from None
         self._weights = {version: self._served}
         """By version: what is served, what was offered since, and what a server may be about to read."""
-        with _starting("a fleet") as undo:
+        with starting("a fleet") as undo:
             self._selector = selectors.DefaultSelector()
             undo.callback(self._selector.close)
             undo.callback(self._served.close)
@@ -339,7 +188,7 @@ class Fleet:
 
     def _start_worker(self, index: int) -> _Worker:
         config = self.config
-        with _starting(f"worker {index}") as undo, ExitStack() as theirs:
+        with starting(f"worker {index}") as undo, ExitStack() as theirs:
             grant_read, grant_write = os.pipe()
             theirs.callback(os.close, grant_read)
             undo.callback(os.close, grant_write)
@@ -376,7 +225,7 @@ class Fleet:
 
     def _start_server(self, index: int, epoch: int) -> _Server:
         config = self.config
-        with _starting(f"inference process {index}") as undo:
+        with starting(f"inference process {index}") as undo:
             ours, theirs = socket.socketpair()
             undo.callback(ours.close)
             spec = {

@@ -22,11 +22,13 @@ import numpy as np
 import tyro
 
 from shmzero.arena import make_agent
+from shmzero.child import Child, start_child
 from shmzero.command import STARTED, Parser, parse_flags, run_command
 from shmzero.config import OLDER, to_toml
 from shmzero.errors import ConfigError, RecordError, WorkerDied
+from shmzero.fleet_plan import plan_fleet
 from shmzero.judge import Judge, match_words
-from shmzero.launch import Child, Fleet, plan_fleet, start_child
+from shmzero.launch import Fleet
 from shmzero.learner import newest_version, remove_old_weights, weights_path
 from shmzero.plot import METRICS_NAME, Board, TrainProgress, read_metrics
 from shmzero.records import CHECKPOINT_FOLDER, RecordWriter, newest_checkpoint

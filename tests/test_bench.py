@@ -19,7 +19,7 @@ import pytest
 from shmzero import _core
 from shmzero.config import NETS, SelfPlayConfig, read_toml, to_toml
 from shmzero.errors import WorkerDied
-from shmzero.launch import plan_fleet
+from shmzero.fleet_plan import plan_fleet
 from shmzero.net import BlobNet, save_checkpoint
 from tools import bench as tools_bench
 from tools import bench_selfplay, report

@@ -16,7 +16,7 @@ from shmzero import Rules, SearchConfig, _core, arena, config, play_rounds, serv
 from shmzero.config import SelfPlayConfig
 from shmzero.errors import ConfigError
 from shmzero.evaluators import HashEvaluator
-from shmzero.launch import plan_fleet
+from shmzero.fleet_plan import plan_fleet
 from shmzero.records import Records, RecordWriter
 from shmzero.selfplay import main, parse
 

@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 
 from shmzero import NetConfig, _core, launch, play_rounds
+from shmzero.child import has_pidfd
 from shmzero.config import SearchConfig, SelfPlayConfig, play_settings
 from shmzero.errors import ConfigError
 from shmzero.evaluators import HashEvaluator
@@ -383,7 +384,7 @@ def test_fleet_without_pidfd_notices_deaths_all_the_same(monkeypatch: pytest.Mon
         raise OSError(errno.ENOSYS, "Function not implemented")
 
     monkeypatch.setattr(os, "pidfd_open", missing)
-    launch.has_pidfd.cache_clear()
+    has_pidfd.cache_clear()
     found: dict[int, list[bytes]] = {}
     try:
         with Fleet(SelfPlayConfig(evaluator="hash", preset="light", workers=2), range(500), 500) as fleet:
@@ -394,7 +395,7 @@ def test_fleet_without_pidfd_notices_deaths_all_the_same(monkeypatch: pytest.Mon
                         os.kill(fleet.pids()[kind][0], signal.SIGKILL)
             assert fleet.restarts >= 2
     finally:
-        launch.has_pidfd.cache_clear()
+        has_pidfd.cache_clear()
     assert [found[unit] for unit in range(500)] == [[r] for r in play_rounds(HashEvaluator(), 500, LIGHT)]
 
 

@@ -22,7 +22,8 @@ from shmzero import SearchConfig, _core, play_rounds
 from shmzero.config import NETS, PRESETS, SelfPlayConfig, cores, to_toml
 from shmzero.errors import ConfigError, WorkerDied
 from shmzero.evaluators import HashEvaluator
-from shmzero.launch import Fleet, plan_fleet
+from shmzero.fleet_plan import plan_fleet
+from shmzero.launch import Fleet
 from tools import bench_before
 from tools.bench_perf import hidden_allocators, thread_costs
 from tools.engine import Engine, Rates
