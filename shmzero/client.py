@@ -8,12 +8,10 @@ where a server was replaced. Read next: server.py.
 from __future__ import annotations
 
 import os
-import sys
 import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any, ClassVar
 
@@ -21,102 +19,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shmzero import _core
+from shmzero.arrays import as_torch, slot_arrays
 from shmzero.config import cores
+from shmzero.connection import MOST_PORTS, Connection, give_up
 from shmzero.errors import ModelFailed, SegmentCorrupt, ServerGone
 from shmzero.segment import find_service, inode_of, service_path
 
-MOST_PORTS = 16
-"""Requests that one client has in flight at most; further threads wait."""
 SLICE_MS = 100.0
 """How long to wait for an answer before looking whether the server is still there."""
 LOOK_S = 0.02
 """Between two looks for a server, or for a free block."""
 
 Answer = tuple[NDArray[np.float32], NDArray[np.float32], int]
-
-
-class _Connection:
-    """A mapped segment and the blocks in it that this process has claimed.
-
-    Between two requests a block rests: it is taken up again, unless another client needed it meanwhile.
-    """
-
-    def __init__(self, segment: _core.Segment, inode: int) -> None:
-        self.segment = segment
-        self.inode = inode
-        self._identity = _core.process_identity(os.getpid())
-        self._idle: deque[_core.RequestPort] = deque()
-        self._num_ports = 0
-        self._num_waiting = 0
-        self._changed = threading.Condition()
-
-    @property
-    def widths(self) -> tuple[int, int, int, str]:
-        s = self.segment
-        return s.state_dim, s.action_dim, s.value_dim, s.wire
-
-    @property
-    def is_served(self) -> bool:
-        return not self.segment.service_closed and _core.is_alive(self.segment.service_owner)
-
-    @property
-    def is_full(self) -> bool:
-        """Whether this client may have no further request in flight."""
-        return self._num_ports >= MOST_PORTS
-
-    @property
-    def most_pieces(self) -> int:
-        """Slots that one split request may hold: half of them, so that others get on."""
-        return max(1, min(MOST_PORTS, self.segment.num_workers) // 2)
-
-    @property
-    def is_wanted(self) -> bool:
-        """Whether a thread waits for a port."""
-        return self._num_waiting > 0
-
-    def try_acquire(self) -> _core.RequestPort | None:
-        """A port whose slot is free, if there is one now."""
-        while True:
-            try:
-                port = self._idle.pop()  # one bytecode: no lock
-            except IndexError:
-                break
-            if port.resume():
-                return port
-            with self._changed:
-                self._num_ports -= 1  # its block is another client's by now
-        with self._changed:
-            if self.is_full:
-                return None
-            claimed = _core.RequestPort.claim(self.segment, self._identity)
-            if claimed is not None:
-                self._num_ports += 1
-            return claimed
-
-    def wait_for_port(self, seconds: float) -> None:
-        with self._changed:
-            self._num_waiting += 1
-            if not self._idle:
-                self._changed.wait(seconds)
-            self._num_waiting -= 1
-
-    def release(self, port: _core.RequestPort) -> None:
-        """Take back a port whose slot is free."""
-        port.rest()
-        self._idle.append(port)
-        if self._num_waiting:
-            with self._changed:
-                self._changed.notify()
-
-    def forget(self, port: _core.RequestPort) -> None:
-        """Give a block back to the service, whatever state it is in."""
-        port.close()
-        with self._changed:
-            self._num_ports -= 1
-
-    def close(self) -> None:
-        while self._idle:
-            self.forget(self._idle.pop())
 
 
 class Client:
@@ -146,7 +60,7 @@ class Client:
         self._path = service_path(name)
         self._given_spin_us = spin_us
         self._spin_us = (50.0 if cores() > 1 else 0.0) if spin_us is None else spin_us
-        self._connection: _Connection | None = None
+        self._connection: Connection | None = None
         self._widths: tuple[int, int, int, str] | None = None
         self._refusal = ""
         self._pending: weakref.WeakSet[PendingRequest] = weakref.WeakSet()
@@ -186,9 +100,9 @@ class Client:
         """(policy [A], value [V]) of one state [S] and its mask bool [A], in the input's kind."""
         deadline = time.monotonic() + timeout
         connection = self._connection or self._connect(None, deadline)
-        rows, bools, like = _arrays(state, mask, connection.segment, 1)
+        rows, bools, like = slot_arrays(state, mask, connection.segment, 1)
         policy, value, self.version = self._call(connection, rows, bools, deadline)
-        return (policy, value) if like is None else (_as_torch(policy, like), _as_torch(value, like))
+        return (policy, value) if like is None else (as_torch(policy, like), as_torch(value, like))
 
     def evaluate_many(self, states: Any, masks: Any, timeout: float = 30.0) -> tuple[Any, Any]:
         """(policies [n, A], values [n, V]) of states [n, S] and masks bool [n, A].
@@ -197,11 +111,11 @@ class Client:
         """
         deadline = time.monotonic() + timeout
         connection = self._connection or self._connect(None, deadline)
-        rows, bools, like = _arrays(states, masks, connection.segment, 2)
+        rows, bools, like = slot_arrays(states, masks, connection.segment, 2)
         if not 0 < len(rows) <= connection.segment.rows_per_slot:
             return PendingRequest(self, connection, rows, bools, like)._result(deadline)
         policies, values, self.version = self._call(connection, rows, bools, deadline)
-        return (policies, values) if like is None else (_as_torch(policies, like), _as_torch(values, like))
+        return (policies, values) if like is None else (as_torch(policies, like), as_torch(values, like))
 
     def submit_many(self, states: Any, masks: Any) -> PendingRequest:
         """Send rows and return at once; `result(timeout)` of what is returned waits for the answer.
@@ -210,7 +124,7 @@ class Client:
         call, which has no server yet, waits for one: up to 30 seconds.
         """
         connection = self._connected()
-        rows, bools, like = _arrays(states, masks, connection.segment, 2)
+        rows, bools, like = slot_arrays(states, masks, connection.segment, 2)
         return PendingRequest(self, connection, rows, bools, like)
 
     def request(self, rows: int, timeout: float = 30.0) -> SlotRequest:
@@ -238,10 +152,10 @@ class Client:
 
     # --- finding the server ---------------------------------------------------------------------------
 
-    def _connected(self) -> _Connection:
+    def _connected(self) -> Connection:
         return self._connection or self._connect(None, time.monotonic() + 30.0)
 
-    def _find(self) -> _Connection | None:
+    def _find(self) -> Connection | None:
         """A connection to whoever serves the name now."""
         try:
             found = find_service(self.name)
@@ -251,10 +165,10 @@ class Client:
         self._refusal = ""
         if found is None:
             return None
-        connection = _Connection(*found)
+        connection = Connection(*found)
         return connection if connection.is_served else None
 
-    def _connect(self, lost: _Connection | None, deadline: float) -> _Connection:
+    def _connect(self, lost: Connection | None, deadline: float) -> Connection:
         """The connection that takes the place of `lost`. Waits for it; raises ServerGone at the deadline."""
         while True:
             with self._lock:
@@ -271,7 +185,7 @@ class Client:
             f"nobody serves {self.name!r}{self._refusal}; start python -m shmzero.serve --name {self.name}"
         )
 
-    def _look_up(self, lost: _Connection | None) -> _Connection | None:
+    def _look_up(self, lost: Connection | None) -> Connection | None:
         """What another thread has found in place of `lost`, or who serves now. Holding the lock."""
         if self._connection is lost or self._connection is None:
             self._connection = self._find()
@@ -288,7 +202,7 @@ class Client:
 
     # --- one request ----------------------------------------------------------------------------------
 
-    def _acquire(self, connection: _Connection, deadline: float) -> tuple[_Connection, _core.RequestPort]:
+    def _acquire(self, connection: Connection, deadline: float) -> tuple[Connection, _core.RequestPort]:
         """A port to send with, of this connection or the one that takes its place."""
         while True:
             port = self._try_acquire(connection)
@@ -302,7 +216,7 @@ class Client:
             else:
                 connection.wait_for_port(min(LOOK_S, left))
 
-    def _try_acquire(self, connection: _Connection) -> _core.RequestPort | None:
+    def _try_acquire(self, connection: Connection) -> _core.RequestPort | None:
         """A port, if there is one now or where answers lie about that nobody has asked for yet."""
         port = connection.try_acquire()
         if port is None:
@@ -313,7 +227,7 @@ class Client:
             port = connection.try_acquire()
         return port
 
-    def _no_slot(self, connection: _Connection) -> TimeoutError:
+    def _no_slot(self, connection: Connection) -> TimeoutError:
         if connection.is_full:
             return TimeoutError(
                 f"this client of {self.name!r} has {MOST_PORTS} requests in flight, the most that one client may "
@@ -324,7 +238,7 @@ class Client:
             f"all {connection.segment.num_workers} are in use: start it with more --slots"
         )
 
-    def _call(self, connection: _Connection, states: NDArray[Any], masks: NDArray[np.bool_], deadline: float) -> Answer:
+    def _call(self, connection: Connection, states: NDArray[Any], masks: NDArray[np.bool_], deadline: float) -> Answer:
         """Rows of one slot, there and back. The straight path is one call of the core."""
         port = connection.try_acquire()
         if port is None:
@@ -339,7 +253,7 @@ class Client:
             connection.release(port)
             raise
         except BaseException:
-            _give_up(connection, port)
+            give_up(connection, port)
             raise
         if answer is None:
             piece = _Piece(self, states, masks)
@@ -359,7 +273,7 @@ class _Piece:
         self.client = client
         self.states = states
         self.masks = masks
-        self.connection: _Connection | None = None
+        self.connection: Connection | None = None
         """Where it was sent last; with `port` None it is not there any more."""
         self.port: _core.RequestPort | None = None
         self._answer: Answer | None = None
@@ -369,7 +283,7 @@ class _Piece:
     def num_rows(self) -> int:
         return len(self.states) if self.states.ndim == 2 else 1
 
-    def send(self, connection: _Connection, port: _core.RequestPort) -> None:
+    def send(self, connection: Connection, port: _core.RequestPort) -> None:
         self.connection, self.port = connection, port
         try:
             if self.num_rows > connection.segment.rows_per_slot:
@@ -411,11 +325,11 @@ class _Piece:
         except ModelFailed as error:
             self._error = error
         except BaseException:
-            _give_up(connection, port)
+            give_up(connection, port)
             raise
         connection.release(port)
 
-    def _send_again(self, lost: _Connection, deadline: float) -> None:
+    def _send_again(self, lost: Connection, deadline: float) -> None:
         successor = self.client._connect(lost, deadline)
         if self.num_rows > successor.segment.rows_per_slot:  # smaller slots than before
             request = PendingRequest(self.client, successor, self.states, self.masks, None)
@@ -427,14 +341,14 @@ class _Piece:
         """Give the request up, if it is out."""
         port, self.port = self.port, None
         if self.connection is not None and port is not None:
-            _give_up(self.connection, port)
+            give_up(self.connection, port)
 
 
 class PendingRequest:
     """Rows on their way to a service. Dropping it gives the request up; a time-out does not."""
 
     def __init__(
-        self, client: Client, connection: _Connection, states: NDArray[Any], masks: NDArray[np.bool_], like: Any
+        self, client: Client, connection: Connection, states: NDArray[Any], masks: NDArray[np.bool_], like: Any
     ) -> None:
         self.version = 0
         """Of the oldest weights that answered a row, once there is a result."""
@@ -524,7 +438,7 @@ class PendingRequest:
             values = np.empty((0, segment.value_dim), np.float32)
         if self._like is None:
             return policies, values
-        return _as_torch(policies, self._like), _as_torch(values, self._like)
+        return as_torch(policies, self._like), as_torch(values, self._like)
 
     def _drop(self) -> None:
         self._waiting.clear()
@@ -568,7 +482,7 @@ class SlotRequest(AbstractContextManager["SlotRequest"]):
         self._take_slot(self._connection, self._deadline)
         return self
 
-    def _take_slot(self, connection: _Connection, deadline: float) -> None:
+    def _take_slot(self, connection: Connection, deadline: float) -> None:
         connection, port = self._client._acquire(connection, deadline)
         if self._rows > connection.segment.rows_per_slot:
             connection.release(port)
@@ -608,24 +522,24 @@ class SlotRequest(AbstractContextManager["SlotRequest"]):
         lost, port, states, masks = self._connection, self._port, self.states, self.masks
         self._take_slot(self._client._connect(lost, deadline), deadline)
         self.states[:], self.masks[:] = states, masks
-        _give_up(lost, port)
+        give_up(lost, port)
         self._port.publish(self._rows)
 
     def __exit__(self, *exception: object) -> None:
         if self._pid == os.getpid():  # in the child of a fork it is the parent's
-            _give_up(self._connection, self._port)
+            give_up(self._connection, self._port)
         del self.states, self.masks, self.policies, self.values, self._port  # somebody else's from now on
         self._sent = False
 
 
-def _is_lost(client: Client, connection: _Connection) -> bool:
+def _is_lost(client: Client, connection: Connection) -> bool:
     """Whether this segment will never be served again: left on purpose, or dead and replaced."""
     if connection.segment.service_closed:
         return True
     return inode_of(client._path) != connection.inode and not connection.is_served
 
 
-def _too_late(client: Client, connection: _Connection, rows: int) -> Exception:
+def _too_late(client: Client, connection: Connection, rows: int) -> Exception:
     owner = _core.identity_pid(connection.segment.service_owner)
     if not connection.is_served:
         return ServerGone(f"the server of {client.name!r} (process {owner}) died and was not restarted in time")
@@ -635,57 +549,6 @@ def _too_late(client: Client, connection: _Connection, rows: int) -> Exception:
 def _slice_ms(left_s: float) -> float:
     """How long to wait before looking whether the server is still there."""
     return min(max(left_s * 1e3, 0.0), SLICE_MS)
-
-
-def _give_up(connection: _Connection, port: _core.RequestPort) -> None:
-    if port.cancel():
-        connection.release(port)
-    else:
-        connection.forget(port)  # the server's until it has done with it; then anybody's
-
-
-def _arrays(states: Any, masks: Any, segment: _core.Segment, ndim: int) -> tuple[NDArray[Any], NDArray[np.bool_], Any]:
-    """Rows as the slot takes them, and the tensor that the answers shall be like (None: numpy)."""
-    states, like = _untorched(states)
-    masks, _ = _untorched(masks)
-    with np.errstate(over="ignore"):  # beyond float16: infinite, and refused as such
-        rows = np.ascontiguousarray(states, segment.wire)
-    bools = np.asarray(masks)
-    if bools.dtype != np.bool_:
-        if bools.dtype.kind not in "iu" and bools.size:
-            raise ValueError(f"masks has dtype {bools.dtype}; allowed: bool, or integers 0 and 1")
-        bools = bools != 0
-    bools = np.ascontiguousarray(bools)
-    if ndim == 2 and len(rows) == 0 == len(bools):
-        rows, bools = np.empty((0, segment.state_dim)), np.empty((0, segment.action_dim), np.bool_)
-    if rows.ndim != ndim or rows.shape[-1] != segment.state_dim:
-        wanted = f"[n, {segment.state_dim}]" if ndim == 2 else f"[{segment.state_dim}]"
-        raise ValueError(f"states has shape {list(rows.shape)}; the service takes {wanted}")
-    if bools.shape != (*rows.shape[:-1], segment.action_dim):
-        raise ValueError(
-            f"masks has shape {list(bools.shape)}; these states need {[*rows.shape[:-1], segment.action_dim]}"
-        )
-    return rows, bools, like
-
-
-def _untorched(given: Any) -> tuple[Any, Any]:
-    """(what numpy understands, the tensor it was or None). Imports no torch: without it nothing is a tensor."""
-    torch = sys.modules.get("torch")
-    if torch is None or type(given) is np.ndarray:
-        return given, None
-    if isinstance(given, Sequence) and len(given) > 0 and isinstance(given[0], torch.Tensor):
-        given = torch.stack(list(given))
-    if not isinstance(given, torch.Tensor):
-        return given, None
-    tensor = given.detach()
-    if tensor.dtype == torch.bfloat16:
-        tensor = tensor.float()  # numpy has no such type
-    return tensor.cpu().numpy(), given
-
-
-def _as_torch(array: NDArray[np.float32], like: Any) -> Any:
-    tensor = sys.modules["torch"].from_numpy(array)
-    return tensor.to(like.device)
 
 
 def _unpickled(name: str, spin_us: float | None) -> Client:

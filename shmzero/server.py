@@ -18,8 +18,9 @@ from collections import deque
 from typing import Any
 
 from shmzero import _core
-from shmzero.client import Client, _Connection
+from shmzero.client import Client
 from shmzero.config import cores
+from shmzero.connection import Connection
 from shmzero.errors import ConfigError, ModelFailed, ServerGone
 from shmzero.evaluators import BatchDevice
 from shmzero.model import device_of
@@ -367,12 +368,12 @@ class BatchedEvaluator(Client):
         self._end = weakref.finalize(self, _end, self._service, self._memory)
         self._connect(None, time.monotonic())
 
-    def _find(self) -> _Connection | None:
+    def _find(self) -> Connection | None:
         if self._service.pid != os.getpid():
             raise ServerGone(f"this evaluator belongs to process {self._service.pid}, of which this one is a fork")
         if self._service.segment.service_closed:
             raise ServerGone("this evaluator has been closed, or its thread has ended")
-        return _Connection(self._service.segment, os.fstat(self._memory.fd).st_ino)
+        return Connection(self._service.segment, os.fstat(self._memory.fd).st_ino)
 
     def swap(self, weights: Any, timeout: float = 60.0) -> int:
         """As InferenceServer.swap."""

@@ -25,7 +25,8 @@ from shmzero import (
     play_rounds,
     search,
 )
-from shmzero.client import MOST_PORTS, _Piece
+from shmzero.client import _Piece
+from shmzero.connection import MOST_PORTS
 from shmzero.evaluators import HashEvaluator
 from tests.service_programs import ACTION_DIM, STATE_DIM, VALUE_DIM, check, echo, make_module, rows
 from tests.services import ROOT, WIDTHS, Holding, constant, held, started, unattached, until
