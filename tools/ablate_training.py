@@ -75,6 +75,7 @@ ARMS = {
     "replay ratio 4": Arm(("--replay-ratio", "4")),
     "replay ratio 8": Arm(("--replay-ratio", "8")),
     "rivalry 1": Arm(("--rivalry", "1")),
+    "entropy to 0.002": Arm(("--entropy-last", "0.002")),
 }
 """Held against the smoke preset as it is, or against another arm."""
 
