@@ -7,6 +7,7 @@ import csv
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -84,6 +85,11 @@ def test_bench_training_plays_what_it_trained_without_and_with_search(tmp_path: 
     matches = [name for name in results if " against " in name]
     assert len(matches) == 6 and "1x4 against its policy, the others against one" in matches
     assert all(results[name]["low"] < results[name]["value"] < results[name]["high"] for name in matches)
+    run = tmp_path / "run"
+    subprocess.run([sys.executable, "-m", "shmzero.train", str(run), "--rounds", "600", "--opponents", ""], check=True)
+    finished = bench("training", "--run", run, "--deals", 2, "--opponents", "threshold", "--search", "1x4").stdout
+    assert re.search(r"^trained, all sessions .* s$", finished, re.M) and finished.count(" points/round ") == 6
+    assert re.search(r"^rounds +[67]\d\d$", finished, re.M)
     assert "no checkpoint" in bench("training", "--run", tmp_path, code=2).stderr
     assert "--opponents names 'nobody'" in bench("training", "--opponents", "nobody", code=2).stderr
 

@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from shmzero.arena import Mode, make_agent, play_match
 from shmzero.config import built_in_bot
 from shmzero.errors import ConfigError, WorkerDied
-from shmzero.plot import plot
+from shmzero.plot import METRICS_NAME, plot, read_metrics
 from shmzero.records import newest_checkpoint
 from shmzero.train_config import TRAIN_PRESETS, TrainConfig, read_train_toml
 from tools.ablate_training import t_quantile
@@ -62,9 +62,9 @@ def bench_training(given: argparse.Namespace) -> list[Result]:
     for seed in range(given.seeds):
         with tempfile.TemporaryDirectory() as scratch:
             folder = given.run or Path(scratch) / f"{given.preset}-{minutes:g}-minutes"
-            results = [] if given.run else _train(folder, given, minutes, seed)
-            if newest_checkpoint(folder) is None:
+            if given.run and newest_checkpoint(folder) is None:
                 raise ConfigError(f"--run {folder} has no checkpoint")
+            results = _finished(folder) if given.run else _train(folder, given, minutes, seed)
             if given.picture and seed == 0:
                 plot(folder, given.picture)
             runs.append(results + _matches(folder, given, bots, SEED + seed))
@@ -102,6 +102,16 @@ def _train(folder: Path, given: argparse.Namespace, minutes: float, seed: int) -
         Result("from the command to the last checkpoint", seconds, "s", f"<= {60 * minutes:.0f}"),
         Result("rounds", float(summary["rounds"])),
         Result("learner steps", float(summary["steps"])),
+    ]
+
+
+def _finished(folder: Path) -> list[Result]:
+    """What a run's metrics say that it took."""
+    last = [line for line in read_metrics(folder / METRICS_NAME) if "learner" in line][-1]
+    return [
+        Result("trained, all sessions", last["elapsed_s"], "s"),
+        Result("rounds", float(last["rounds"])),
+        Result("learner steps", float(last["learner"]["steps"])),
     ]
 
 
