@@ -145,16 +145,19 @@ class Schedule:
     """What changes with the share of the run that is done."""
 
     learning_rate: float
+    critic_learning_rate: float
     entropy_weight: float
 
     @staticmethod
     def at(config: TrainConfig, progress: float) -> Schedule:
-        """Cosine from `learning_rate` to a hundredth of it after a short ramp; entropy linearly."""
+        """The rates as a cosine to a hundredth after a short ramp; entropy linearly."""
         done = min(max(progress, 0.0), 1.0)
         ramp = min(1.0, (done + 1e-3) / 0.02)
-        cosine = 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * done))
+        rate = ramp * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * done)))
         first, last = config.entropy_first, config.entropy_last
-        return Schedule(config.learning_rate * ramp * cosine, first + (last - first) * done)
+        return Schedule(
+            config.learning_rate * rate, config.critic_learning_rate * rate, first + (last - first) * done
+        )
 
 
 class Optimiser:
@@ -291,7 +294,7 @@ class Learner:
         q = self.critic_values(batch)
         taken = q.gather(1, batch["actions"].long()[:, None])[:, 0]
         loss = F.mse_loss(taken, batch["utilities"])
-        self.critic_optimiser.step(loss, schedule.learning_rate)
+        self.critic_optimiser.step(loss, schedule.critic_learning_rate)
         return Valued(batch, q.detach(), loss.detach())
 
     def policy_step(self, valued: Valued, schedule: Schedule) -> Tensor | None:

@@ -458,9 +458,9 @@ def test_train_again_has_nothing_to_do(trained: tuple[Path, dict]) -> None:
 
 def test_train_other_settings_are_refused_with_their_names(trained: tuple[Path, dict]) -> None:
     folder, _ = trained
-    done = command(folder, *LENGTH, "--learning-rate", 1e-3, "--seed", 3, *QUICK)
+    done = command(folder, *LENGTH, "--learning-rate", 5e-4, "--seed", 3, *QUICK)
     assert done.returncode == 2 and len(done.stderr.strip().splitlines()) == 1
-    assert "learning_rate: 0.002 there, 0.001 now" in done.stderr and "seed" in done.stderr
+    assert "learning_rate: 0.001 there, 0.0005 now" in done.stderr and "seed" in done.stderr
 
 
 def test_train_stages_change_the_search_and_visits_are_learned_from(tmp_path: Path) -> None:
