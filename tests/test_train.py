@@ -182,6 +182,17 @@ def test_learner_critic_explains_outcomes_and_losses_stay_finite() -> None:
     assert found[-20:, at].mean() < 0.92 * variance, "better than the mean of all outcomes"
 
 
+@pytest.mark.parametrize("preset", ["smoke", "laptop"])
+def test_learner_policy_of_a_preset_goes_on_seeing_the_position(preset: str) -> None:
+    """At twice the rate what the blocks make of different positions is soon the same."""
+    buffer = buffer_of(play_rounds(HashEvaluator(), 1000, POLICY_ALONE, lanes=512))
+    one = learner(dataclasses.replace(TRAIN_PRESETS[preset], batch=512))
+    steps(one, buffer, 60, done=0.03)
+    with torch.no_grad():
+        seen = one.net.stream(buffer.tensors["features"][:1000].float())
+    assert float(seen.std(dim=0).mean()) > 0.1
+
+
 def test_learner_policy_moves_towards_the_critics_better_actions() -> None:
     buffer = buffer_of(play_rounds(HashEvaluator(), 400, POLICY_ALONE, lanes=400))
     one = learner(dataclasses.replace(SMALL, entropy_first=0.0, entropy_last=0.0))
