@@ -63,6 +63,7 @@ class Judge:
         self.best_version = 0
         """What an earlier session counted it as."""
         self._gated: int | None = None
+        self._matched: int | None = None  # step of the checkpoint that played last: once more says nothing new
         self._due_s = config.evaluate_s
         self._child: Child | None = None
         self._received = b""
@@ -88,8 +89,11 @@ class Judge:
         if self._child is None and self.config.gate:
             self._start_gate()
         if self._child is None and self.config.evaluate_s and elapsed_s >= self._due_s:
-            self._due_s = elapsed_s + self.config.evaluate_s
-            self._start(self.config.deals, NICENESS, rate=self.config.rate)
+            newest = newest_checkpoint(self.folder)
+            if newest is not None and int(newest.stem) != self._matched:
+                self._due_s = elapsed_s + self.config.evaluate_s
+                self._matched = int(newest.stem)
+                self._start(self.config.deals, NICENESS, rate=self.config.rate)
         return lines
 
     def _start_gate(self) -> None:

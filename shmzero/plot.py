@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import itertools
 import json
 import sys
 from collections.abc import Iterator
@@ -164,19 +165,26 @@ def plot(folder: Path, out: Path) -> None:
     figure = Figure(figsize=(9, 12 if rated else 10), layout="constrained")
     heights = (3, 2, 2, 2) if rated else (3, 2, 2)
     strength, losses, entropy, *more = figure.subplots(len(heights), 1, sharex=True, height_ratios=heights)
-    for opponent, mode in sorted({(m["match"]["opponent"], m["match"]["mode"]) for m in matches}):
+    opponents = list(dict.fromkeys(m["match"]["opponent"] for m in matches))
+    for opponent, mode in itertools.product(opponents, ("one", "rest")):
         own = [m for m in matches if (m["match"]["opponent"], m["match"]["mode"]) == (opponent, mode)]
+        if not own:
+            continue
         mean = [m["match"]["mean"] for m in own]
         below = [m["match"]["mean"] - m["match"]["low"] for m in own]
         above = [m["match"]["high"] - m["match"]["mean"] for m in own]
         minutes = [m["elapsed_s"] / 60 for m in own]
         seats = "one seat" if mode == "one" else "all seats but one"
-        strength.errorbar(minutes, mean, yerr=[below, above], marker="o", capsize=3, label=f"{opponent}, {seats}")
+        strength.errorbar(
+            minutes, mean, yerr=[below, above], capsize=3, label=f"{opponent}, {seats}",
+            color=f"C{opponents.index(opponent)}", marker="o" if mode == "one" else "s",
+            markerfacecolor=None if mode == "one" else "white",
+        )
     strength.axhline(0, color="grey", linewidth=0.8)
     strength.set_ylabel("points a round more than the others")
     strength.set_title(folder.resolve().name)
     if matches:
-        strength.legend()
+        figure.legend(*strength.get_legend_handles_labels(), loc="outside upper center", ncols=2)
     minutes = [report["elapsed_s"] / 60 for report in reports]
     for name, label in LOSSES.items():
         losses.plot(minutes, [report["learner"][name] for report in reports], label=label)

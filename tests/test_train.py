@@ -545,6 +545,30 @@ def test_gate_opens_for_a_match_won_beyond_its_interval_and_for_no_other(
         judge.kill()
 
 
+def test_judge_matches_a_checkpoint_once(tmp_path: Path) -> None:
+    judge = Judge(TrainConfig(evaluate_s=1, deals=2, opponents="random"), tmp_path)
+    (tmp_path / "checkpoints").mkdir()
+    matched: list[int] = []
+
+    def attend(elapsed_s: float) -> None:
+        matched.extend(line["match"]["steps"] for line in judge.poll(elapsed_s, print) if "match" in line)
+
+    try:
+        for steps_, elapsed_s in ((5, 10.0), (9, 20.0)):
+            attend(elapsed_s)
+            assert judge._child is None  # due, but nothing new to match
+            save_checkpoint(BlobNet(NetConfig(width=16, hidden=16, blocks=1)), judge.checkpoint(steps_))
+            attend(elapsed_s)
+            until = time.monotonic() + 120
+            while judge._child is not None and time.monotonic() < until:
+                attend(elapsed_s)
+                time.sleep(0.02)
+        attend(30.0)
+        assert matched == [5, 9] and judge._child is None
+    finally:
+        judge.kill()
+
+
 def progress(**more: object) -> TrainProgress:
     play = Progress(0, 10**12, 0.0, 41_000, 60.0, 51_945.0, 13_235.0, 917.0, 0.9, 0.8)
     match = {"opponent": "threshold", "mode": "one", "mean": 1.02, "low": 0.8, "high": 1.24, "steps": 900}
