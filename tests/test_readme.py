@@ -32,13 +32,25 @@ def test_readme_worked_score_is_what_the_rules_say() -> None:
 
 
 README = (ROOT / "README.md").read_text()
-FIGURES = [line for line in README.partition("## Figures")[2].partition("\n## ")[0].splitlines() if line.startswith("| ")]
-COMMANDS = sorted({row.rstrip(" |").rpartition("|")[2].strip(" `").split()[0] for row in FIGURES[1:]})
+
+
+def table(section: str) -> list[list[str]]:
+    """Cells of the rows of a section's table, its head included."""
+    text = README.partition(f"\n## {section}\n")[2].partition("\n## ")[0]
+    rows = [line.strip("|").split("|") for line in text.splitlines() if line.startswith("|") and "---" not in line]
+    return [[cell.strip(" `") for cell in row] for row in rows]
+
+
+def results(name: str) -> dict:
+    return json.loads((ROOT / "tools" / "results" / f"{name}.json").read_text())
+
+
+COMMANDS = sorted({row[-1].split()[0] for section in ("Figures", "Strength") for row in table(section)[1:]})
 
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_readme_figures_have_results_of_a_commit_that_git_knows(name: str) -> None:
-    kept = json.loads((ROOT / "tools" / "results" / f"{name}.json").read_text())
+    kept = results(name)
     assert kept["benchmark"] == name and kept["results"]
     if not (ROOT / ".git").exists():
         pytest.skip("not a git checkout: the commit of the figures cannot be looked up")
@@ -48,3 +60,17 @@ def test_readme_figures_have_results_of_a_commit_that_git_knows(name: str) -> No
     commit = f"{kept['machine']['commit']}^{{commit}}"
     known = subprocess.run(["git", "cat-file", "-e", commit], capture_output=True, cwd=ROOT)
     assert known.returncode == 0, f"{name}.json is of commit {kept['machine']['commit']}, which git does not know"
+
+
+def test_readme_strength_is_what_the_matches_gave() -> None:
+    (_, _, *opponents, _), *rows = table("Strength")
+    assert len(opponents) == 5 and len(rows) == 4
+    for trained, plays, *figures, command in rows:
+        kept = results("training_laptop" if "--run" in command else "training")["results"]
+        values = {result["name"]: result["value"] for result in kept}
+        how = "policy" if plays == "its policy" else "3x30"
+        for opponent, figure in zip(opponents, figures, strict=True):
+            if figure:
+                names = [f"{how} against {opponent.replace('own ', '')}, {mode}" for mode in
+                         ("one against the others", "the others against one")]  # fmt: skip
+                assert figure == "; ".join(f"{values[name]:.2f}" for name in names), (trained, plays, opponent)
