@@ -239,9 +239,10 @@ class TrainConfig:
 
 DEALS: dict[str, dict[str, Any]] = {
     "plan": {"players": "4:15,5:70,6:15", "cards": "1-8"},
-    "broad": {"players": "3-8", "cards": "1-8"},
+    "broad": {"players": "3-8", "cards": "1:840,2:420,3:280,4:210,5:168,6:140,7:120,8:105"},
 }
-"""Distributions of deals by name. Hands are no larger than the deck allows."""
+"""Distributions of deals by name. Hands are no larger than the deck allows. `broad` has the fewer rounds of a hand
+size the more decisions they take: each size has about the same share of them."""
 
 TRAIN_PRESETS: dict[str, TrainConfig] = {
     "smoke": TrainConfig(),
