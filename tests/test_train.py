@@ -40,7 +40,7 @@ from shmzero.plot import TrainProgress
 from shmzero.records import Records
 from shmzero.selfplay import Progress
 from shmzero.train import UnitLedger, newest_checkpoint, parse, resolved, train
-from shmzero.train_config import TRAIN_PRESETS, TrainConfig
+from shmzero.train_config import DEALS, TRAIN_PRESETS, TrainConfig
 from tests import oracle
 from tests.cases import as_round
 from tests.fakes import HashEvaluator
@@ -180,6 +180,11 @@ def test_learner_critic_explains_outcomes_and_losses_stay_finite() -> None:
     at = METRICS.index("critic_loss")
     variance = float(buffer.tensors["utilities"][: len(buffer)].var())
     assert found[-20:, at].mean() < 0.92 * variance, "better than the mean of all outcomes"
+
+
+def test_broad_deals_have_as_many_decisions_of_every_hand_size() -> None:
+    weights = dict(tuple(map(int, part.split(":"))) for part in DEALS["broad"]["cards"].split(","))
+    assert set(weights) == set(range(1, 9)) and {cards * weight for cards, weight in weights.items()} == {840}
 
 
 @pytest.mark.parametrize("preset", ["smoke", "laptop"])
@@ -364,7 +369,7 @@ def test_stages_of_the_plan_change_with_every_hundred_of_its_iterations() -> Non
 
 def test_deals_from_a_named_distribution_yield_to_a_flag() -> None:
     config, _, _ = parse(["run", "--deals-from", "broad", "--players", "3"])
-    assert (config.players, config.cards) == ("3", "1-8") and config.net == TrainConfig().net
+    assert (config.players, config.cards) == ("3", DEALS["broad"]["cards"]) and config.net == TrainConfig().net
     assert parse(["run", "--deals-from=plan"])[0].players == "4:15,5:70,6:15"
     with pytest.raises(ConfigError, match="deals-from"):
         parse(["run", "--deals-from", "mine"])
