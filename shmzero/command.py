@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import io
 import os
 import re
@@ -54,7 +55,18 @@ def run_command(body: Callable[[], int]) -> int:
     try:
         if signal.getsignal(signal.SIGINT) is leave:
             signal.signal(signal.SIGINT, signal.default_int_handler)
-        return body()
+        try:
+            return body()
+        finally:
+            sys.stdout.flush()
+    except OSError as error:
+        if error.errno not in (errno.EPIPE, errno.ENOSPC):
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still to be flushed
+        if error.errno == errno.ENOSPC:
+            what = error.filename or "standard output"
+            print(f"error: {what} cannot be written: {error.strerror}", file=sys.stderr)
+        return 1  # without a word where the reader, `head` say, has seen enough
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import subprocess
@@ -137,6 +138,19 @@ def test_every_command_ends_with_one_line_for_bad_flags(
         printed = capsys.readouterr()
         assert printed.out == "" and re.fullmatch(r"error: [^\n]+\n", printed.err) and named in printed.err, printed
         assert contents(tmp_path) == {}
+
+
+@pytest.mark.parametrize("arguments", [["shmzero.train", "--help"], ["shmzero.arena", "random", "threshold", "--deals", "2"]])
+def test_command_whose_reader_has_left_says_nothing_and_a_full_disk_is_one_line(arguments: list[str]) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run([sys.executable, "-m", *arguments], stdout=write, stderr=subprocess.PIPE, text=True)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (1, "")
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([sys.executable, "-m", *arguments], stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 1
+    assert done.stderr == "error: standard output cannot be written: No space left on device\n"
 
 
 BAD_TOML = [
