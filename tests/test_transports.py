@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import time
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -30,3 +35,22 @@ def test_transport_answers_each_client_with_its_own_rows(name: str) -> None:
         np.testing.assert_array_equal(value, states[0, :1])
     finally:
         service.close()
+
+
+def test_benchmark_that_is_killed_leaves_no_service_behind() -> None:
+    code = (
+        "import time; from tools.bench_transport import _RingService\n"
+        "service = _RingService('trivial'); print(service.name, flush=True); time.sleep(3600)"
+    )
+    root = Path(__file__).parent.parent
+    program = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=root)
+    assert program.stdout is not None
+    name = program.stdout.readline().strip()
+    segment = Path("/dev/shm") / f"shmzero-{name}"
+    assert name and segment.exists()
+    program.kill()
+    program.communicate()
+    until = time.monotonic() + 60
+    while segment.exists() and time.monotonic() < until:
+        time.sleep(0.02)
+    assert not segment.exists()

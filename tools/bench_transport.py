@@ -74,13 +74,22 @@ def make_plan() -> Any:
 MODELS = {"trivial": make_trivial, "plan": make_plan}
 
 
+SERVE = """
+import signal, sys
+from shmzero import _core, serve
+_core.die_with_parent(int(sys.argv.pop(1)), signal.SIGTERM)
+sys.exit(serve.main())
+"""
+"""`python -m shmzero.serve`, but that it goes when its parent does: a service on its own stays."""
+
+
 class _RingService:
-    """`python -m shmzero.serve` in a process."""
+    """The service of SERVE in a process."""
 
     def __init__(self, model: str) -> None:
         self.name = f"bench-{secrets.token_hex(4)}"
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "shmzero.serve", "--name", self.name, "--threads", "1",
+            [sys.executable, "-c", SERVE, str(os.getpid()), "--name", self.name, "--threads", "1",
              "--model", f"tools.bench_transport:make_{model}"],
             cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, stderr=subprocess.PIPE, text=True,
             start_new_session=True,  # a Ctrl-C is the parent's alone
