@@ -59,20 +59,29 @@ def run_command(body: Callable[[], int]) -> int:
             return body()
         finally:
             sys.stdout.flush()
-    except OSError as error:
-        if error.errno not in (errno.EPIPE, errno.ENOSPC):
+    except OSError:
+        failure = _output_failure()
+        if failure is None:
             raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still to be flushed
-        if error.errno == errno.ENOSPC:
-            what = error.filename or "standard output"
-            print(f"error: {what} cannot be written: {error.strerror}", file=sys.stderr)
-        return 1  # without a word where the reader, `head` say, has seen enough
+        if failure.errno != errno.EPIPE:  # a reader, `head` say, that has seen enough is no error
+            print(f"error: standard output cannot be written: {failure.strerror}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
     except ShmzeroError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2 if isinstance(error, ConfigError) else 1
+
+
+def _output_failure() -> OSError | None:
+    """Why the standard output takes no further line, if that is so: an error of another file is not its."""
+    try:
+        print(flush=True)
+    except OSError as failure:
+        return failure
+    return None
 
 
 class Parser(argparse.ArgumentParser):
