@@ -77,6 +77,8 @@ class Judge:
         """Take up what the metrics of an earlier session hold."""
         for line in lines:
             self._note(line)
+        played = [line["match"]["steps"] for line in lines if line.get("match", {}).get("mode") == "one"]
+        self._matched = played[-1] if played else None
         passed = [line["gate"] for line in lines if "gate" in line]
         self.best, self.best_version = (passed[-1]["steps"], passed[-1]["version"]) if passed else (None, 0)
 

@@ -570,6 +570,10 @@ def test_judge_matches_a_checkpoint_once(tmp_path: Path) -> None:
                 time.sleep(0.02)
         attend(30.0)
         assert matched == [5, 9] and judge._child is None
+        judge = Judge(judge.config, tmp_path)  # of a run that goes on
+        judge.recall([{"match": {"mode": "one", "steps": 9, "opponent": "random"}}])
+        attend(40.0)
+        assert judge._child is None
     finally:
         judge.kill()
 
