@@ -82,8 +82,7 @@ class TrainConfig:
     entropy_first: float = 0.05
     """Weight of the policy's entropy at the start; critic targets only."""
     entropy_last: float = 0.03
-    """The same at the end. Where it goes on falling, self-play soon meets only its own habits, and strength against
-    others falls with it."""
+    """The same at the end."""
     value_weight: float = 1.0
     """Weight of the value's loss."""
     value_share: float = 0.25
