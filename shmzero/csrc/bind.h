@@ -6,6 +6,7 @@
 namespace shmzero {
 
 void bind_arena(pybind11::module_& m);
+void bind_echo(pybind11::module_& m);
 void bind_game(pybind11::module_& m);
 void bind_search(pybind11::module_& m);
 void bind_shm(pybind11::module_& m);
