@@ -1,9 +1,8 @@
-"""Training: full-deal rows, the learner's arithmetic, and the command with its kills and refusals."""
+"""Training: its settings, and the command with its kills and refusals."""
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import importlib.util
 import io
 import json
@@ -18,22 +17,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from rich.console import Console
 
-from shmzero import SearchConfig, _core, play_rounds
+from shmzero import SearchConfig, _core
 from shmzero.config import NetConfig, to_toml
-from shmzero.errors import ConfigError, ModelFailed
+from shmzero.errors import ConfigError
 from shmzero.judge import Judge
 from shmzero.learn import (
     METRICS,
-    MOST_SKIPPED,
-    Learner,
-    ReplayBuffer,
-    Schedule,
-    bits,
-    load_state,
-    save_state,
 )
 from shmzero.net import BlobNet, load_checkpoint, save_checkpoint
 from shmzero.plot import TrainProgress
@@ -41,249 +32,10 @@ from shmzero.records import Records
 from shmzero.selfplay import Progress
 from shmzero.train import UnitLedger, newest_checkpoint, parse, resolved, train
 from shmzero.train_config import DEALS, TRAIN_PRESETS, TrainConfig
-from tests import oracle
-from tests.cases import as_round
-from tests.fakes import HashEvaluator
 from tests.test_selfplay import alive, children_of
 
 HAS_TENSORBOARD = importlib.util.find_spec("tensorboard") is not None
 POLICY_ALONE = SearchConfig(simulations=0, noise_fraction=0.1)
-
-
-def buffer_of(records: list[bytes], capacity: int = 20_000) -> ReplayBuffer:
-    buffer = ReplayBuffer(capacity)
-    buffer.add(records)
-    return buffer
-
-
-# --- rows ------------------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("search", [POLICY_ALONE, SearchConfig(determinizations=2, simulations=8)])
-def test_full_deal_rows_decode_to_the_true_hands(search: SearchConfig) -> None:
-    records = play_rounds(HashEvaluator(), 40, search, seed=5, players="3-6", cards="1-6")
-    rows = {name: t.numpy() for name, t in buffer_of(records).tensors.items()}
-    known = _core.replay(records)
-    at = 0
-    for data in records:
-        record = _core.decode_record(data)
-        truth = oracle.Position([list(hand) for hand in record["hands"]], record["trump"], record["dealer"])
-        dealt = {card for hand in record["hands"] for card in hand}
-        end = truth.copy()
-        for action in record["actions"]:
-            end.apply(action)
-        searched = {one["ply"] for one in record["searched"]}
-        for ply, action in enumerate(record["actions"]):
-            if ply in searched:
-                r = as_round(truth)
-                suits = r.suit_order()
-
-                def real(hand: int, row: int = at, suits: list[int] = suits) -> set[int]:
-                    cards = np.flatnonzero(rows["hands"][row, 52 * hand : 52 * (hand + 1)])
-                    return {suits[card // 13] * 13 + card % 13 for card in cards.tolist()}
-
-                assert real(0) == set(range(52)) - dealt
-                for i in range(1, 8):
-                    hand = truth.hands[(truth.seat + i) % truth.players] if i < truth.players else []
-                    assert real(i) == set(hand)
-                assert r.action_from_canonical(int(rows["actions"][at])) == action
-                assert np.array_equal(rows["features"][at].astype(np.float32), r.features())
-                assert rows["utilities"][at] == pytest.approx(end.utilities()[truth.seat], abs=1e-6)
-                assert rows["tricks"][at] == end.tricks_won[truth.seat]
-                at += 1
-            truth.apply(action)
-    for name, other in (("masks", "masks"), ("seat_features", "seat_features"), ("seat_utilities", "seat_values"),
-                        ("versions", "versions")):
-        assert np.array_equal(rows[name][:at].astype(known[other].dtype), known[other]), name
-    assert np.allclose(rows["policies"][:at].astype(np.float32), known["policies"], atol=1e-3)
-    assert at == len(known["masks"]) > 300
-
-
-def test_replay_buffer_wraps_round_and_keeps_the_newest() -> None:
-    records = play_rounds(HashEvaluator(), 60, POLICY_ALONE, seed=6)
-    whole = buffer_of(records)
-    small = ReplayBuffer(300)
-    for record in records:
-        small.add([record])
-    assert small.added == whole.added > 600 and len(small) == 300
-    newest = {t.tobytes() for t in whole.tensors["features"][whole.added - 300 : whole.added].numpy()}
-    assert {t.tobytes() for t in small.tensors["features"].numpy()} == newest
-
-
-def test_replay_full_deal_wrong_arrays_are_refused_by_name() -> None:
-    records = play_rounds(HashEvaluator(), 2, POLICY_ALONE)
-    arrays = dict(ReplayBuffer(100)._arrays)
-    for name in arrays:
-        with pytest.raises(ValueError, match=f"'{name}'"):
-            _core.replay_full_deal(records, {key: a for key, a in arrays.items() if key != name})
-    with pytest.raises(ValueError, match="'hands' has another dtype"):
-        _core.replay_full_deal(records, arrays | {"hands": np.zeros((100, 416), np.float32)})
-    with pytest.raises(ValueError, match="'hands' has another shape"):
-        _core.replay_full_deal(records, arrays | {"hands": np.zeros((100, 415), np.uint8)})
-
-
-def test_serving_network_refuses_full_deal_rows() -> None:
-    buffer = buffer_of(play_rounds(HashEvaluator(), 4, POLICY_ALONE))
-    rows = torch.cat([buffer.tensors["features"][:8].float(), buffer.tensors["hands"][:8].float()], dim=1)
-    assert rows.shape == (8, 256 + 8 * 52)
-    with pytest.raises(RuntimeError):
-        BlobNet(NetConfig(width=16, hidden=16, blocks=1)).policy_value(rows, torch.ones(8, 52, dtype=torch.bool))
-
-
-def test_random_moves_without_a_search_are_drawn_uniformly() -> None:
-    """A policy that always passes the first legal action: every other action played is a random move."""
-
-    class First:
-        def evaluate_many(self, states: np.ndarray, masks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-            policies = np.zeros(masks.shape, np.float32)
-            policies[np.arange(len(masks)), masks.argmax(axis=1)] = 1.0
-            return policies, np.zeros((len(masks), 1), np.float32)
-
-    def share(fraction: float) -> float:
-        config = SearchConfig(simulations=0, noise_fraction=fraction)
-        others, expected = 0, 0.0
-        for data in play_rounds(First(), 200, config, seed=8):
-            record = _core.decode_record(data)
-            for one in record["searched"]:
-                weights = one["weights"]
-                others += weights[record["actions"][one["ply"]]] == 0
-                expected += 1 - 1 / len(weights)
-        return others / expected
-
-    assert share(0.0) == 0.0
-    assert share(0.2) == pytest.approx(0.2, abs=0.04)
-
-
-# --- arithmetic --------------------------------------------------------------------------------------------------------------------
-
-SMALL = TrainConfig(net="quick", critic_net="quick", batch=256, autocast="off")
-
-
-def learner(config: TrainConfig = SMALL) -> Learner:
-    torch.manual_seed(0)
-    return Learner(config, "cpu")
-
-
-def steps(one: Learner, buffer: ReplayBuffer, number: int, done: float = 0.1) -> list[list[float]]:
-    if not one.scaled:
-        one.measure_scale(buffer)
-    schedule = Schedule.at(one.config, done)
-    found = [one.step(buffer.sample(one.config.batch, one.generator, "cpu"), schedule) for _ in range(number)]
-    return [metrics.tolist() for metrics in found if metrics is not None]
-
-
-def test_learner_critic_explains_outcomes_and_losses_stay_finite() -> None:
-    buffer = buffer_of(play_rounds(HashEvaluator(), 1500, POLICY_ALONE, lanes=512), 30_000)
-    one = learner()
-    found = np.array(steps(one, buffer, 120))
-    assert np.isfinite(found).all() and one.skipped == 0
-    at = METRICS.index("critic_loss")
-    variance = float(buffer.tensors["utilities"][: len(buffer)].var())
-    assert found[-20:, at].mean() < 0.92 * variance, "better than the mean of all outcomes"
-
-
-def test_broad_deals_have_as_many_decisions_of_every_hand_size() -> None:
-    weights = dict(tuple(map(int, part.split(":"))) for part in DEALS["broad"]["cards"].split(","))
-    assert set(weights) == set(range(1, 9)) and {cards * weight for cards, weight in weights.items()} == {840}
-
-
-@pytest.mark.parametrize("preset", ["smoke", "laptop"])
-def test_learner_policy_of_a_preset_goes_on_seeing_the_position(preset: str) -> None:
-    """At twice the rate what the blocks make of different positions is soon the same."""
-    buffer = buffer_of(play_rounds(HashEvaluator(), 1000, POLICY_ALONE, lanes=512))
-    one = learner(dataclasses.replace(TRAIN_PRESETS[preset], batch=512))
-    steps(one, buffer, 60, done=0.03)
-    with torch.no_grad():
-        seen = one.net.stream(buffer.tensors["features"][:1000].float())
-    assert float(seen.std(dim=0).mean()) > 0.1
-
-
-def test_learner_policy_moves_towards_the_critics_better_actions() -> None:
-    buffer = buffer_of(play_rounds(HashEvaluator(), 400, POLICY_ALONE, lanes=400))
-    one = learner(dataclasses.replace(SMALL, entropy_first=0.0, entropy_last=0.0))
-    steps(one, buffer, 60)
-    rows = {name: t[:2000] for name, t in buffer.tensors.items()}
-    masks = bits(rows["masks"])
-    with torch.no_grad():
-        q = one.critic_values(rows)
-        policies, _ = one.net.policy_value(rows["features"].float(), masks)
-        uniform = masks / masks.sum(1, keepdim=True)
-        assert float((policies * q).sum(1).mean()) > float((uniform * q).sum(1).mean()) + 0.01
-
-
-def test_learner_tricks_head_learns_how_many_the_mover_will_win() -> None:
-    buffer = buffer_of(play_rounds(HashEvaluator(), 600, POLICY_ALONE, lanes=600))
-    one = learner(dataclasses.replace(SMALL, tricks_weight=1.0))
-    assert one.tricks is not None and "tricks" in one.columns
-    rows = {name: t[:2000] for name, t in buffer.tensors.items()}
-
-    def loss() -> float:
-        with torch.no_grad():
-            said = one.tricks(one.net.stream(rows["features"].float()))
-        return float(torch.nn.functional.cross_entropy(said, rows["tricks"].long()))
-
-    before = loss()
-    steps(one, buffer, 60)
-    shares = torch.bincount(rows["tricks"].long()) / len(rows["tricks"])
-    entropy = -float((shares * shares.clamp(min=1e-9).log()).sum())
-    assert loss() < min(before, entropy), "better than how often each number comes"
-    assert "tricks" not in learner().columns
-
-
-def test_learner_visits_targets_approach_the_recorded_policy() -> None:
-    records = play_rounds(HashEvaluator(), 150, SearchConfig(determinizations=2, simulations=8), lanes=150)
-    one = learner(dataclasses.replace(SMALL, targets="visits", search="2x8"))
-    assert one.critic is None
-    found = np.array(steps(one, buffer_of(records), 150))
-    at = METRICS.index("policy_loss")
-    assert found[-20:, at].mean() < found[:20, at].mean() - 0.05
-
-
-def test_learner_gradient_that_is_not_finite_changes_nothing_and_then_stops() -> None:
-    buffer = buffer_of(play_rounds(HashEvaluator(), 50, POLICY_ALONE))
-    one = learner()
-    steps(one, buffer, 2)
-    before = {name: t.clone() for name, t in one.net.state_dict().items()}
-    for name in ("utilities", "seat_utilities"):
-        buffer.tensors[name].fill_(float("nan"))
-    assert steps(one, buffer, MOST_SKIPPED - 1) == []
-    assert one.skipped == 2 * (MOST_SKIPPED - 1), "steps of policy and critic"
-    for name, t in one.net.state_dict().items():
-        assert torch.equal(t, before[name]), name
-    with pytest.raises(ModelFailed, match="learning_rate"):
-        steps(one, buffer, 1)
-
-
-@pytest.mark.parametrize("targets", ["critic", "visits"])
-def test_learner_saved_and_loaded_goes_on_exactly(tmp_path: Path, targets: str) -> None:
-    buffer = buffer_of(play_rounds(HashEvaluator(), 100, POLICY_ALONE))
-    config = dataclasses.replace(SMALL, targets=targets, search="2x8" if targets == "visits" else "0")
-    one = learner(config)
-    steps(one, buffer, 5)
-    save_state(one, tmp_path / "state.safetensors", {"rows": 7})
-    expected = steps(one, buffer, 5)
-    other = learner(config)
-    assert load_state(other, tmp_path / "state.safetensors")["rows"] == 7
-    assert steps(other, buffer, 5) == expected
-    for name, t in other.ema.state_dict().items():
-        assert torch.equal(t, one.ema.state_dict()[name]), name
-
-
-def test_learner_state_of_other_networks_is_refused(tmp_path: Path) -> None:
-    save_state(learner(), tmp_path / "state.safetensors", {})
-    with pytest.raises(ConfigError, match="other networks"):
-        load_state(learner(dataclasses.replace(SMALL, net="small")), tmp_path / "state.safetensors")
-    (tmp_path / "text.safetensors").write_text("no weights")
-    with pytest.raises(ConfigError, match="cannot be read"):
-        load_state(learner(), tmp_path / "text.safetensors")
-
-
-def test_schedule_falls_to_a_hundredth_and_the_entropy_weight_linearly() -> None:
-    config = TrainConfig()
-    rates = [Schedule.at(config, done).learning_rate for done in np.linspace(0.03, 1, 50)]
-    assert rates == sorted(rates, reverse=True)
-    assert rates[-1] == pytest.approx(config.learning_rate / 100)
-    assert Schedule.at(config, 0.5).entropy_weight == pytest.approx((config.entropy_first + config.entropy_last) / 2)
 
 
 def test_unit_ledger_yields_what_is_missing_in_any_order() -> None:
