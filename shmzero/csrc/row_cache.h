@@ -9,6 +9,7 @@
 #include <stdexcept>
 #include <vector>
 
+#include "arena.h"
 #include "rules.h"
 
 namespace shmzero {
@@ -22,8 +23,8 @@ class RowCache {
     table_.assign(std::bit_ceil(2 * std::max<std::size_t>(expected, 1)), 0);
   }
 
-  std::uint32_t size() const { return static_cast<std::uint32_t>(rows_.size()); }
-  bool answered(std::uint32_t row) const { return rows_[row].answered; }
+  std::uint32_t size() const { return rows_.size(); }
+  bool answered(std::uint32_t row) const { return rows_[row].answered != 0; }
   float value(std::uint32_t row) const { return rows_[row].value; }
   std::uint8_t num_actions(std::uint32_t row) const { return rows_[row].num_actions; }
   /// Over the row's legal actions, ascending; sum 1.
@@ -37,19 +38,22 @@ class RowCache {
   std::uint32_t find_or_add(const Round& state, int seat, std::uint64_t actions) {
     const std::uint64_t key =
         mix(state.history_hash ^ mix(state.hands[seat] * 8 + static_cast<std::uint64_t>(seat)));
-    std::size_t place = key & (table_.size() - 1);
-    while (table_[place] != 0) {
-      const std::uint32_t found = table_[place] - 1;
+    const std::size_t last = table_.size() - 1;
+    std::size_t place = key & last;
+    for (; table_[place] != 0; place = (place + 1) & last) {
+      if ((table_[place] ^ tag(key)) >> kRowBits != 0) continue;
+      const std::uint32_t found = (table_[place] & kRows) - 1;
       if (rows_[found].key == key) return found;
-      place = (place + 1) & (table_.size() - 1);
     }
     const std::uint32_t row = size();
-    const int num_actions = count(actions);
-    rows_.push_back({key, static_cast<std::uint32_t>(policies_.size()), 0.0f,
-                     static_cast<std::uint8_t>(num_actions), false});
-    policies_.resize(policies_.size() + static_cast<std::size_t>(num_actions));
-    table_[place] = row + 1;
-    if (2 * rows_.size() > table_.size()) grow();
+    if (row >= kRows || policies_.size() >= kPolicies) {
+      throw std::length_error("more rows in a decision than can be numbered");
+    }
+    const auto num_actions = static_cast<std::uint32_t>(count(actions));
+    *rows_.add() = {key, 0.0f, policies_.size(), num_actions, 0};
+    policies_.add(num_actions);
+    table_[place] = tag(key) | (row + 1);
+    if (2 * std::size_t{row} + 2 > table_.size()) grow();
     return row;
   }
 
@@ -59,39 +63,52 @@ class RowCache {
   void answer(std::uint32_t row, const float* policy, float value) {
     Row& to = rows_[row];
     to.value = value;
-    to.answered = true;
+    to.answered = 1;
     float sum = 0.0f;
-    for (int i = 0; i < to.num_actions; ++i) sum += policy[i];
+    for (std::uint32_t i = 0; i < to.num_actions; ++i) sum += policy[i];
     const bool has_mass = sum > 0.0f || to.num_actions == 0;
     if (!has_mass || !std::isfinite(sum) || !std::isfinite(value)) {
       throw std::runtime_error(
           "the evaluator gave a policy without mass, or a number that is not finite");
     }
     const float scale = 1.0f / sum;
-    for (int i = 0; i < to.num_actions; ++i) policies_[to.first_policy + i] = policy[i] * scale;
+    float* scaled = policies_.data() + to.first_policy;
+    for (std::uint32_t i = 0; i < to.num_actions; ++i) scaled[i] = policy[i] * scale;
   }
 
  private:
+  /// An entry of the table: the row's number plus 1, below high bits of its key, which tell most
+  /// others apart without a look at the row; 0 empty.
+  static constexpr int kRowBits = 24;
+  static constexpr std::uint32_t kRows = (std::uint32_t{1} << kRowBits) - 1;
+  static std::uint32_t tag(std::uint64_t key) {
+    return static_cast<std::uint32_t>(key >> 32) & ~kRows;
+  }
+
+  static constexpr int kPolicyBits = 26;
+  static constexpr std::uint32_t kPolicies = std::uint32_t{1} << kPolicyBits;
+
   struct Row {
     std::uint64_t key;
-    std::uint32_t first_policy;
     float value;
-    std::uint8_t num_actions;
-    bool answered;
+    std::uint32_t first_policy : kPolicyBits;
+    std::uint32_t num_actions : 5;
+    std::uint32_t answered : 1;
   };
+  static_assert(sizeof(Row) == 16);
 
   void grow() {
     table_.assign(2 * table_.size(), 0);
     for (std::uint32_t row = 0; row < size(); ++row) {
       std::size_t place = rows_[row].key & (table_.size() - 1);
       while (table_[place] != 0) place = (place + 1) & (table_.size() - 1);
-      table_[place] = row + 1;
+      table_[place] = tag(rows_[row].key) | (row + 1);
     }
   }
 
-  std::vector<Row> rows_;
-  std::vector<float> policies_;
-  std::vector<std::uint32_t> table_;  ///< Row + 1 by hash of its key, at most half full; 0 empty.
+  Arena<Row> rows_;
+  Arena<float> policies_;
+  std::vector<std::uint32_t> table_;  ///< Entries by hash of the key, at most half full.
 };
 
 }  // namespace shmzero

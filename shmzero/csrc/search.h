@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "arena.h"
 #include "determinize.h"
 #include "root.h"
 #include "row_cache.h"
@@ -39,20 +40,17 @@ class Search {
     sims_.clear();
     // Room for a row of its own from every simulation: growing is rare.
     rows_.clear(1 + std::size_t{config.simulations} * config.worlds());
-    worlds_.clear();
-    if (config.simulations > 0) {
-      if (config.known_hands) {
-        worlds_.push_back(round);
-      } else {
-        const WorldSampler sampler(round, root_seat_);
-        Rng rng(stream_key(seed, id, ply, Purpose::kWorlds));
-        for (std::uint32_t d = 0; d < config.determinizations; ++d) {
-          worlds_.push_back(sampler.sample(rng));
-        }
-      }
+    hands_.clear();
+    num_worlds_ = config.simulations > 0 ? config.worlds() : 0;
+    if (num_worlds_ > 0 && config.known_hands) {
+      add_world(round);
+    } else if (num_worlds_ > 0) {
+      const WorldSampler sampler(round, root_seat_);
+      Rng rng(stream_key(seed, id, ply, Purpose::kWorlds));
+      for (std::uint32_t world = 0; world < num_worlds_; ++world) add_world(sampler.sample(rng));
     }
-    root_.begin(config, legal(round), static_cast<std::uint32_t>(worlds_.size()));
-    tops_.assign(worlds_.size() * root_.decision().num_actions, Top{});
+    root_.begin(config, legal(round), num_worlds_);
+    tops_.assign(std::size_t{num_worlds_} * root_.decision().num_actions, Top{});
     stage_ = Stage::kStart;
   }
 
@@ -74,11 +72,11 @@ class Search {
       stage_ = Stage::kWaves;
     }
     while (!root_.done()) {
-      if (sims_.empty()) {
+      if (sims_.size() == 0) {
         start_wave(emit);
       } else {
-        for (Simulation& sim : sims_) {
-          if (sim.status != Status::kArrived) resume(sim, emit);
+        for (std::size_t at = 0; at < sims_.size(); ++at) {
+          if (sims_[at].status != Status::kArrived) resume(at, emit);
         }
       }
       bool waiting = false;
@@ -99,7 +97,7 @@ class Search {
 
   const Decision& decision() const { return root_.decision(); }
 
-  /// Visits in flight anywhere; 0 between waves. For tests.
+  /// Visits in flight where they are counted; 0 between waves. For tests.
   std::uint64_t total_in_flight() const {
     std::uint64_t total = root_.in_flight();
     for (const Edge& edge : edges_) total += edge.in_flight;
@@ -118,7 +116,6 @@ class Search {
   };
 
   struct Simulation {
-    Round state;
     std::uint32_t node;
     std::uint32_t row;  ///< That it waits for, as kWaitsForPolicy.
     std::uint16_t world;
@@ -126,6 +123,18 @@ class Search {
     std::uint8_t visited;  ///< Root action it counts for.
     Status status;
   };
+
+  void add_world(const Round& world) {
+    std::copy_n(world.hands, world.num_players, hands_.add(world.num_players));
+  }
+
+  /// The root's position with the hands of a world.
+  Round in_world(std::size_t world) const {
+    Round state = round_;
+    const std::uint32_t players = round_.num_players;
+    std::copy_n(hands_.data() + world * players, players, state.hands);
+    return state;
+  }
 
   /// The number of a row, emitted if it is new.
   template <class Emit>
@@ -142,23 +151,29 @@ class Search {
   template <class Emit>
   void start_wave(Emit&& emit) {
     const std::uint32_t leaves = std::min(config_->wave_leaves(), root_.waves_left());
-    sims_.reserve(leaves * worlds_.size());
+    states_.clear();
+    states_.add(leaves * num_worlds_);
     for (std::uint32_t leaf = 0; leaf < leaves; ++leaf) {
       const auto [visited, tried] = root_.start_wave();
-      for (std::size_t world = 0; world < worlds_.size(); ++world) {
-        sims_.push_back({worlds_[world], kNone, kNone, static_cast<std::uint16_t>(world),
-                         static_cast<std::uint8_t>(tried), static_cast<std::uint8_t>(visited),
-                         Status::kDescending});
-        Simulation& sim = sims_.back();
+      for (std::uint32_t world = 0; world < num_worlds_; ++world) {
+        Simulation& sim = *sims_.add();
+        sim = {kNone,
+               kNone,
+               static_cast<std::uint16_t>(world),
+               static_cast<std::uint8_t>(tried),
+               static_cast<std::uint8_t>(visited),
+               Status::kDescending};
         Top& top = this->top(world, tried);
-        const std::uint64_t actions = play(sim.state, root_.decision().actions[tried]);
+        Round state = in_world(world);
+        const std::uint64_t actions = play(state, root_.decision().actions[tried]);
         if (top.node == kNone) {
-          top.node = sim.node = add_node(sim.state, kNone, kNone);
-          arrive(sim, actions, emit);
+          top.node = sim.node = add_node(state, kNone, kNone);
+          arrive(sim, state, actions, emit);
         } else {
           sim.node = top.node;
-          descend(sim, actions, emit);
+          descend(sim, state, actions, emit);
         }
+        if (goes_on_from_state(sim)) states_[sims_.size() - 1] = state;
       }
     }
   }
@@ -174,19 +189,22 @@ class Search {
     return actions;
   }
 
-  std::uint32_t add_node(const Round& state, std::uint32_t parent, std::uint32_t parent_edge) {
-    const auto index = static_cast<std::uint32_t>(nodes_.size());
-    nodes_.push_back({parent_edge, parent, 0, 0, 0.0f, 0, state.seat, state.phase == Phase::kDone,
-                      false, false, state.phase == Phase::kDone});
-    values_.resize(values_.size() + static_cast<std::size_t>(num_values_));
-    return index;
+  std::uint32_t add_node(const Round& state, std::uint32_t back_up_node,
+                         std::uint32_t back_up_edge) {
+    const bool over = state.phase == Phase::kDone;
+    *nodes_.add() = {back_up_edge, back_up_node, 0,     0,     kNone, 0.0f, 0,
+                     state.seat,   over,         false, false, over};
+    if (num_values_ > 1) values_.add(static_cast<std::uint32_t>(num_values_));
+    return nodes_.size() - 1;
   }
 
+  /// The utilities of a node: num_values_.
   float* values(std::uint32_t node) {
+    if (num_values_ == 1) return &nodes_[node].value;
     return values_.data() + static_cast<std::size_t>(node) * static_cast<std::size_t>(num_values_);
   }
   Top& top(std::size_t world, int action) {
-    return tops_[world * root_.decision().num_actions + static_cast<std::size_t>(action)];
+    return tops_[static_cast<std::size_t>(action) * num_worlds_ + world];
   }
   /// Place of a seat's utility among a node's values.
   std::size_t value_index(int seat) const {
@@ -196,24 +214,24 @@ class Search {
 
   /// At a node of which the value is wanted: asks for it, or takes what is known already.
   template <class Emit>
-  void arrive(Simulation& sim, std::uint64_t actions, Emit&& emit) {
+  void arrive(Simulation& sim, const Round& state, std::uint64_t actions, Emit&& emit) {
     if (nodes_[sim.node].terminal) {
       float* value = values(sim.node);
       if (num_values_ == 1) {
-        value[0] = utility(sim.state, root_seat_, config_->rivalry);
+        value[0] = utility(state, root_seat_, config_->rivalry);
       } else {
-        for (int s = 0; s < num_values_; ++s) value[s] = utility(sim.state, s, config_->rivalry);
+        for (int s = 0; s < num_values_; ++s) value[s] = utility(state, s, config_->rivalry);
       }
       nodes_[sim.node].evaluated = true;
       sim.status = Status::kArrived;
       return;
     }
-    if (sim.state.phase == Phase::kPlaying &&
-        static_cast<std::uint32_t>(count(sim.state.held())) <= config_->solved_cards) {
-      const PackedScores scores = shared_solver().solve(sim.state).scores;
+    if (state.phase == Phase::kPlaying &&
+        static_cast<std::uint32_t>(count(state.held())) <= config_->solved_cards) {
+      const PackedScores scores = shared_solver().solve(state).scores;
       for (int i = 0; i < num_values_; ++i) {
         values(sim.node)[i] =
-            utility(scores, sim.state, num_values_ == 1 ? root_seat_ : i, config_->rivalry);
+            utility(scores, state, num_values_ == 1 ? root_seat_ : i, config_->rivalry);
       }
       nodes_[sim.node].proven = true;  // in this world, as far as all play as max^n does
       set_evaluated(sim.node);
@@ -223,8 +241,8 @@ class Search {
     bool known = true;
     for (int i = 0; i < num_values_; ++i) {
       const int seat = num_values_ == 1 ? root_seat_ : i;
-      const std::uint32_t row =
-          request(sim.state, seat, seat == sim.state.seat ? actions : 0, emit);
+      const std::uint32_t row = request(state, seat, seat == state.seat ? actions : 0, emit);
+      if (seat == root_seat_) nodes_[sim.node].row = row;
       known &= rows_.answered(row);
       if (rows_.answered(row)) values(sim.node)[i] = rows_.value(row);
     }
@@ -242,23 +260,38 @@ class Search {
     node.value = values(index)[value_index(node.mover)];
   }
 
+  /// Whether a simulation that waits will need the position it stands at.
+  bool goes_on_from_state(const Simulation& sim) const {
+    return sim.status == Status::kWaitsForPolicy ||
+           (sim.status == Status::kWaitsForValue && num_values_ > 1);
+  }
+
+  /// All rows of the last step are answered.
   template <class Emit>
-  void resume(Simulation& sim, Emit&& emit) {
+  void resume(std::size_t at, Emit&& emit) {
+    Simulation& sim = sims_[at];
     if (sim.status == Status::kWaitsForValue) {
-      if (!nodes_[sim.node].evaluated) {
-        // All rows of the last step are answered: this asks nothing new.
-        arrive(sim, legal(sim.state), emit);
+      Node& leaf = nodes_[sim.node];
+      const bool shared = leaf.evaluated;  // by another simulation of the wave, which came first
+      if (!shared && num_values_ == 1) {
+        leaf.value = rows_.value(leaf.row);
+        leaf.evaluated = true;
+      } else if (!shared) {
+        arrive(sim, states_[at], legal(states_[at]), emit);  // asks nothing new
       }
-      if (nodes_[sim.node].evaluated) sim.status = Status::kArrived;
-    } else if (rows_.answered(sim.row)) {
-      descend(sim, legal(sim.state), emit);
+      sim.status = Status::kArrived;
+    } else {
+      Round& state = states_[at];
+      const std::uint64_t actions = legal(state);
+      if (!nodes_[sim.node].expanded) expand(sim.node, sim.row, actions);
+      descend(sim, state, actions, emit);
     }
   }
 
   /// From a node that was there before: expand it if need be, choose, play, until a new leaf, a
   /// terminal, or a row that is not answered yet.
   template <class Emit>
-  void descend(Simulation& sim, std::uint64_t actions, Emit&& emit) {
+  void descend(Simulation& sim, Round& state, std::uint64_t actions, Emit&& emit) {
     for (;;) {
       const Node& here = nodes_[sim.node];
       if (here.proven) {
@@ -270,7 +303,8 @@ class Search {
         return;
       }
       if (!here.expanded) {
-        const std::uint32_t row = request(sim.state, here.mover, actions, emit);
+        const std::uint32_t row =
+            here.mover == root_seat_ ? here.row : request(state, here.mover, actions, emit);
         if (!rows_.answered(row)) {
           sim.row = row;
           sim.status = Status::kWaitsForPolicy;
@@ -284,14 +318,18 @@ class Search {
           maximises(node) ? select_puct(node, edges, config_->c_puct, config_->fpu_reduction)
                           : select_by_policy(node, edges, search_key_ + sim.node);
       ++node.started;
-      ++edges[chosen].in_flight;
-      const std::uint32_t parent = sim.node;
       const std::uint32_t edge = node.first_edge + chosen;
-      actions = play(sim.state, edges[chosen].action);
+      std::uint32_t owner = node.back_up_node, back_up_edge = node.back_up_edge;
+      if (maximises(node)) {
+        ++edges[chosen].in_flight;
+        owner = sim.node;
+        back_up_edge = edge;
+      }
+      actions = play(state, edges[chosen].action);
       if (edges[chosen].child == kNone) {
-        sim.node = add_node(sim.state, parent, edge);
+        sim.node = add_node(state, owner, back_up_edge);
         edges_[edge].child = sim.node;
-        arrive(sim, actions, emit);
+        arrive(sim, state, actions, emit);
         return;
       }
       sim.node = edges[chosen].child;
@@ -302,13 +340,14 @@ class Search {
 
   void expand(std::uint32_t index, std::uint32_t row, std::uint64_t actions) {
     Node& node = nodes_[index];
-    node.first_edge = static_cast<std::uint32_t>(edges_.size());
-    const float* policy = rows_.policy(row);
-    for_each_card(actions, [&](int action) {
-      edges_.push_back({*policy++, 0.0f, 0, kNone, 0, static_cast<std::uint8_t>(action), false});
-    });
-    node.num_edges = static_cast<std::uint8_t>(edges_.size() - node.first_edge);
+    node.first_edge = edges_.size();
+    node.num_edges = rows_.num_actions(row);
     node.expanded = true;
+    const float* policy = rows_.policy(row);
+    Edge* edge = edges_.add(node.num_edges);
+    for_each_card(actions, [&](int action) {
+      *edge++ = {*policy++, 0.0f, 0, kNone, 0, static_cast<std::uint8_t>(action), false};
+    });
   }
 
   // --- back up ----------------------------------------------------------------------------------
@@ -318,31 +357,33 @@ class Search {
       const float* value = values(sim.node);
       root_.decision().terminals += nodes_[sim.node].terminal;
       std::uint32_t at = sim.node;
-      for (; nodes_[at].parent != kNone; at = nodes_[at].parent) {
+      for (; nodes_[at].back_up_node != kNone; at = nodes_[at].back_up_node) {
         const Node& node = nodes_[at];
-        const std::size_t chooser = value_index(nodes_[node.parent].mover);
-        Edge& edge = edges_[node.parent_edge];
+        const std::size_t chooser = num_values_ == 1 ? 0 : nodes_[node.back_up_node].mover;
+        Edge& edge = edges_[node.back_up_edge];
         ++edge.visits;
         --edge.in_flight;
         // Exact values replace the mean of what was thought before.
-        edge.value_sum = node.proven ? value[chooser] * static_cast<float>(edge.visits)
-                                     : edge.value_sum + value[chooser];
+        edge.value_sum = node.proven && edge.child == at
+                             ? value[chooser] * static_cast<float>(edge.visits)
+                             : edge.value_sum + value[chooser];
         if (num_values_ > 1) {
           edge.solved = node.proven;
-          value = solve(node.parent, edge, value);
+          value = solve(node.back_up_node, edge, value);
         }
       }
       Arm& arm = root_.arm(sim.arm);
       Top& top = this->top(sim.world, sim.arm);
       const float before = top.value_sum;
       const float here = value[value_index(root_seat_)];
-      top.value_sum = nodes_[at].proven ? here * static_cast<float>(arm.tried + 1) : before + here;
+      const bool exact = at == top.node && nodes_[at].proven;
+      top.value_sum = exact ? here * static_cast<float>(arm.tried + 1) : before + here;
       arm.value_sum += static_cast<double>(top.value_sum) - before;
-      if (num_values_ > 1 && nodes_[at].proven && !top.solved) {
+      if (num_values_ > 1 && exact && !top.solved) {
         top.solved = true;
         ++arm.solved_worlds;
       }
-      if (sim.world + 1u == worlds_.size()) root_.finish_wave(sim.visited, sim.arm);
+      if (sim.world + 1u == num_worlds_) root_.finish_wave(sim.visited, sim.arm);
     }
     sims_.clear();
   }
@@ -382,12 +423,14 @@ class Search {
   std::uint64_t search_key_ = 0;
   Root root_;
   RowCache rows_;
-  std::vector<Round> worlds_;
-  std::vector<Top> tops_;  ///< By world, then root action.
-  std::vector<Node> nodes_;
-  std::vector<Edge> edges_;
-  std::vector<float> values_;     ///< num_values_ a node.
-  std::vector<Simulation> sims_;  ///< Of the wave at hand, in selection order.
+  std::uint32_t num_worlds_ = 0;
+  Arena<CardSet> hands_;   ///< By world, then seat.
+  std::vector<Top> tops_;  ///< By root action, then world.
+  Arena<Node> nodes_;
+  Arena<Edge> edges_;
+  Arena<float> values_;     ///< Under max^n: num_values_ a node.
+  Arena<Simulation> sims_;  ///< Of the wave at hand, in selection order.
+  Arena<Round> states_;     ///< Where those of sims_ that goes_on_from_state() stand.
 };
 
 }  // namespace shmzero

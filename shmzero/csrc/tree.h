@@ -2,6 +2,7 @@
 // choose an edge. Knows nothing of cards. Read next: search.h, which walks them.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <vector>
@@ -13,7 +14,7 @@ namespace shmzero {
 inline constexpr std::uint32_t kNone = 0xffffffffu;
 
 /// One action at a node. `value_sum` is in the utility of the seat that chooses by it: the mover's
-/// under max^n, the root seat's otherwise.
+/// under max^n, the root seat's otherwise. It and the visits are kept where a seat chooses by them.
 struct Edge {
   float prior;
   float value_sum;
@@ -26,10 +27,12 @@ struct Edge {
 static_assert(sizeof(Edge) == 20);
 
 struct Node {
-  std::uint32_t parent_edge;  ///< kNone below a root action.
-  std::uint32_t parent;       ///< Node that owns parent_edge.
+  /// The edge nearest above of which visits and values are kept; kNone up to the root action.
+  std::uint32_t back_up_edge;
+  std::uint32_t back_up_node;  ///< Node that owns it.
   std::uint32_t first_edge;
   std::uint32_t started;  ///< Simulations that went on from here, those in flight included.
+  std::uint32_t row;      ///< What the root seat sees here, once asked.
   float value;            ///< Of the seat that chooses here, once evaluated.
   std::uint8_t num_edges;
   std::uint8_t mover;
@@ -38,7 +41,7 @@ struct Node {
   bool expanded;   ///< Its edges have priors.
   bool proven;     ///< Its values are exact: the round is over, or max^n has solved what follows.
 };
-static_assert(sizeof(Node) == 28);
+static_assert(sizeof(Node) == 32);
 
 /// PUCT with visits in flight counted as visits without a value (WU-UCT, Liu et al. 2020): they
 /// spread the selections of one wave and leave Q alone.
@@ -82,11 +85,10 @@ inline std::uint32_t select_by_policy(const Node& node, const Edge* edges, std::
   const std::uint64_t point = mix(key) + node.started * kGoldenStep;
   float left = static_cast<float>(point >> 40) * 0x1.0p-24f;
   std::uint32_t last = 0;
-  for (int i = 0; i < node.num_edges; ++i) {
-    if (edges[i].prior <= 0.0f) continue;
-    last = static_cast<std::uint32_t>(i);
-    left -= edges[i].prior;
-    if (left < 0.0f) break;
+  for (std::uint32_t i = 0; i < node.num_edges; ++i) {
+    const float prior = std::max(edges[i].prior, 0.0f);
+    last = (left >= 0.0f) & (prior > 0.0f) ? i : last;
+    left -= prior;
   }
   return last;
 }
