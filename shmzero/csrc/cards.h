@@ -26,13 +26,19 @@ constexpr int suit_of(int card) { return (card * 79) >> 10; }  // card / 13 for 
 constexpr int rank_of(int card) { return card - suit_of(card) * kNumRanks; }
 constexpr CardSet one_card(int card) { return CardSet{1} << card; }
 constexpr CardSet suit_cards(int suit) { return kSuitCards << (suit * kNumRanks); }
+/// All bits where `condition` holds, else none.
+constexpr CardSet all_if(bool condition) { return -static_cast<CardSet>(condition); }
 constexpr int lowest(CardSet cards) { return std::countr_zero(cards); }
-/// Without the POPCNT instruction, which the baseline does not have, std::popcount is a call.
+/// Without the POPCNT instruction std::popcount is a call.
 constexpr int count(CardSet cards) {
+#if defined(__POPCNT__)
+  return std::popcount(cards);
+#else
   cards -= (cards >> 1) & 0x5555555555555555u;
   cards = (cards & 0x3333333333333333u) + ((cards >> 2) & 0x3333333333333333u);
   cards = (cards + (cards >> 4)) & 0x0f0f0f0f0f0f0f0fu;
   return static_cast<int>((cards * 0x0101010101010101u) >> 56);
+#endif
 }
 
 /// The 13 ranks held in one suit, as bits 0..12.

@@ -40,14 +40,16 @@ struct GameContext {
 struct Round {
   CardSet hands[kMaxPlayers];  ///< Still held, by seat.
   CardSet played;              ///< Of this round, the current trick included.
-  /// Per suit: the dealer-relative seat that played each rank, 3 bits a rank; 0 where unplayed.
-  std::uint64_t played_by[kNumSuits];
+  CardSet in_trick;            ///< Of the current trick.
   /// Hash of the public actions in order; hidden cards never enter it.
   std::uint64_t history_hash;
   std::int8_t bids[kMaxPlayers];  ///< -1: not yet.
   std::uint8_t tricks_won[kMaxPlayers];
   std::uint8_t voids[kMaxPlayers];  ///< Bit per suit that the seat has shown it lacks.
   std::uint8_t trick[kMaxPlayers];  ///< Cards of the current trick, from the leader on.
+  /// By card, of finished tricks: 1 + the dealer-relative seat that played it; else 0. The end is
+  /// padding: 16 bytes can be read from any suit's first card on.
+  std::uint8_t played_by[kNumCards + 4];
   GameContext game;
   std::uint8_t num_players;
   std::uint8_t cards;  ///< Hand size at the deal.
@@ -64,9 +66,12 @@ struct Round {
   std::uint8_t bid_sum;
   RoundRules rules;
 
-  int next_seat(int s) const { return s + 1 == num_players ? 0 : s + 1; }
+  // No branches here and wherever the next card decides: they would be guessed wrong too often.
+  int next_seat(int s) const { return (s + 1) & -static_cast<int>(s + 1 != num_players); }
   /// Seats clockwise from `from` to `s`.
-  int relative(int s, int from) const { return s >= from ? s - from : s - from + num_players; }
+  int relative(int s, int from) const {
+    return s - from + (num_players & -static_cast<int>(s < from));
+  }
   CardSet held() const {
     CardSet all = 0;
     for (int s = 0; s < num_players; ++s) all |= hands[s];
@@ -75,8 +80,7 @@ struct Round {
   /// Cards a seat still holds: known to all, unlike which.
   int hand_size(int s) const {
     if (phase == Phase::kDone) return 0;
-    const bool has_played = phase == Phase::kPlaying && relative(s, leader) < trick_size;
-    return cards - tricks_done - (has_played ? 1 : 0);
+    return cards - tricks_done - static_cast<int>(relative(s, leader) < trick_size);
   }
   bool hook_applies() const { return cards >= rules.hook_from; }
   /// The bid the seat to act may not make, or -1.
@@ -88,11 +92,11 @@ struct Round {
   void start_bidding();
 };
 static_assert(std::is_trivially_copyable_v<Round>);
-static_assert(sizeof(Round) <= 192, "copied once per simulation");
+static_assert(sizeof(Round) <= 216, "copied once per simulation");
 
 /// Sets everything that follows from hands, num_players, cards, trump, dealer and rules.
 inline void Round::start_bidding() {
-  played = 0;
+  played = in_trick = 0;
   std::memset(played_by, 0, sizeof played_by);
   history_hash = 0;
   std::memset(bids, -1, sizeof bids);
@@ -149,9 +153,9 @@ inline Round deal_round(const RoundSettings& settings, Rng rng) {
 inline std::uint64_t legal(const Round& round) {
   if (round.phase == Phase::kPlaying) {
     const CardSet hand = round.hands[round.seat];
-    if (round.trick_size == 0) return hand;
-    const CardSet follow = hand & suit_cards(suit_of(round.trick[0]));
-    return follow != 0 ? follow : hand;
+    const CardSet led = suit_cards(suit_of(round.trick[0])) & all_if(round.trick_size != 0);
+    const CardSet follow = hand & led;
+    return follow | (hand & all_if(follow == 0));
   }
   if (round.phase == Phase::kDone) return 0;
   std::uint64_t bids = (std::uint64_t{2} << round.cards) - 1;
@@ -163,7 +167,8 @@ inline std::uint64_t legal(const Round& round) {
 /// Whether `card` would take a trick in which `winner` lies.
 inline bool beats(int card, int winner, int trump) {
   const int suit = suit_of(card);
-  return suit == suit_of(winner) ? card > winner : suit == trump;
+  const bool same = suit == suit_of(winner);
+  return (same & (card > winner)) | (!same & (suit == trump));
 }
 
 /// Plays a legal action of the seat to act.
@@ -179,30 +184,30 @@ inline void apply(Round& round, int action) {
     if (++round.bids_made == round.num_players) round.phase = Phase::kPlaying;
     return;
   }
+  round.trick[round.trick_size] = static_cast<std::uint8_t>(action);
   const int suit = suit_of(action);
+  const int led = suit_of(round.trick[0]);
   round.hands[seat] &= ~one_card(action);
   round.played |= one_card(action);
-  round.played_by[suit] |= static_cast<std::uint64_t>(round.relative(seat, round.dealer))
-                           << (3 * (action - suit * kNumRanks));
-  if (round.trick_size == 0) {
-    round.winning_card = static_cast<std::uint8_t>(action);
-    round.winning_seat = static_cast<std::uint8_t>(seat);
-  } else {
-    const int led = suit_of(round.trick[0]);
-    if (suit != led) round.voids[seat] |= static_cast<std::uint8_t>(1 << led);
-    if (beats(action, round.winning_card, round.trump)) {
-      round.winning_card = static_cast<std::uint8_t>(action);
-      round.winning_seat = static_cast<std::uint8_t>(seat);
-    }
-  }
-  round.trick[round.trick_size++] = static_cast<std::uint8_t>(action);
+  round.in_trick |= one_card(action);
+  round.voids[seat] |= static_cast<std::uint8_t>((suit != led) << led);
+  const int takes =
+      -static_cast<int>((round.trick_size == 0) | beats(action, round.winning_card, round.trump));
+  round.winning_card ^= static_cast<std::uint8_t>((round.winning_card ^ action) & takes);
+  round.winning_seat ^= static_cast<std::uint8_t>((round.winning_seat ^ seat) & takes);
+  ++round.trick_size;
   if (round.trick_size < round.num_players) {
     round.seat = static_cast<std::uint8_t>(round.next_seat(seat));
     return;
   }
+  for (int i = 0, by = round.relative(round.leader, round.dealer); i < round.num_players; ++i) {
+    round.played_by[round.trick[i]] = static_cast<std::uint8_t>(by + 1);
+    by = round.next_seat(by);
+  }
   ++round.tricks_won[round.winning_seat];
   round.leader = round.seat = round.winning_seat;
   round.trick_size = 0;
+  round.in_trick = 0;
   if (++round.tricks_done == round.cards) round.phase = Phase::kDone;
 }
 
