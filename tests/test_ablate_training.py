@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -75,6 +80,31 @@ def test_ablation_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.M
     assert {pairing for pairing in after if pairing not in ablation.means()} == {
         ("policy", BASE, 0, "threshold", 0), ("policy", "tricks head", 0, BASE, 0), ("policy", "tricks head", 1, BASE, 0),
     }  # fmt: skip
+
+
+def test_jobs_at_once_have_cores_of_their_own_and_the_first_error_ends_them() -> None:
+    cores = os.sched_getaffinity(0)
+    number = min(2, len(cores))
+    meet, seen = threading.Barrier(number), []
+
+    def job() -> None:
+        out = subprocess.run(
+            [sys.executable, "-c", "import os; print(*os.sched_getaffinity(0))"], capture_output=True, text=True, check=True
+        )
+        seen.append(set(map(int, out.stdout.split())))
+        meet.wait(30)
+
+    ablate_training.run_jobs([job] * number, number)
+    assert set.union(*seen) == cores and sum(map(len, seen)) == len(cores)
+    assert os.sched_getaffinity(0) == cores
+
+    def fail() -> None:
+        raise OSError("no")
+
+    done: list[int] = []
+    with pytest.raises(OSError, match="no"):
+        ablate_training.run_jobs([fail, *[lambda: time.sleep(0.01) or done.append(1)] * 500], 1)
+    assert len(done) < 500
 
 
 def test_arm_of_another_rule_meets_the_same_search_by_its_own_rule(

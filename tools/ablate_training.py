@@ -2,25 +2,28 @@
 """What each choice of the training brings, on equal wall time: python tools/ablate_training.py --out runs/ablation.
 
 Every arm changes one thing and trains with each seed; seeds come in the outer loop, and the same command goes
-on where it was stopped. Then the last checkpoint of each seed of an arm plays those of all seeds of what it is
-held against, by duplicate deals, one against the others and the others against one: without search, and where
-the change is one of the search with the same search on both sides as well, each by its own rule. Every pair has
-deals of its own. The seed is the unit: the interval is over the seeds of both sides, and p-values are Holm's over
-all comparisons.
+on where it was stopped. With --at-once each run has its share of the cores for itself. Then the last checkpoint of
+each seed of an arm plays those of all seeds of what it is held against, by duplicate deals, one against the others
+and the others against one: without search, and where the change is one of the search with the same search on both
+sides as well, each by its own rule. Every pair has deals of its own. The seed is the unit: the interval is over the
+seeds of both sides, and p-values are Holm's over all comparisons.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import json
 import math
 import os
+import queue
 import statistics
 import subprocess
 import sys
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -244,6 +247,23 @@ def _module(name: str, arguments: Sequence[str], arm: Arm) -> str:
     return done.stdout
 
 
+def run_jobs(jobs: Sequence[Callable[[], None]], at_once: int) -> None:
+    """Run them in order, so many at a time, each on its share of the cores. Raises what a job raises first."""
+    cores = sorted(os.sched_getaffinity(0))
+    shares: queue.SimpleQueue[set[int]] = queue.SimpleQueue()
+    for first in range(at_once):
+        shares.put(set(cores[first::at_once]))
+    # Linux counts affinity by thread, and a child has that of the thread that starts it.
+    with ThreadPoolExecutor(at_once, initializer=lambda: os.sched_setaffinity(0, shares.get())) as pool:
+        running = [pool.submit(job) for job in jobs]
+        try:
+            for future in running:
+                future.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(
         prog="tools/ablate_training.py", description=(__doc__ or "").partition("\n\n")[2],
@@ -255,22 +275,27 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--minutes", type=float, default=2.0, help="of each run (default: 2)")
     parser.add_argument("--deals", type=int, default=200, help="of each match, played from every seat (default: 200)")
+    parser.add_argument("--at-once", type=int, default=1,
+                        help="runs and matches at a time, each on its share of the cores (default: 1)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="keep the results with what they were measured on")
     given = parser.parse_args()
     if given.seeds < 2:
         print(f"error: --seeds is {given.seeds}; allowed: 2 and up", file=sys.stderr)
         return 2
+    if not 1 <= given.at_once <= len(os.sched_getaffinity(0)):
+        print(f"error: --at-once is {given.at_once}; allowed: 1 to the number of cores", file=sys.stderr)
+        return 2
     wanted = {*given.arms, *(ARMS[arm].against for arm in given.arms), BASE}
     arms, seeds = [arm for arm in ARMS if arm in wanted], range(given.seeds)
     ablation = Ablation(given.out, given.minutes, given.deals)
+
+    def train(seed: int, arm: str) -> None:
+        print(f"seed {seed}: {arm}", file=sys.stderr, flush=True)
+        ablation.train(arm, seed)
+
     try:
-        for seed in seeds:
-            for arm in arms:
-                print(f"seed {seed}: {arm}", file=sys.stderr, flush=True)
-                ablation.train(arm, seed)
-        for arm in arms:
-            for seed in seeds:
-                ablation.play(arm, seed, seeds)
+        run_jobs([functools.partial(train, seed, arm) for seed in seeds for arm in arms], given.at_once)
+        run_jobs([functools.partial(ablation.play, arm, seed, seeds) for arm in arms for seed in seeds], given.at_once)
     except subprocess.CalledProcessError as error:
         print(f"error: {' '.join(map(str, error.cmd[2:4]))} ended with status {error.returncode}", file=sys.stderr)
         return 1
