@@ -10,7 +10,7 @@ from pybind11.setup_helpers import ParallelCompile, Pybind11Extension
 from setuptools import setup
 
 flags = ["-O3", "-Wall", "-Wextra", "-fno-math-errno"]
-if platform.machine() in ("x86_64", "AMD64"):
+if platform.machine() in ("x86_64", "AMD64") and "-march" not in os.environ.get("CFLAGS", ""):
     flags.append("-march=x86-64-v2")  # POPCNT and byte shuffles: what numpy's own wheels ask of a machine
 if os.environ.get("SHMZERO_WERROR") == "1":
     flags.append("-Werror")

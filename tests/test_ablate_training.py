@@ -82,29 +82,38 @@ def test_ablation_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.M
     }  # fmt: skip
 
 
-def test_jobs_at_once_have_cores_of_their_own_and_the_first_error_ends_them() -> None:
+def test_jobs_at_once_have_cores_of_their_own() -> None:
     cores = os.sched_getaffinity(0)
     number = min(2, len(cores))
     meet, seen = threading.Barrier(number), []
 
     def job() -> None:
-        out = subprocess.run(
-            [sys.executable, "-c", "import os; print(*os.sched_getaffinity(0))"], capture_output=True, text=True, check=True
-        )
-        seen.append(set(map(int, out.stdout.split())))
+        ask = [sys.executable, "-c", "import os; print(*os.sched_getaffinity(0))"]
+        seen.append(set(map(int, subprocess.run(ask, capture_output=True, text=True, check=True).stdout.split())))
         meet.wait(30)
 
     ablate_training.run_jobs([job] * number, number)
-    assert set.union(*seen) == cores and sum(map(len, seen)) == len(cores)
+    assert [len(share) for share in seen] == [len(cores) // number] * number
+    assert len(set.union(*seen)) == sum(map(len, seen)) and set.union(*seen) <= cores
     assert os.sched_getaffinity(0) == cores
 
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="two at once")
+def test_job_that_fails_ends_the_others() -> None:
+    failed, begun = threading.Event(), []
+
     def fail() -> None:
+        failed.set()
         raise OSError("no")
 
-    done: list[int] = []
+    def last() -> None:
+        begun.append(1)
+        failed.wait(30)
+        time.sleep(0.05)
+
     with pytest.raises(OSError, match="no"):
-        ablate_training.run_jobs([fail, *[lambda: time.sleep(0.01) or done.append(1)] * 500], 1)
-    assert len(done) < 500
+        ablate_training.run_jobs([last, fail, *[last] * 500], 2)
+    assert len(begun) < 500
 
 
 def test_arm_of_another_rule_meets_the_same_search_by_its_own_rule(

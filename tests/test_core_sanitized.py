@@ -17,6 +17,7 @@ CONFIGS = [
     SearchConfig(determinizations=2, simulations=12, noise_fraction=0.25),
     SearchConfig(determinizations=2, simulations=12, leaves_in_flight=3, opponents="maximise"),
     SearchConfig(determinizations=3, simulations=16, root="halving", target="improved"),
+    SearchConfig(determinizations=2, simulations=16, leaves_in_flight=4, solved_cards=8),
     SearchConfig(simulations=0),
 ]
 

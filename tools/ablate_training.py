@@ -23,7 +23,7 @@ import subprocess
 import sys
 import zlib
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -148,17 +148,20 @@ def holm(ps: Sequence[float]) -> list[float]:
 class Ablation:
     """The folder of an ablation: a training run for each arm and seed, and matches.jsonl."""
 
-    def __init__(self, folder: Path, minutes: float, deals: int, more: Sequence[str] = ()) -> None:
-        """`more`: flags of every training run."""
+    def __init__(self, folder: Path, minutes: float, deals: int, more: Sequence[str] = (), at_once: int = 1) -> None:
+        """`more`: flags of every training run. `at_once`: into how many shares the cores are cut."""
         self.folder = folder
+        self.cores = len(os.sched_getaffinity(0)) // at_once
+        """Of each run."""
         self.minutes = minutes
         self.deals = deals
         self.more = tuple(more)
         folder.mkdir(parents=True, exist_ok=True)
 
     def run_folder(self, arm: str, seed: int) -> Path:
-        """A run of other minutes is another run."""
-        return self.folder / f"{arm.replace(' ', '-').replace('^', '')}-{self.minutes:g}min-{seed}"
+        """A run of other minutes, or on another number of cores, is another run."""
+        name = arm.replace(" ", "-").replace("^", "")
+        return self.folder / f"{name}-{self.cores}x{self.minutes:g}min-{seed}"
 
     def train(self, arm: str, seed: int) -> None:
         """Train, or go on, or find it done. Raises CalledProcessError."""
@@ -248,20 +251,23 @@ def _module(name: str, arguments: Sequence[str], arm: Arm) -> str:
 
 
 def run_jobs(jobs: Sequence[Callable[[], None]], at_once: int) -> None:
-    """Run them in order, so many at a time, each on its share of the cores. Raises what a job raises first."""
+    """Run them in order, so many at a time, each on its share of the cores; shares are equal.
+
+    Raises what the first that fails raises: none is begun after it, and those that run are let finish.
+    """
     cores = sorted(os.sched_getaffinity(0))
+    each = len(cores) // at_once
     shares: queue.SimpleQueue[set[int]] = queue.SimpleQueue()
-    for first in range(at_once):
-        shares.put(set(cores[first::at_once]))
+    for first in range(0, each * at_once, each):
+        shares.put(set(cores[first : first + each]))
     # Linux counts affinity by thread, and a child has that of the thread that starts it.
     with ThreadPoolExecutor(at_once, initializer=lambda: os.sched_setaffinity(0, shares.get())) as pool:
-        running = [pool.submit(job) for job in jobs]
         try:
-            for future in running:
+            running = [pool.submit(job) for job in jobs]
+            for future in wait(running, return_when=FIRST_EXCEPTION).done:
                 future.result()
-        except BaseException:
+        finally:
             pool.shutdown(wait=False, cancel_futures=True)
-            raise
 
 
 def main() -> int:
@@ -287,7 +293,7 @@ def main() -> int:
         return 2
     wanted = {*given.arms, *(ARMS[arm].against for arm in given.arms), BASE}
     arms, seeds = [arm for arm in ARMS if arm in wanted], range(given.seeds)
-    ablation = Ablation(given.out, given.minutes, given.deals)
+    ablation = Ablation(given.out, given.minutes, given.deals, at_once=given.at_once)
 
     def train(seed: int, arm: str) -> None:
         print(f"seed {seed}: {arm}", file=sys.stderr, flush=True)

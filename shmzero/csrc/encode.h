@@ -11,7 +11,8 @@
 #include <string_view>
 #include <utility>
 
-#if defined(__SSSE3__)
+#if defined(__SSSE3__) && defined(__x86_64__)
+#define SHMZERO_BYTE_SHUFFLES
 #include <tmmintrin.h>
 #elif defined(__SSE2__)
 #include <emmintrin.h>
@@ -133,6 +134,7 @@ inline void clear(std::uint16_t* out) {
   const auto zero = [&]<std::size_t... I>(std::size_t first, std::index_sequence<I...>) {
     (_mm_storeu_si128(reinterpret_cast<__m128i*>(out + first) + I, _mm_setzero_si128()), ...);
   };
+  static_assert(kTrick - 4 + 7 * 8 == kPlayed && kScores + 6 * 8 == kNumFeatures);
   zero(kTrick - 4, std::make_index_sequence<7>{});
   zero(kScores, std::make_index_sequence<6>{});
 #else
@@ -259,6 +261,7 @@ inline int action_to_canonical(const Round& round, int action, const SuitOrder& 
 /// Bytes of seats from the ego on, clockwise, in a word; zeros beyond the players.
 template <class Byte>
 std::uint64_t from_ego(const Byte (&by_seat)[kMaxPlayers], int ego, int num_players) {
+  static_assert(std::endian::native == std::endian::little);
   const auto bytes = std::bit_cast<std::uint64_t>(std::to_array(by_seat));
   const int last = num_players - 1;
   const std::uint64_t all = ~std::uint64_t{0} >> (8 * (kMaxPlayers - num_players));
@@ -277,7 +280,7 @@ inline void write_seats(const Round& round, int ego, const SuitOrder& order, std
     voids |= (real_voids >> order.from_canonical[i] & 0x0101010101010101u) << i;
   }
   std::uint16_t* const out_voids = out + kVoids - kBids;
-#if defined(__SSSE3__)
+#if defined(SHMZERO_BYTE_SHUFFLES)
   const auto load = [](const std::uint8_t* from) {
     return _mm_load_si128(reinterpret_cast<const __m128i*>(from));
   };
@@ -333,7 +336,7 @@ inline void write_hand(CardSet hand, CardSet takes, const SuitOrder& order, std:
   for (int i = 0; i < kNumSuits; ++i, out += kNumRanks) {
     const std::uint32_t own = ranks_of(hand, order.from_canonical[i]);
     const std::uint32_t taking = own & ranks_of(takes, order.from_canonical[i]);
-#if defined(__SSSE3__)
+#if defined(SHMZERO_BYTE_SHUFFLES)
     // A byte a rank looks at its bit. The low bytes of kOne and kTwo are zero.
     static_assert((kOne & 0xff) == 0 && (kTwo & 0xff) == 0);
     const auto spread = [](std::uint32_t ranks, int byte) {
@@ -361,7 +364,7 @@ inline void write_played(const Round& round, const SuitOrder& order,
                          const feature::SeatNinths& ninths, std::uint16_t* out) {
   for (int i = 0; i < kNumSuits; ++i, out += kNumRanks) {
     const std::uint8_t* by = round.played_by + order.from_canonical[i] * kNumRanks;
-#if defined(__SSSE3__)
+#if defined(SHMZERO_BYTE_SHUFFLES)
     const auto load = [](const void* from) {
       return _mm_loadu_si128(static_cast<const __m128i*>(from));
     };
@@ -395,7 +398,8 @@ inline SuitOrder encode(const Round& round, int ego, std::uint16_t* out) {
   using namespace feature;
   const SuitOrder order = suit_order(round, ego);
   const int num_players = round.num_players;
-  // Each part may run over into the next, which is written after it.
+  // The cards and the seats may run over by some entries: with zeros into what is zero, or into the
+  // next part, which is written after them.
   clear(out);
   // Cards that would take the trick as it stands. Without trumps the last set is of no card.
   const int winning = suit_of(round.winning_card);

@@ -9,8 +9,8 @@
 #include <stdexcept>
 #include <vector>
 
-#include "arena.h"
 #include "rules.h"
+#include "scratch.h"
 
 namespace shmzero {
 
@@ -34,7 +34,8 @@ class RowCache {
 
   /// The number of a row, which is size() - 1 after the call if it is new. The key names the row:
   /// public actions, whose view, and the hand seen; all else follows from the root. (Two histories
-  /// can come to equal features: such rows, a few in a thousand, are asked twice.)
+  /// can come to equal features: such rows, a few in a thousand, are asked twice.) Throws
+  /// length_error beyond 2^24 rows.
   std::uint32_t find_or_add(const Round& state, int seat, std::uint64_t actions) {
     const std::uint64_t key =
         mix(state.history_hash ^ mix(state.hands[seat] * 8 + static_cast<std::uint64_t>(seat)));
@@ -62,8 +63,6 @@ class RowCache {
   /// runtime_error for a policy without mass and for what is not finite.
   void answer(std::uint32_t row, const float* policy, float value) {
     Row& to = rows_[row];
-    to.value = value;
-    to.answered = 1;
     float sum = 0.0f;
     for (std::uint32_t i = 0; i < to.num_actions; ++i) sum += policy[i];
     const bool has_mass = sum > 0.0f || to.num_actions == 0;
@@ -71,6 +70,8 @@ class RowCache {
       throw std::runtime_error(
           "the evaluator gave a policy without mass, or a number that is not finite");
     }
+    to.value = value;
+    to.answered = 1;
     const float scale = 1.0f / sum;
     float* scaled = policies_.data() + to.first_policy;
     for (std::uint32_t i = 0; i < to.num_actions; ++i) scaled[i] = policy[i] * scale;
@@ -106,8 +107,8 @@ class RowCache {
     }
   }
 
-  Arena<Row> rows_;
-  Arena<float> policies_;
+  Scratch<Row> rows_;
+  Scratch<float> policies_;
   std::vector<std::uint32_t> table_;  ///< Entries by hash of the key, at most half full.
 };
 

@@ -92,7 +92,7 @@ struct Round {
   void start_bidding();
 };
 static_assert(std::is_trivially_copyable_v<Round>);
-static_assert(sizeof(Round) <= 216, "copied once per simulation");
+static_assert(sizeof(Round) <= 216, "copied by every simulation");
 
 /// Sets everything that follows from hands, num_players, cards, trump, dealer and rules.
 inline void Round::start_bidding() {

@@ -10,11 +10,11 @@
 #include <cstdint>
 #include <vector>
 
-#include "arena.h"
 #include "determinize.h"
 #include "root.h"
 #include "row_cache.h"
 #include "rules.h"
+#include "scratch.h"
 #include "search_config.h"
 #include "solver.h"
 #include "tree.h"
@@ -341,7 +341,7 @@ class Search {
   void expand(std::uint32_t index, std::uint32_t row, std::uint64_t actions) {
     Node& node = nodes_[index];
     node.first_edge = edges_.size();
-    node.num_edges = rows_.num_actions(row);
+    node.num_edges = static_cast<std::uint8_t>(count(actions));
     node.expanded = true;
     const float* policy = rows_.policy(row);
     Edge* edge = edges_.add(node.num_edges);
@@ -424,13 +424,13 @@ class Search {
   Root root_;
   RowCache rows_;
   std::uint32_t num_worlds_ = 0;
-  Arena<CardSet> hands_;   ///< By world, then seat.
-  std::vector<Top> tops_;  ///< By root action, then world.
-  Arena<Node> nodes_;
-  Arena<Edge> edges_;
-  Arena<float> values_;     ///< Under max^n: num_values_ a node.
-  Arena<Simulation> sims_;  ///< Of the wave at hand, in selection order.
-  Arena<Round> states_;     ///< Where those of sims_ that goes_on_from_state() stand.
+  Scratch<CardSet> hands_;  ///< By world, then seat.
+  std::vector<Top> tops_;   ///< By root action, then world.
+  Scratch<Node> nodes_;
+  Scratch<Edge> edges_;
+  Scratch<float> values_;     ///< Under max^n: num_values_ a node.
+  Scratch<Simulation> sims_;  ///< Of the wave at hand, in selection order.
+  Scratch<Round> states_;     ///< Where those of sims_ that goes_on_from_state() stand.
 };
 
 }  // namespace shmzero

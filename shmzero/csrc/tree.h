@@ -33,7 +33,7 @@ struct Node {
   std::uint32_t first_edge;
   std::uint32_t started;  ///< Simulations that went on from here, those in flight included.
   std::uint32_t row;      ///< What the root seat sees here, once asked.
-  float value;            ///< Of the seat that chooses here, once evaluated.
+  float value;            ///< Once evaluated: the mover's under max^n, else the root seat's.
   std::uint8_t num_edges;
   std::uint8_t mover;
   bool terminal;

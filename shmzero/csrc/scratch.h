@@ -11,7 +11,7 @@ namespace shmzero {
 /// Unlike a vector it keeps what it has grown to as its length, so that adding is a comparison and
 /// a count. Pointers into it are good until the next `add`.
 template <class T>
-class Arena {
+class Scratch {
   static_assert(std::is_trivially_copyable_v<T>);
 
  public:
@@ -19,9 +19,9 @@ class Arena {
   void clear() { size_ = 0; }
   /// The first of `number` more, at size() before the call; their contents are old.
   T* add(std::uint32_t number = 1) {
-    const std::uint32_t first = size_;
-    size_ += number;
-    if (size_ > items_.size()) items_.resize(std::max<std::size_t>(size_, 2 * items_.size()));
+    const std::uint32_t first = size_, size = size_ + number;
+    if (size > items_.size()) items_.resize(std::max<std::size_t>(size, 2 * items_.size()));
+    size_ = size;
     return items_.data() + first;
   }
   T& operator[](std::size_t at) { return items_[at]; }
