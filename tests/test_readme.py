@@ -34,10 +34,11 @@ def test_readme_worked_score_is_what_the_rules_say() -> None:
 README = (ROOT / "README.md").read_text()
 
 
-def table(section: str) -> list[list[str]]:
+def table(section: str, number: int = 0) -> list[list[str]]:
     """Cells of the rows of a section's table, its head included."""
     text = README.partition(f"\n## {section}\n")[2].partition("\n## ")[0]
-    rows = [line.strip("|").split("|") for line in text.splitlines() if line.startswith("|") and "---" not in line]
+    lines = [part for part in text.split("\n\n") if part.strip().startswith("|")][number].strip().splitlines()
+    rows = [line[1:-1].split("|") for line in lines if "---" not in line]
     return [[cell.strip(" `") for cell in row] for row in rows]
 
 
@@ -46,6 +47,7 @@ def results(name: str) -> dict:
 
 
 COMMANDS = sorted({row[-1].split()[0] for section in ("Figures", "Strength") for row in table(section)[1:]})
+COMMANDS.append("ablate_training")
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -74,3 +76,18 @@ def test_readme_strength_is_what_the_matches_gave() -> None:
                 names = [f"{how} against {opponent.replace('own ', '')}, {mode}" for mode in
                          ("one against the others", "the others against one")]  # fmt: skip
                 assert figure == "; ".join(f"{values[name]:.2f}" for name in names), (trained, plays, opponent)
+
+
+def test_readme_ablation_is_what_the_matches_gave() -> None:
+    values = {result["name"]: result["value"] for result in results("ablate_training")["results"]}
+    (_, *changes), *rows = table("Strength", 1)
+    assert [how for how, *_ in rows] == ["its policy", "with 3 x 30"] and len(changes) >= 9
+    for (_, *cells), way in zip(rows, ("", ", with 3x30"), strict=True):
+        for change, cell in zip(changes, cells, strict=True):
+            arm, _, against = change.partition(" against ")
+            name = f"{arm} against {against or 'base'}{way}"
+            if not cell:
+                assert name not in values
+                continue
+            p = values[f"{name}: p, corrected"]
+            assert cell == f"{values[name]:.2f}; " + ("<0.001" if p < 0.001 else f"{p:.2g}"), name
