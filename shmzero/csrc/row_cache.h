@@ -26,7 +26,6 @@ class RowCache {
   std::uint32_t size() const { return rows_.size(); }
   bool answered(std::uint32_t row) const { return rows_[row].answered != 0; }
   float value(std::uint32_t row) const { return rows_[row].value; }
-  std::uint8_t num_actions(std::uint32_t row) const { return rows_[row].num_actions; }
   /// Over the row's legal actions, ascending; sum 1.
   const float* policy(std::uint32_t row) const {
     return policies_.data() + rows_[row].first_policy;
