@@ -474,7 +474,7 @@ def test_train_killed_anywhere_at_any_time_loses_and_doubles_no_record(tmp_path:
             steps = int(newest.stem)
         process = start(tmp_path, endless)
 
-    wait_until(lambda: newest_checkpoint(tmp_path) is not None and rounds_in(tmp_path) > len(kept) + 600, process)
+    wait_until(lambda: newest_checkpoint(tmp_path) is not None and rounds_in(tmp_path) > len(kept) + 3000, process)
     process.send_signal(signal.SIGINT)
     process.communicate()
     assert process.returncode == 130
@@ -493,7 +493,7 @@ def test_train_killed_anywhere_at_any_time_loses_and_doubles_no_record(tmp_path:
     assert np.isfinite([one["loss"] for one in reports(tmp_path)]).all()
     assert last_report(tmp_path)["learner"]["skipped"] == 0
     resumed = [one for one in reports(tmp_path) if one["steps"] > before[-1]["steps"]]
-    # Not of the schedule, which the shorter run's is far ahead of.
+    # A report is of the batches of a second, at worst of one; and the schedule, which is of the whole run, has moved on.
     for name, scale in (("critic_loss", "utility_variance"), ("value_loss", "utility_variance"), ("entropy", None)):
-        ended, went_on = (one[name] / (one[scale] if scale else 1) for one in (before[-1], resumed[0]))
-        assert went_on == pytest.approx(ended, abs=0.2), name
+        ended, went_on = (np.mean([one[name] / (one[scale] if scale else 1) for one in few]) for few in (before[-4:], resumed[:4]))
+        assert went_on == pytest.approx(ended, abs=0.25), (name, before[-4:], resumed[:4])
