@@ -45,12 +45,12 @@ def main() -> None:
     torch.set_num_threads(1)
     config = NetConfig(**spec["net"])
     device, precision = spec["device"], spec["precision"]
-    function = InferenceNet(config, precision)
+    function = InferenceNet(config, precision, spec["values"])
     weights = function.weights(BlobNet(config), device)
     cache_folder().mkdir(parents=True, exist_ok=True)
     with (cache_folder() / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # servers started together share one compilation
-        path = package_path(config, precision, device)
+        path = package_path(function, device)
         if path.exists():
             return
         features = torch.zeros(512, _core.NUM_FEATURES, dtype=torch.float16, device=device)

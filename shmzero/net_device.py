@@ -89,16 +89,18 @@ def resolve_precision(precision: str, device: str) -> str:
 class InferenceNet:
     """The serving function of a NetConfig in one precision: weights in, nothing kept."""
 
-    def __init__(self, config: NetConfig, precision: str) -> None:
+    def __init__(self, config: NetConfig, precision: str, values: bool = True) -> None:
+        """`values`: false where nobody reads them, which saves the trunk that they alone need; they are then 0."""
         self.config = config
         self.precision = precision
         self.dtype = DTYPES[precision]
+        self.trunks = config.trunks if values else 1
 
     def weights(self, net: BlobNet, device: str = "cpu") -> list[Tensor]:
         """A network's weights as `__call__` takes them. The input scale is folded in, products cast."""
         named = {name: t.detach().to(device) for name, t in net.state_dict().items()}
         out: list[Tensor] = []
-        for t in range(self.config.trunks):
+        for t in range(self.trunks):
             out.append((named[f"inputs.{t}.weight"] * named["input_scale"]).to(self.dtype))
             out.append(named[f"inputs.{t}.bias"].to(self.dtype))
             for b in range(self.config.blocks):
@@ -124,7 +126,7 @@ class InferenceNet:
             return F.layer_norm(x, (width,), norm[0], norm[1])
 
         streams = []
-        for _ in range(self.config.trunks):
+        for _ in range(self.trunks):
             x = product(features).float()
             for _ in range(self.config.blocks):
                 mix, up, down = [(next(left), next(left)) for _ in range(3)]
@@ -138,7 +140,10 @@ class InferenceNet:
         logits = torch.where(playing, F.linear(streams[0], *cards), F.linear(streams[0], *bids))
         places = torch.arange(_core.NUM_ACTIONS, device=masks.device)
         legal = ((masks[:, None] >> places) & 1).bool()
-        return masked_softmax(logits, legal), F.linear(streams[-1], *value)
+        policies = masked_softmax(logits, legal)
+        if self.trunks < self.config.trunks:
+            return policies, torch.zeros_like(policies[:, :1])
+        return policies, F.linear(streams[-1], *value)
 
 
 # --- the cache of compiled callables --------------------------------------------------------------
@@ -151,14 +156,14 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "shmzero"
 
 
-def package_path(config: NetConfig, precision: str, device: str) -> Path:
-    """Where the callable is cached. Its name changes with whatever it was made from."""
+def package_path(net: InferenceNet, device: str) -> Path:
+    """Where a serving function's callable is cached. Its name changes with whatever it was made from."""
     kind = "cpu" if device == "cpu" else "cuda"
     machine = sorted(cpu_flags()) if kind == "cpu" else torch.cuda.get_device_capability(device)
-    parts = [asdict(config), precision, kind, MOST_ROWS, torch.__version__, str(machine)]
+    parts = [asdict(net.config), net.trunks, net.precision, kind, MOST_ROWS, torch.__version__, str(machine)]
     sources = [inspect.getsource(part) for part in (InferenceNet, masked_softmax)]
     made_from = json.dumps([*parts, *sources]).encode()
-    return cache_folder() / f"{hashlib.sha256(made_from).hexdigest()[:24]}-{kind}-{precision}.pt2"
+    return cache_folder() / f"{hashlib.sha256(made_from).hexdigest()[:24]}-{kind}-{net.precision}.pt2"
 
 
 def load_package(path: Path) -> Callable3:
@@ -180,11 +185,12 @@ def load_package(path: Path) -> Callable3:
     return call
 
 
-def start_compiler(config: NetConfig, precision: str, device: str) -> subprocess.Popen[bytes] | None:
+def start_compiler(net: InferenceNet, device: str) -> subprocess.Popen[bytes] | None:
     """Start the helper that fills the cache, unless it is filled. It dies with this process."""
-    if package_path(config, precision, device).exists():
+    if package_path(net, device).exists():
         return None
-    spec = {"net": asdict(config), "precision": precision, "device": device, "parent_pid": os.getpid()}
+    spec = {"net": asdict(net.config), "precision": net.precision, "values": net.trunks == net.config.trunks,
+            "device": device, "parent_pid": os.getpid()}  # fmt: skip
     return subprocess.Popen(
         [sys.executable, "-m", "shmzero.compile_net", json.dumps(spec)],
         stdin=subprocess.DEVNULL,
@@ -199,10 +205,12 @@ def start_compiler(config: NetConfig, precision: str, device: str) -> subprocess
 class _NetDevice:
     """What CPU and CUDA share: weights, and the callable that serves."""
 
-    def __init__(self, net: BlobNet, device: str, precision: str, compiled: bool, max_batch: int) -> None:
+    def __init__(
+        self, net: BlobNet, device: str, precision: str, compiled: bool, max_batch: int, values: bool
+    ) -> None:
         self.max_batch = max_batch
         self.device = device
-        self.inference_net = InferenceNet(net.config, resolve_precision(precision, device))
+        self.inference_net = InferenceNet(net.config, resolve_precision(precision, device), values)
         self.weights = self.inference_net.weights(net, device)
         self._other: tuple[InferenceNet, list[Tensor]] | None = None
         self.compiled: Callable3 | None = None
@@ -210,8 +218,8 @@ class _NetDevice:
         self._looked_at = 0.0
         self._compiler = None
         if compiled:
-            self._package = package_path(net.config, self.inference_net.precision, device)
-            self._compiler = start_compiler(net.config, self.inference_net.precision, device)
+            self._package = package_path(self.inference_net, device)
+            self._compiler = start_compiler(self.inference_net, device)
             self._load_package()
         self.description = f"{device} {self.inference_net.precision}" + (
             ", compiled"
@@ -273,9 +281,14 @@ class CpuNetDevice(_NetDevice):
     num_stages = 1
 
     def __init__(
-        self, net: BlobNet, precision: str = "auto", compiled: bool = True, max_batch: int = 512
+        self,
+        net: BlobNet,
+        precision: str = "auto",
+        compiled: bool = True,
+        max_batch: int = 512,
+        values: bool = True,
     ) -> None:
-        super().__init__(net, "cpu", precision, compiled, max_batch)
+        super().__init__(net, "cpu", precision, compiled, max_batch, values)
         self._staging = new_staging(max_batch)
         self._features = torch.from_numpy(self._staging.features)
         self._masks = torch.from_numpy(self._staging.masks.view("int64"))
@@ -319,6 +332,7 @@ class CudaNetDevice(_NetDevice):
         precision: str = "auto",
         compiled: bool = True,
         max_batch: int = 8192,
+        values: bool = True,
     ) -> None:
         if not torch.cuda.is_available():
             raise ConfigError(f"device is {device!r}, and torch sees no CUDA here; allowed: cpu")
@@ -329,7 +343,7 @@ class CudaNetDevice(_NetDevice):
             )
         torch.cuda.set_device(index)
         torch.set_float32_matmul_precision("high")  # TF32
-        super().__init__(net, device, precision, compiled, max_batch)
+        super().__init__(net, device, precision, compiled, max_batch, values)
         self.buckets = [b for b in CUDA_BUCKETS if b < max_batch] + [max_batch]
         self._stages = [_CudaStage(device, max_batch) for _ in range(self.num_stages)]
 
@@ -430,10 +444,8 @@ def make_net_device(spec: dict[str, Any]) -> BatchDevice:
     else:
         net = BlobNet(NetConfig(**spec["net"]), seed=spec["seed"])
     device: CpuNetDevice | CudaNetDevice
-    if spec["device"] == "cpu":
-        device = CpuNetDevice(net, spec["precision"], spec["compile"], spec["max_batch"])
-    else:
-        device = CudaNetDevice(net, spec["device"], spec["precision"], spec["compile"], spec["max_batch"])
+    how = (spec["precision"], spec["compile"], spec["max_batch"], spec.get("searched", True))
+    device = CpuNetDevice(net, *how) if spec["device"] == "cpu" else CudaNetDevice(net, spec["device"], *how)
     if spec.get("other"):
         device.seat_other(spec["other"])
     return device

@@ -277,7 +277,8 @@ class Records:
 
         features [N, 256] f16 · masks [N] u64 · policies [N, 52] f32 · values [N] f32 · root_values ·
         ids · plies · seats · versions · seat_features [N, 256] and seat_values [N] of a random seat.
-        Raises RecordError for bytes that are no round.
+        Where a policy plays without a search, a network with a trunk for values alone is not asked for them:
+        root_values are 0. Raises RecordError for bytes that are no round.
         """
         try:
             return _core.replay(list(self.read(first, most)), seat_seed)

@@ -61,6 +61,19 @@ def test_inference_net_fp32_equals_the_eager_network(rows: dict[str, np.ndarray]
     assert np.abs(got[0] - want[0]).max() < 1e-5 and np.abs(got[1] - want[1]).max() < 1e-4
 
 
+@pytest.mark.parametrize("trunks", [1, 2])
+def test_inference_net_without_values_gives_the_same_policies_from_one_trunk(rows: dict[str, np.ndarray], trunks: int) -> None:
+    net = BlobNet(NetConfig(width=32, hidden=64, blocks=2, trunks=trunks), seed=3)
+    asked = rows["features"][:100], rows["masks"][:100]
+    whole, part = (CpuNetDevice(net, "fp32", False, 128, values) for values in (True, False))
+    want, got = served(whole, *asked), served(part, *asked)
+    assert np.array_equal(got[0], want[0])
+    assert np.array_equal(got[1], want[1] if trunks == 1 else np.zeros((100, 1), np.float32))
+    assert len(part.weights) == len(whole.weights) if trunks == 1 else len(part.weights) < len(whole.weights)
+    paths = {net_device.package_path(device.inference_net, "cpu") for device in (whole, part)}
+    assert len(paths) == trunks, "each has a compiled callable of its own"
+
+
 @pytest.mark.parametrize("flags, faster, want", [(set(), True, "fp32"), ({"avx512_bf16"}, False, "fp32"),
                                                  ({"avx512_bf16"}, True, "bf16"), ({"amx_bf16"}, True, "bf16")])
 def test_precision_auto_is_bf16_where_the_cpu_has_it_and_it_is_faster(
@@ -386,8 +399,8 @@ def test_cuda_device_two_stages_equal_the_eager_network(rows: dict[str, np.ndarr
 def test_compile_helper_and_its_compilers_die_with_whoever_started_it(tmp_path: Path) -> None:
     """The starter is killed while a compiler runs: a moment later no process of the helper's group is left."""
     code = (
-        "import os, sys, time; from shmzero.config import NetConfig; from shmzero.net_device import start_compiler;"
-        "helper = start_compiler(NetConfig(width=32, hidden=32, blocks=1), 'fp32', 'cpu');"
+        "import os, sys, time; from shmzero.config import NetConfig; from shmzero.net_device import InferenceNet, start_compiler;"
+        "helper = start_compiler(InferenceNet(NetConfig(width=32, hidden=32, blocks=1), 'fp32'), 'cpu');"
         "print(helper.pid, flush=True); time.sleep(600)"
     )
     environment = os.environ | {"SHMZERO_CACHE": str(tmp_path)}

@@ -137,11 +137,11 @@ def _empty_cache(folder: str) -> Iterator[None]:
 
 def compile_times(given: argparse.Namespace) -> list[Result]:
     """Seconds to the compiled network that `auto` serves, from an empty cache and from a full one."""
-    from shmzero.net_device import load_package, package_path, resolve_precision, start_compiler
+    from shmzero.net_device import InferenceNet, load_package, package_path, resolve_precision, start_compiler
 
     device = device_name(given)
     precision = resolve_precision("auto", device)
-    made = NETS[given.net], precision, device
+    made = InferenceNet(NETS[given.net], precision), device
     kept = package_path(*made)
     with tempfile.TemporaryDirectory() as folder:
         with _empty_cache(folder):
