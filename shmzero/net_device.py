@@ -206,11 +206,14 @@ class _NetDevice:
     """What CPU and CUDA share: weights, and the callable that serves."""
 
     def __init__(
-        self, net: BlobNet, device: str, precision: str, compiled: bool, max_batch: int, values: bool
+        self, net: BlobNet, device: str, precision: str, compiled: bool, max_batch: int, searched: bool | None
     ) -> None:
+        """`searched`: whether a search reads the values. If not they are left out; if so, of games they are refused;
+        None where anything may be asked."""
         self.max_batch = max_batch
+        self._searched = searched
         self.device = device
-        self.inference_net = InferenceNet(net.config, resolve_precision(precision, device), values)
+        self.inference_net = InferenceNet(net.config, resolve_precision(precision, device), values=searched is not False)
         self.weights = self.inference_net.weights(net, device)
         self._other: tuple[InferenceNet, list[Tensor]] | None = None
         self.compiled: Callable3 | None = None
@@ -249,6 +252,8 @@ class _NetDevice:
     def new_weights(self, path: str) -> list[Tensor]:
         """A checkpoint's weights for this network. Raises ConfigError where it is another one."""
         net = load_checkpoint(path)
+        if self._searched:
+            check_searchable(path)
         if net.config != self.inference_net.config:
             raise ConfigError(
                 f"checkpoint {path} is a network of other sizes ({net.config}); "
@@ -286,9 +291,9 @@ class CpuNetDevice(_NetDevice):
         precision: str = "auto",
         compiled: bool = True,
         max_batch: int = 512,
-        values: bool = True,
+        searched: bool | None = None,
     ) -> None:
-        super().__init__(net, "cpu", precision, compiled, max_batch, values)
+        super().__init__(net, "cpu", precision, compiled, max_batch, searched)
         self._staging = new_staging(max_batch)
         self._features = torch.from_numpy(self._staging.features)
         self._masks = torch.from_numpy(self._staging.masks.view("int64"))
@@ -332,7 +337,7 @@ class CudaNetDevice(_NetDevice):
         precision: str = "auto",
         compiled: bool = True,
         max_batch: int = 8192,
-        values: bool = True,
+        searched: bool | None = None,
     ) -> None:
         if not torch.cuda.is_available():
             raise ConfigError(f"device is {device!r}, and torch sees no CUDA here; allowed: cpu")
@@ -343,7 +348,7 @@ class CudaNetDevice(_NetDevice):
             )
         torch.cuda.set_device(index)
         torch.set_float32_matmul_precision("high")  # TF32
-        super().__init__(net, device, precision, compiled, max_batch, values)
+        super().__init__(net, device, precision, compiled, max_batch, searched)
         self.buckets = [b for b in CUDA_BUCKETS if b < max_batch] + [max_batch]
         self._stages = [_CudaStage(device, max_batch) for _ in range(self.num_stages)]
 
@@ -437,14 +442,15 @@ class _CudaStage:
 def make_net_device(spec: dict[str, Any]) -> BatchDevice:
     """The device of an inference process: its checkpoint's network, or a fresh one from the seed."""
     torch.set_num_threads(spec["threads"])
+    searched = spec.get("searched")
     if spec["checkpoint"]:
         net = load_checkpoint(spec["checkpoint"])
-        if spec.get("searched"):
+        if searched:
             check_searchable(spec["checkpoint"])
     else:
         net = BlobNet(NetConfig(**spec["net"]), seed=spec["seed"])
     device: CpuNetDevice | CudaNetDevice
-    how = (spec["precision"], spec["compile"], spec["max_batch"], spec.get("searched", True))
+    how = (spec["precision"], spec["compile"], spec["max_batch"], searched)
     device = CpuNetDevice(net, *how) if spec["device"] == "cpu" else CudaNetDevice(net, spec["device"], *how)
     if spec.get("other"):
         device.seat_other(spec["other"])

@@ -141,7 +141,7 @@ class TrainConfig:
             ("critic_learning_rate", 1e-8, 1),
             ("weight_decay", 0, 1), ("clip", 1e-6, 1e6), ("entropy_first", 0, 10), ("entropy_last", 0, 10),
             ("value_weight", 0, 100), ("tricks_weight", 0, 100), ("rivalry", 0, 10),
-            ("solved_cards", 0, 20), ("value_share", 0, 1), ("ema", 0, 0.999999), ("publish_s", 0.01, 3600),
+            ("solved_cards", 0, 20), ("value_share", 1e-3, 1), ("ema", 0, 0.999999), ("publish_s", 0.01, 3600),
             ("checkpoint_s", 0.1, 86_400), ("closing_s", 0, 60), ("evaluate_s", 0, 10**6),
             ("deals", 2, 10**6), ("learner_threads", 1, 1024), ("lanes", 1, 10**6),
         )
@@ -151,8 +151,10 @@ class TrainConfig:
                 check_number(name, value, low, high)
         check_choice("targets", self.targets, ("critic", "visits", "improved"))
         check_choice("utility", self.utility, ("points", "win"))
-        if self.utility == "win" and not (self.games and self.targets == "critic"):
-            raise ConfigError("utility is 'win'; allowed: with --games and --targets critic (a search ends in points)")
+        if self.utility == "win" and not (self.games and all(simulations == 0 for _, simulations in self.stages())):
+            raise ConfigError("utility is 'win'; allowed: with --games and without a search (which ends in points)")
+        if self.utility == "win" and self.rivalry:
+            raise ConfigError(f"rivalry is {self.rivalry} with utility 'win', which has no points; allowed: 0")
         check_choice("autocast", self.autocast, ("auto", "off", "bf16", "fp16"))
         if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", self.learner):
             raise ConfigError(f"learner is {self.learner!r}; allowed: auto, cpu, cuda, cuda:1")
@@ -212,7 +214,7 @@ class TrainConfig:
             players=self.players, cards=self.cards, trump=self.trump, dealer=self.dealer,
             games=MANY_GAMES if self.games else None,
             determinizations=worlds, simulations=simulations, noise_fraction=self.random_moves,
-            target="improved" if self.targets == "improved" else "visits",
+            target="visits" if self.targets == "visits" else "improved",
             root=self.root, opponents=self.seats, solved_cards=self.solved_cards, rivalry=self.rivalry,
             others=self.others,
             workers=self.workers, lanes=lanes, device=device,

@@ -15,6 +15,7 @@ from shmzero.arena import make_agent
 from shmzero.errors import ConfigError
 from shmzero.learn import ReplayBuffer
 from shmzero.net import load_checkpoint
+from shmzero.net_device import CpuNetDevice
 from shmzero.records import Records, newest_checkpoint
 from shmzero.train_config import TrainConfig
 from tests.fakes import HashEvaluator
@@ -75,9 +76,11 @@ def test_rows_of_games_know_the_score_and_take_what_the_game_came_to() -> None:
 
 
 def test_utility_of_a_win_wants_games_and_no_search() -> None:
-    for settings in ({}, {"games": True, "targets": "visits", "search": "2x8"}):
+    for settings in ({}, {"targets": "visits", "search": "2x8"}, {"search": "2x8"}, {"search": "0,2x8"}):
         with pytest.raises(ConfigError, match="utility is 'win'"):
-            TrainConfig(utility="win", **settings)
+            TrainConfig(utility="win", games=bool(settings), **settings)
+    with pytest.raises(ConfigError, match="rivalry is 1.0"):
+        TrainConfig(utility="win", games=True, rivalry=1.0)
 
 
 @pytest.fixture(scope="module")
@@ -117,6 +120,10 @@ def test_checkpoint_of_wins_plays_its_policy_and_refuses_to_be_searched(trained:
     assert make_agent(f"{folder}:policy").name.endswith(":policy")
     with pytest.raises(ConfigError, match="values of the win of a game"):
         make_agent(f"{folder}:2x8")
+    net = load_checkpoint(summary["checkpoint"])
+    with pytest.raises(ConfigError, match="values of the win of a game"):
+        CpuNetDevice(net, "fp32", False, 8, searched=True).swap(summary["checkpoint"])
+    CpuNetDevice(net, "fp32", False, 8, searched=False).swap(summary["checkpoint"])
     done = subprocess.run(
         [sys.executable, "-m", "shmzero.selfplay", "--rounds", "2", "--checkpoint", summary["checkpoint"], "--out", str(tmp_path)],
         capture_output=True, text=True,
