@@ -112,6 +112,8 @@ class _Server:
     heard: int
     """Version of the weights that it last took, refused or was started with."""
     received: bytes = b""
+    unsent: bytes = b""
+    """Commands that it has no room for yet: it is busy, or hangs and will be replaced."""
     started_at: float = field(default_factory=time.monotonic)
     ready_at: float | None = None
     """When it began to serve; requests may be older than it."""
@@ -277,6 +279,9 @@ class Fleet:
         a child refuses its settings, StartError where there is no room for a replacement.
         """
         self._grant()
+        for server in self._servers:
+            if server.unsent:
+                self._send(server)
         finished: list[tuple[int, list[bytes]]] = []
         dead: list[_Worker | _Server] = []
         for key, _ in self._selector.select(timeout_s):
@@ -536,11 +541,16 @@ class Fleet:
                 self._heard(server, event["version"], taken=True)
                 self.events.append(f"inference process {server.index} serves weights {event['version']}")
 
-    def _send(self, server: _Server, line: str) -> None:
+    def _send(self, server: _Server, line: str | None = None) -> None:
+        """Send what is left over, then `line`, as far as there is room now; `poll` goes on."""
+        server.unsent += b"" if line is None else line.encode() + b"\n"
         try:
-            server.control.sendall(line.encode() + b"\n")
+            while server.unsent:
+                server.unsent = server.unsent[server.control.send(server.unsent) :]
+        except BlockingIOError:
+            pass
         except (BrokenPipeError, ConnectionResetError):
-            pass  # dead: its replacement starts with these weights
+            server.unsent = b""  # dead: its replacement starts with these weights
 
     def _kill_stalled(self) -> None:
         """End children that live and do nothing; what becomes of them then is a death like any other."""

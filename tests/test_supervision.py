@@ -277,6 +277,31 @@ def test_fleet_replacement_serves_the_weights_that_were_taken_last(
     assert not any("/proc/" in line for line in said) and set(versions) == {0, 2, 3}
 
 
+def test_fleet_inference_process_that_is_slow_to_listen_hears_of_the_newest_weights_all_the_same(checkpoints: list[Path]) -> None:
+    """More is published than its socket holds."""
+    config = SelfPlayConfig(
+        checkpoint=checkpoints[0], rounds=10**6, simulations=2, cards="1", workers=2, device="cpu*2", compile=False, max_batch=8
+    )
+    said: list[str] = []
+    with Fleet(config, range(10**6), 10**6) as fleet:
+
+        def until(condition: Callable[[], object]) -> None:
+            while not condition():
+                fleet.poll(0.02)
+                said.extend(fleet.events)
+                fleet.events.clear()
+
+        until(lambda: fleet.ready)
+        slow = fleet.pids()["servers"][0]
+        os.kill(slow, signal.SIGSTOP)
+        for wanted in range(1, 401):
+            assert fleet.publish(checkpoints[wanted % 3]) == wanted
+            fleet.poll(0.0)
+        os.kill(slow, signal.SIGCONT)
+        until(lambda: {"inference process 0 serves weights 400", "inference process 1 serves weights 400"} <= set(said))
+        assert fleet.restarts == 0 and fleet.served.version == 400
+
+
 def test_fleet_other_network_that_is_refused_does_not_get_to_a_replacement(checkpoints: list[Path]) -> None:
     config = SelfPlayConfig(
         checkpoint=checkpoints[0], others=f"{checkpoints[1]}:0.5", rounds=10**6, simulations=2, cards="1", workers=1,
