@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from shmzero import _core
 from shmzero.command import parse_flags, run_command
-from shmzero.config import NETS, cores
+from shmzero.config import NETS, cores, has_cuda
 from shmzero.errors import ConfigError, ServerGone
 from shmzero.inference import take_up
 from shmzero.model import device_of
@@ -143,7 +143,7 @@ def blob_device(config: ServeConfig, threads: int) -> Any:
 
     device = config.device
     if device == "auto":
-        device = "cuda:0" if Path("/dev/nvidia0").exists() else "cpu"
+        device = "cuda:0" if has_cuda() else "cpu"
     return make_device(
         {
             "evaluator": "net",
