@@ -64,6 +64,9 @@ class Judge:
         """What an earlier session counted it as."""
         self._gated: int | None = None
         self._matched: int | None = None  # step of the checkpoint that played last: once more says nothing new
+        self._playing: int | None = None  # that of the one that plays now, None where it plays the gate
+        self.broken_off = False
+        """Whether the last matches were left before their end."""
         self._due_s = config.evaluate_s
         self._child: Child | None = None
         self._received = b""
@@ -88,21 +91,28 @@ class Judge:
         if self._child is not None and self._child.process.poll() is not None:
             lines += self._read()
             self._bury(say)
-        if self._child is None and self.config.gate:
-            self._start_gate()
-        if self._child is None and self.config.evaluate_s and elapsed_s >= self._due_s:
-            newest = newest_checkpoint(self.folder)
-            if newest is not None and int(newest.stem) != self._matched:
-                self._due_s = elapsed_s + self.config.evaluate_s
-                self._matched = int(newest.stem)
-                self._start(self.config.deals, NICENESS, rate=self.config.rate)
+        # In turns: where either lasts until it is due again, the other would never be played.
+        gate_first = self._playing is not None
+        for gate in (gate_first, not gate_first):
+            if self._child is None:
+                self._start_gate() if gate else self._start_due(elapsed_s)
         return lines
+
+    def _start_due(self, elapsed_s: float) -> None:
+        """Play the newest checkpoint against every opponent, where that is due and says something new."""
+        newest = newest_checkpoint(self.folder)
+        if not self.config.evaluate_s or elapsed_s < self._due_s or newest is None or int(newest.stem) == self._matched:
+            return
+        self._due_s = elapsed_s + self.config.evaluate_s
+        self._playing = int(newest.stem)
+        self._start(self.config.deals, NICENESS, rate=self.config.rate)
 
     def _start_gate(self) -> None:
         """Play the newest checkpoint against the one that self-play has; the first needs no match."""
         newest = newest_checkpoint(self.folder)
-        if newest is None or int(newest.stem) in (self._gated, self.best):
+        if not self.config.gate or newest is None or int(newest.stem) in (self._gated, self.best):
             return
+        self._playing = None
         self._gated = int(newest.stem)
         if self.best is None:
             self.best = self._gated
@@ -123,6 +133,7 @@ class Judge:
         while self._child is not None and self._child.process.poll() is None:
             if stopped():
                 say("the last matches are broken off: the same command plays them")
+                self.broken_off = True
                 self.kill()
                 break
             lines += self._read()
@@ -184,8 +195,6 @@ class Judge:
         *lines, self._received = self._received.split(b"\n")
         found = [json.loads(line) for line in lines]
         for line in found:
-            if line.get("event") == "error":
-                raise ConfigError(line["message"])
             self._note(line)
             match = line.get("match", {})
             if match.get("mode") == GATE and match["low"] > 0:
@@ -205,6 +214,8 @@ class Judge:
         if status:
             self.failures += 1
             say(f"the matches ended with status {status}: {words.splitlines()[-1]}")
+        elif self._playing is not None:
+            self._matched = self._playing
 
     def _close(self) -> None:
         assert self._child is not None
@@ -239,10 +250,7 @@ def run(spec: dict[str, Any]) -> int:
                 })
         if spec["rate"]:
             control.send(rating=rate_checkpoints(Path(checkpoint), spec))
-    except ConfigError as error:
-        control.send(event="error", message=str(error))
-        return 2
-    except RecordError as error:
+    except (ConfigError, RecordError) as error:
         print(error, file=sys.stderr)  # the last words, which the parent says
         return 1
     return 0
@@ -259,8 +267,8 @@ def rate_checkpoints(newest: Path, spec: dict[str, Any]) -> dict[str, Any]:
     def named(path: Path) -> Agent:
         return dataclasses.replace(make_agent(f"{path}:policy", threads=spec["threads"]), name=f"step {int(path.stem)}")
 
-    pool: list[str | Agent] = [named(path) for path in (newest, *sorted(spread))]
-    pool += sorted({ANCHOR, *spec["opponents"]})
+    pool = [named(path) for path in (newest, *sorted(spread))]
+    pool += [make_agent(name, threads=spec["threads"]) for name in sorted({ANCHOR, *spec["opponents"]})]
     table = rate(pool, deals=spec["deals_rated"], players=spec["players"], cards=spec["cards"], trump=spec["trump"],
                  games=spec["games"], seed=MATCH_SEED, threads=spec["threads"])  # fmt: skip
     table.save(newest.parent.parent)

@@ -284,7 +284,7 @@ class Learner:
         return q.float()
 
     def step(self, batch: dict[str, Tensor], schedule: Schedule) -> Tensor | None:
-        """Both halves of a batch; returns METRICS as one tensor, not yet waited for, or None where it was skipped."""
+        """Both halves of a batch; returns METRICS as one tensor, or None where it was skipped."""
         return self.policy_step(self.critic_step(batch, schedule), schedule)
 
     def critic_step(self, batch: dict[str, Tensor], schedule: Schedule) -> Valued:

@@ -123,7 +123,6 @@ class LearnerProcess:
         self._learner = learn.Learner(self._config, spec["device"])
         self._buffer = learn.ReplayBuffer(self._config.buffer, self._config.seed)
         self._progress = spec["progress"]
-        self._elapsed_s = spec["elapsed_s"]
         self._rows_new = 0
         self._version = max(newest_version(self._folder), spec["version"])
         self._played_version = spec["version"]
@@ -160,8 +159,7 @@ class LearnerProcess:
         while True:
             self._take()
             for command in self._control.commands():
-                self._progress, self._elapsed_s = command["progress"], command["elapsed_s"]
-                self._played_version = command["version"]
+                self._progress, self._played_version = command["progress"], command["version"]
                 if command["cmd"] == "stop":
                     stopping = True
                     self._to_the_end = command["to_the_end"]
@@ -276,8 +274,7 @@ class LearnerProcess:
         checkpoints.mkdir(exist_ok=True)
         path = checkpoints / f"{self._learner.steps:08d}.safetensors"
         save_checkpoint(self._learner.ema, path, self._config.utility)
-        facts = {"rows": self._rows_new, "progress": self._progress, "elapsed_s": self._elapsed_s}
-        self._learn.save_state(self._learner, self._folder / STATE_NAME, facts)
+        self._learn.save_state(self._learner, self._folder / STATE_NAME, {"rows": self._rows_new})
         self._control.send(event="checkpoint", path=str(path), steps=self._learner.steps)
 
     def _finish(self) -> None:

@@ -213,7 +213,7 @@ class _NetDevice:
         self.max_batch = max_batch
         self._searched = searched
         self.device = device
-        self.inference_net = InferenceNet(net.config, resolve_precision(precision, device), values=searched is not False)
+        self.inference_net = InferenceNet(net.config, resolve_precision(precision, device), searched is not False)
         self.weights = self.inference_net.weights(net, device)
         self._other: tuple[InferenceNet, list[Tensor]] | None = None
         self.compiled: Callable3 | None = None

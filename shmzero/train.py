@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import socket
 import struct
 import sys
@@ -96,7 +97,7 @@ class LearnerLink:
         self._deaths: deque[float] = deque()
         self._child: Child | None = None
 
-    def start(self, progress: float, elapsed_s: float, version: int, refill: bool) -> None:
+    def start(self, progress: float, version: int, refill: bool) -> None:
         """`version`: of the newest weights; the learner's own go on from there. `refill`: take up the
         newest records of the folder first."""
         ours, theirs = socket.socketpair()
@@ -109,7 +110,6 @@ class LearnerLink:
             "control_fd": theirs.fileno(),
             "record_fd": record_theirs.fileno(),
             "progress": progress,
-            "elapsed_s": elapsed_s,
             "version": version,
             "refill": refill,
         }
@@ -122,7 +122,7 @@ class LearnerLink:
         self._control, self._records = ours, record_ours
         self._received = b""
         self._unsent = bytearray()
-        self._ending = False
+        self._ending = self._ended = False
 
     @property
     def pid(self) -> int:
@@ -148,9 +148,12 @@ class LearnerLink:
         except (BrokenPipeError, ConnectionResetError, BlockingIOError):
             pass  # dead, which `poll` notices; or busy, and the next one says the same
 
-    def end(self, elapsed_s: float, version: int, to_the_end: bool) -> None:
-        """Have it save its last state and go; `to_the_end`: after it has learned from all that it was fed."""
-        self.tell(cmd="stop", progress=1.0, elapsed_s=elapsed_s, version=version, to_the_end=to_the_end)
+    def end(self, progress: float, version: int, to_the_end: bool) -> None:
+        """Have it save its last state and go; `to_the_end`: after it has learned from all that it was fed.
+
+        To be said again until it has gone: one that is busy may not hear it.
+        """
+        self.tell(cmd="stop", progress=progress, version=version, to_the_end=to_the_end)
         self._ending = True
 
     def poll(self) -> bool:
@@ -160,9 +163,9 @@ class LearnerLink:
             while self._unsent:
                 sent = self._records.send(self._unsent[: 1 << 18])
                 del self._unsent[:sent]
-            if self._ending:
+            if self._ending and not self._ended:
                 self._records.shutdown(socket.SHUT_WR)
-                self._ending = False
+                self._ended = True
         except (BlockingIOError, BrokenPipeError, ConnectionResetError):
             pass
         try:
@@ -314,7 +317,7 @@ class Run:
         new_rounds = self._rounds - self._rounds_before
         return {
             "run": str(self.folder),
-            "complete": self.done >= 1.0,
+            "complete": self.done >= 1.0 and not self._judge.broken_off,
             "rounds": self._rounds,
             "new_rounds": new_rounds,
             "elapsed_s": self._trained_s,
@@ -331,7 +334,7 @@ class Run:
         config = self.config
         write_whole(self.folder / "config.toml", to_toml(resolved(config)))
         version = self._judge.best_version if config.gate else newest_version(self.folder)
-        self._learner.start(self.done, self.elapsed_s, version, refill=self._rounds > 0)
+        self._learner.start(self.done, version, refill=self._rounds > 0)
         while self.done < 1.0 and not self._stopped():
             stage = config.stage(self.done)
             play = config.self_play(stage, self._weights(version))
@@ -383,15 +386,13 @@ class Run:
             self._commit()
             self._committed_at = now
         if now - self._told_at >= TELL_S:
-            self._learner.tell(
-                cmd="progress", progress=self.done, elapsed_s=self.elapsed_s, version=fleet.version
-            )
+            self._learner.tell(cmd="progress", progress=self.done, version=fleet.version)
             self._told_at = now
         if not self._learner.poll():
             self._hear(fleet)
             self._say(self._learner.bury())
             self._learner_is_behind = False
-            self._learner.start(self.done, self.elapsed_s, fleet.version, refill=True)
+            self._learner.start(self.done, fleet.version, refill=True)
         self._hear(fleet)
         if fleet.paused:
             self._paused_s += now - self._attended_at
@@ -454,7 +455,10 @@ class Run:
             fleet.seat_other(saved[int(np.random.default_rng((self.config.seed, len(saved))).integers(len(saved)))])
 
     def _end_learner(self, version: int) -> None:
-        """Let the learner save its last state; where the rounds have ended the run, after it has learned from all."""
+        """Let the learner save its last state; where the rounds have ended the run, after it has learned from all.
+
+        Raises WorkerDied where it does not.
+        """
         config = self.config
         until = time.monotonic() + STOP_S
 
@@ -462,18 +466,24 @@ class Run:
             in_time = config.minutes is None or self.elapsed_s + config.closing_s < 60 * config.minutes
             return config.rounds is not None and self._rounds >= config.rounds and in_time and not self._stopped()
 
-        patient = to_the_end()
-        self._learner.end(self.elapsed_s, version, patient)
-        while not self._learner_stopped and (patient or time.monotonic() < until):
+        patient, told_at = to_the_end(), -math.inf
+        while not self._learner_stopped:
+            if patient and not to_the_end():
+                patient, until, told_at = False, time.monotonic() + STOP_S, -math.inf
+            now = time.monotonic()
+            if not patient and now > until:
+                raise WorkerDied(
+                    f"the learner did not save its last state within {STOP_S:g} s; what it saved before stays"
+                )
+            if now - told_at >= TELL_S:
+                self._learner.end(self.done, version, patient)
+                told_at = now
             alive = self._learner.poll()
             self._hear(None)
-            if patient and not to_the_end():
-                patient, until = False, time.monotonic() + STOP_S
-                self._learner.end(self.elapsed_s, version, patient)
             if not alive and not self._learner_stopped:
                 self._say(self._learner.bury())
-                self._learner.start(self.done, self.elapsed_s, version, refill=True)
-                self._learner.end(self.elapsed_s, version, patient)
+                self._learner.start(self.done, version, refill=True)
+                told_at = -math.inf
             time.sleep(TICK_S)
 
     def _log(self, line: dict[str, Any], elapsed_s: float | None = None) -> None:
@@ -512,7 +522,7 @@ def train(
     SegmentError, WorkerDied.
     """
     for name in config.opponents.split(","):
-        if name and not Path(name).is_file():
+        if name:
             make_agent(name)
     if config.tensorboard:
         Board.check()

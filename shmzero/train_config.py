@@ -117,7 +117,7 @@ class TrainConfig:
     learner: str = "auto"
     """Device of the learner: auto, cpu, cuda, cuda:1."""
     learner_threads: int = 1
-    """Threads of the learner on a CPU."""
+    """Threads of each half of the learner's step, the policy's and the critic's, on a CPU."""
     workers: int | None = None
     """Worker processes (default: two for each inference process; on CUDA the cores less one, at most 8)."""
     lanes: int | None = None

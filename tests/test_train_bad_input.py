@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -15,14 +17,15 @@ import safetensors.torch
 from shmzero import plot, train
 from shmzero.arena import main as arena_main
 from shmzero.config import NetConfig
-from shmzero.errors import RecordError
-from shmzero.judge import Judge
+from shmzero.errors import RecordError, WorkerDied
+from shmzero.judge import GATE, Judge
 from shmzero.learn import Learner, save_state
 from shmzero.net import BlobNet, load_checkpoint, save_checkpoint
 from shmzero.records import Records, newest_checkpoint
 from shmzero.selfplay import append_line, write_whole
 from shmzero.train_config import TrainConfig
 from tests.test_bad_input import mounted
+from tests.test_selfplay import alive, children_of
 
 QUICK = ["--minutes", "30", "--opponents", "", "--lanes", "256", "--batch", "256", "--publish-s", "0.2", "--checkpoint-s", "0.5",
          "--buffer", "20000", "--json"]  # fmt: skip
@@ -110,6 +113,65 @@ def test_matches_whose_process_dies_are_said_and_counted(tmp_path: Path) -> None
     judge._child.process.kill()
     (line,) = ended(judge)
     assert "the matches ended with status -9" in line and judge.failures == 1
+
+
+def test_opponent_whose_file_has_gone_is_said_counted_and_met_again_when_it_is_back(tmp_path: Path) -> None:
+    gone = tmp_path / "gone.safetensors"
+    judge = judge_of(tmp_path, opponents=str(gone))
+    judge.poll(2.0, print)
+    (line,) = ended(judge)
+    assert "gone.safetensors" in line and judge.failures == 1
+    gone.write_bytes(judge.checkpoint(1).read_bytes())
+    judge.poll(4.0, print)  # the same checkpoint: its match was lost
+    assert ended(judge) == [] and list(judge.last) == [str(gone)]
+
+
+def test_gate_and_matches_take_turns_where_either_is_always_due(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    judge = judge_of(tmp_path, gate=True)
+    begun: list[str] = []
+
+    def begin(*how: object, modes: tuple[str, ...] = ("one",), **more: object) -> None:
+        begun.append(modes[0])
+        judge._child = object()  # type: ignore[assignment]  # one at a time
+
+    monkeypatch.setattr(judge, "_start", begin)
+    for steps in range(2, 10):
+        judge.checkpoint(steps).write_bytes(judge.checkpoint(1).read_bytes())
+        judge.poll(2.0 * steps, print)
+        judge._child = None
+    assert begun == ["one", "one"] + [GATE, "one"] * 3, "the first checkpoint needs no gate"
+
+
+def test_train_ctrl_c_in_the_last_matches_is_an_interruption(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "shmzero.train", str(tmp_path), "--rounds", "300", "--lanes", "64", "--opponents", "mc900",
+               "--evaluate-s", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        try:
+            assert any("plays its matches" in line for line in process.stderr)
+            process.send_signal(signal.SIGINT)
+            out, err = process.communicate()
+        finally:
+            process.kill()
+    assert process.returncode == 130 and "broken off" in err and "the same command goes on" in out
+
+
+def test_learner_that_never_saves_its_last_state_ends_the_run_with_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train, "STOP_S", 1.0)
+    config = TrainConfig(rounds=10**9, minutes=30, lanes=64, batch=64, opponents="")
+    stopped: list[int] = []
+
+    def stop_once_it_learns() -> bool:
+        for child in children_of(os.getpid()):
+            words = Path(f"/proc/{child}/cmdline").read_bytes()
+            if not stopped and b"shmzero.learner" in words and train.newest_version(tmp_path) > 0:
+                os.kill(child, signal.SIGSTOP)
+                stopped.append(child)
+        return bool(stopped)
+
+    with pytest.raises(WorkerDied, match="did not save its last state within 1 s"):
+        train.train(config, tmp_path, stopped=stop_once_it_learns)
+    assert not alive(stopped[0])
 
 
 def test_ratings_that_cannot_be_written_are_said_in_one_line(tmp_path: Path) -> None:
