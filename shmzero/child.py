@@ -11,13 +11,18 @@ import json
 import os
 import subprocess
 import sys
+import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from shmzero.errors import StartError
+from shmzero.errors import StartError, WorkerDied
+
+MOST_DEATHS = 5
+DEATH_WINDOW_S = 60.0
 
 
 @dataclass
@@ -38,6 +43,29 @@ class Child:
     def close(self) -> None:
         for fd in [self.end_fd, self.stderr_fd, *self.fds]:
             os.close(fd)
+
+
+class Deaths:
+    """Counts children that ended and are replaced."""
+
+    def __init__(self) -> None:
+        self.total = 0
+        self._times: deque[float] = deque()
+
+    def count(self, what: str, child: Child) -> str:
+        """A line about `child`, which has ended. Raises WorkerDied for the MOST_DEATHS-th within DEATH_WINDOW_S."""
+        now = time.monotonic()
+        self._times.append(now)
+        while now - self._times[0] > DEATH_WINDOW_S:
+            self._times.popleft()
+        words, status = child.last_words(), child.process.returncode
+        if len(self._times) >= MOST_DEATHS:
+            raise WorkerDied(
+                f"{what} ended with status {status}, the {len(self._times)}th death "
+                f"of a child within {DEATH_WINDOW_S:g} s; its last words:\n{words}"
+            )
+        self.total += 1
+        return f"{what} ended with status {status} and is replaced: {words.splitlines()[-1]}"
 
 
 @contextmanager

@@ -23,14 +23,12 @@ from pathlib import Path
 from typing import Any
 
 from shmzero import _core
-from shmzero.child import Child, start_child, starting
+from shmzero.child import Child, Deaths, start_child, starting
 from shmzero.config import NETS, OLDER, SelfPlayConfig
-from shmzero.errors import ConfigError, WorkerDied
+from shmzero.errors import ConfigError
 from shmzero.fleet_plan import plan_fleet
 from shmzero.segment import create_private
 
-MOST_DEATHS = 5
-DEATH_WINDOW_S = 60.0
 """So many deaths of children in such a time end the run."""
 GRANT = struct.Struct("=QI4x8h")
 """A unit as the workers read it: id, first round, points of the seats before that (csrc/lane.h, Unit)."""
@@ -147,7 +145,6 @@ class Fleet:
         """While set, no further units are granted; those in progress go on."""
         self.begun: dict[int, list[bytes]] = {unit: list(records) for unit, records in (begun or {}).items()}
         """Records of the rounds finished so far of games in progress: all that is needed to go on with them."""
-        self.restarts = 0
         self.version = version
         """Of the weights that were published last; see `served`."""
         other = config.other_network()
@@ -156,7 +153,7 @@ class Fleet:
         self._fresh: Iterator[int] = iter(units)
         self._returned: deque[int] = deque()
         self._left = num_units
-        self._deaths: deque[float] = deque()
+        self._deaths = Deaths()
         self._workers: list[_Worker] = []
         self._servers: list[_Server] = []
         self._looked_at = time.monotonic()
@@ -261,6 +258,11 @@ class Fleet:
         return server
 
     # --- the loop ---------------------------------------------------------------------------------
+
+    @property
+    def restarts(self) -> int:
+        """Children that died and were replaced."""
+        return self._deaths.total
 
     @property
     def ready(self) -> bool:
@@ -470,22 +472,6 @@ class Fleet:
         if fd in self._selector.get_map():
             self._selector.unregister(fd)
 
-    def _count_death(self, what: str, child: Child) -> None:
-        now = time.monotonic()
-        self._deaths.append(now)
-        while now - self._deaths[0] > DEATH_WINDOW_S:
-            self._deaths.popleft()
-        words = child.last_words()
-        if len(self._deaths) >= MOST_DEATHS:
-            raise WorkerDied(
-                f"{what} ended with status {child.process.returncode}, the {len(self._deaths)}th death "
-                f"of a child within {DEATH_WINDOW_S:g} s; its last words:\n{words}"
-            )
-        self.restarts += 1
-        self.events.append(
-            f"{what} ended with status {child.process.returncode} and is replaced: {words.splitlines()[-1]}"
-        )
-
     def _bury_worker(self, worker: _Worker, finished: list[tuple[int, list[bytes]]]) -> None:
         self._read_frames(worker, finished)  # to the end: only then may its units be given out again
         self._unregister(worker.record_fd)
@@ -494,7 +480,7 @@ class Fleet:
         self._returned.extend(sorted(worker.outstanding))
         worker.outstanding.clear()
         try:
-            self._count_death(f"worker {worker.index}", worker.child)
+            self.events.append(self._deaths.count(f"worker {worker.index}", worker.child))
             self._workers[worker.index] = self._start_worker(worker.index)
         finally:
             if self._workers[worker.index] is not worker:
@@ -505,7 +491,9 @@ class Fleet:
         self._unregister(server.control.fileno())
         self._unregister(server.child.end_fd)
         self.segment.reclaim_server(server.index)
-        self._count_death(f"inference process {server.index} ({self.plan.devices[server.index]})", server.child)
+        self.events.append(
+            self._deaths.count(f"inference process {server.index} ({self.plan.devices[server.index]})", server.child)
+        )
         replacement = self._start_server(server.index, server.epoch + 1)
         self._servers[server.index] = replacement
         server.control.close()

@@ -23,7 +23,7 @@ import numpy as np
 import tyro
 
 from shmzero.arena import make_agent
-from shmzero.child import Child, start_child
+from shmzero.child import Child, Deaths, start_child
 from shmzero.command import STARTED, Parser, parse_flags, run_command
 from shmzero.config import OLDER, to_toml
 from shmzero.errors import ConfigError, RecordError, WorkerDied
@@ -47,8 +47,6 @@ MOST_BEHIND_BYTES = 1 << 18
 """Self-play pauses while more records than this wait for the learner, which may only be starting."""
 STOP_S = 60.0
 """How long the learner may take to save its last state."""
-MOST_DEATHS = 5
-DEATH_WINDOW_S = 60.0
 ENDLESS = 10**12
 """Units of a run that ends by its time."""
 
@@ -93,8 +91,7 @@ class LearnerLink:
         self.config = config
         self.folder = folder
         self.events: deque[dict[str, Any]] = deque()
-        self.restarts = 0
-        self._deaths: deque[float] = deque()
+        self._deaths = Deaths()
         self._child: Child | None = None
 
     def start(self, progress: float, version: int, refill: bool) -> None:
@@ -123,6 +120,11 @@ class LearnerLink:
         self._received = b""
         self._unsent = bytearray()
         self._ending = self._ended = False
+
+    @property
+    def restarts(self) -> int:
+        """How often it was replaced."""
+        return self._deaths.total
 
     @property
     def pid(self) -> int:
@@ -188,19 +190,10 @@ class LearnerLink:
         child = self._child
         assert child is not None
         child.process.wait()
-        words, status = child.last_words(), child.process.returncode
-        self._close()
-        now = time.monotonic()
-        self._deaths.append(now)
-        while now - self._deaths[0] > DEATH_WINDOW_S:
-            self._deaths.popleft()
-        if len(self._deaths) >= MOST_DEATHS:
-            raise WorkerDied(
-                f"the learner ended with status {status}, the {len(self._deaths)}th time within "
-                f"{DEATH_WINDOW_S:g} s; its last words:\n{words}"
-            )
-        self.restarts += 1
-        return f"the learner ended with status {status} and is replaced: {words.splitlines()[-1]}"
+        try:
+            return self._deaths.count("the learner", child)
+        finally:
+            self._close()
 
     def kill(self) -> None:
         """End it at once; what it saved last stays."""
@@ -335,11 +328,12 @@ class Run:
         write_whole(self.folder / "config.toml", to_toml(resolved(config)))
         version = self._judge.best_version if config.gate else newest_version(self.folder)
         self._learner.start(self.done, version, refill=self._rounds > 0)
+        begun: dict[int, list[bytes]] = {}  # of games that the end of a stage found in progress
         while self.done < 1.0 and not self._stopped():
             stage = config.stage(self.done)
             play = config.self_play(stage, self._weights(version))
             left = ENDLESS if config.rounds is None or config.games else config.rounds - self._rounds
-            with Fleet(play, self._ledger.missing(), left, version) as fleet:
+            with Fleet(play, self._ledger.missing(), left, version, begun) as fleet:
                 self._seat_older(fleet)
                 meter, rounds_before = Meter(fleet, left), self._rounds
                 self._paused_s, self._attended_at = 0.0, meter.start
@@ -353,7 +347,7 @@ class Run:
                 finally:
                     self._waiting += fleet.close()
                     self._commit()
-                version = fleet.version
+                version, begun = fleet.version, fleet.begun
         self._end_learner(version)
         self._trained_s = self.elapsed_s
         self._log({"rounds": self._rounds, "version": version, "learner": self._report})

@@ -37,7 +37,7 @@ class TrainConfig:
     dealer: str = "random"
     """random, or a seat."""
     games: bool = False
-    """Play whole games, whose rounds know the score; `cards` is then the largest hand."""
+    """Play whole games, whose rounds know the score; `cards` is then the largest hand. Only whole ones are kept."""
     utility: Literal["points", "win"] = "points"
     """What is learned: the points of a round, or, with games, the share of the win of the game."""
     targets: Literal["critic", "visits", "improved"] = "critic"

@@ -19,11 +19,11 @@ from pathlib import Path
 import pytest
 
 from shmzero import NetConfig, _core, launch, play_rounds
-from shmzero.child import has_pidfd
+from shmzero.child import MOST_DEATHS, has_pidfd
 from shmzero.config import SearchConfig, SelfPlayConfig, play_settings
 from shmzero.errors import ConfigError
 from shmzero.evaluators import HashEvaluator
-from shmzero.launch import MOST_DEATHS, Fleet
+from shmzero.launch import Fleet
 from shmzero.records import Records
 from shmzero.selfplay import Progress, decisions_in_a_unit
 
