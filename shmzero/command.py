@@ -15,6 +15,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn, TypeVar
 
@@ -47,6 +48,14 @@ def take_over_ctrl_c() -> None:
 
 
 take_over_ctrl_c()
+
+
+def file_stamp(path: Path | None) -> tuple[int, int] | None:
+    """Changes when a file is written or replaced; None where there is none."""
+    if path is None or not path.exists():
+        return None
+    status = path.stat()
+    return status.st_mtime_ns, status.st_ino
 
 
 def run_command(body: Callable[[], int]) -> int:

@@ -21,7 +21,7 @@ from types import FrameType
 from typing import Any, Protocol
 
 from shmzero import _core
-from shmzero.command import STARTED, parse_flags, run_command
+from shmzero.command import STARTED, file_stamp, parse_flags, run_command
 from shmzero.config import OLDER, SelfPlayConfig, has_cuda, has_nvidia, read_toml, to_toml
 from shmzero.errors import ConfigError, FolderBusy, RecordError, ShmzeroError
 from shmzero.launch import Fleet, digest_of
@@ -222,7 +222,7 @@ def _run(
         units_done = new_rounds = record_bytes = 0
         first_round_s: float | None = None
         committed_at = metrics_at = shown_at = meter.start
-        checkpoint_seen = _stamp(config.checkpoint)
+        checkpoint_seen = file_stamp(config.checkpoint)
         served = fleet.served
 
         def take(finished: list[tuple[int, list[bytes]]]) -> None:
@@ -265,8 +265,8 @@ def _run(
                     if now - metrics_at >= METRICS_S:
                         append_line(folder / "metrics.jsonl", dataclasses.asdict(progress))
                         metrics_at = now
-                        if config.follow and _stamp(config.checkpoint) != checkpoint_seen:
-                            checkpoint_seen = _stamp(config.checkpoint)
+                        if config.follow and file_stamp(config.checkpoint) != checkpoint_seen:
+                            checkpoint_seen = file_stamp(config.checkpoint)
                             assert config.checkpoint is not None
                             fleet.publish(config.checkpoint)
             play_s = time.monotonic() - meter.start
@@ -319,13 +319,6 @@ def _resolved(config: SelfPlayConfig, fleet: Fleet) -> dict[str, Any]:
         "inference_threads": plan.threads,
         "max_batch": plan.max_batch,
     }
-
-
-def _stamp(path: Path | None) -> tuple[int, int] | None:
-    if path is None or not path.exists():
-        return None
-    status = path.stat()
-    return status.st_mtime_ns, status.st_ino
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from shmzero import _core
-from shmzero.command import parse_flags, run_command
+from shmzero.command import file_stamp, parse_flags, run_command
 from shmzero.config import NETS, cores, has_cuda
 from shmzero.errors import ConfigError, ServerGone
 from shmzero.inference import take_up
@@ -198,7 +198,7 @@ def run(config: ServeConfig, stop: threading.Event) -> dict[str, Any]:
     def say(line: str) -> None:
         console.print(line, markup=False, soft_wrap=True)
 
-    seen, failures = _stamp(config.weights), 0  # before they are read: a replacement is never missed
+    seen, failures = file_stamp(config.weights), 0  # before they are read: a replacement is never missed
     with make_server(config) as server:
         say(f"serving {server.name!r}: {getattr(server.device, 'description', config.model)}")
         start = looked_at = time.monotonic()
@@ -214,7 +214,7 @@ def run(config: ServeConfig, stop: threading.Event) -> dict[str, Any]:
                 if stats["failures"] > failures:
                     failures = stats["failures"]
                     say(f"the model failed: {server.last_failure}")
-                if config.follow and (stamp := _stamp(config.weights)) != seen:
+                if config.follow and (stamp := file_stamp(config.weights)) != seen:
                     try:
                         say(f"serving weights {server.swap(config.weights, SWAP_S)}")
                         seen = stamp
@@ -235,13 +235,6 @@ def run(config: ServeConfig, stop: threading.Event) -> dict[str, Any]:
         stats = server.stats()
         del stats["waits"]
         return {"name": server.name, "seconds": time.monotonic() - start} | stats
-
-
-def _stamp(path: Path | None) -> tuple[int, int] | None:
-    if path is None or not path.exists():
-        return None
-    status = path.stat()
-    return status.st_mtime_ns, status.st_ino
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -154,6 +154,17 @@ def test_serve_without_a_model_serves_blobs_own_network_and_swaps_its_checkpoint
     torch.set_num_threads(threads)
 
 
+def test_serve_auto_is_the_cpu_unless_device_and_torch_are_both_of_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("torch")
+    from shmzero import config
+    from shmzero.serve import ServeConfig, blob_device
+
+    asked = ServeConfig(name="unused", net="quick", compile=False, precision="fp32")
+    monkeypatch.setattr(config, "has_nvidia", lambda: True)
+    monkeypatch.setattr(config, "torch_has_cuda", lambda: False)
+    assert blob_device(asked, 1).description.startswith("cpu")
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
