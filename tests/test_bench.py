@@ -119,6 +119,10 @@ def test_bench_report_needs_results_and_shows_them(tmp_path: Path) -> None:
         (("selfplay", "--max-batch", "-1"), "max_batch is -1"),
         (("selfplay", "--device", "cuda:77", "--rounds", "1"), "cuda:77"),
         (("inference", "--device", "cuda:77"), "cuda:77"),
+        (("signature", "--repeats", "2"), "--repeats"),
+        (("short", "--quick"), "--quick"),
+        (("training", "--run", "/tmp", "--minutes", "3"), "--minutes is set with --run"),
+        (("training", "--run", "/tmp", "--seeds", "2"), "--seeds is 2"),
     ],
 )
 def test_bench_refuses_with_one_line(arguments: tuple[str, ...], line: str) -> None:

@@ -12,7 +12,6 @@ seeds of both sides, and p-values are Holm's over all comparisons.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import functools
 import json
 import math
@@ -38,7 +37,7 @@ from shmzero.errors import ConfigError, ShmzeroError
 from shmzero.plot import read_metrics
 from shmzero.records import newest_checkpoint
 from shmzero.selfplay import append_line
-from tools.measure import Result, machine
+from tools.measure import Result, keep, machine
 
 MATCHES_NAME = "matches.jsonl"
 BOT = "threshold"
@@ -291,6 +290,7 @@ def main() -> int:
     if not 1 <= given.at_once <= len(os.sched_getaffinity(0)):
         print(f"error: --at-once is {given.at_once}; allowed: 1 to the number of cores", file=sys.stderr)
         return 2
+    described = machine()
     wanted = {*given.arms, *(ARMS[arm].against for arm in given.arms), BASE}
     arms, seeds = [arm for arm in ARMS if arm in wanted], range(given.seeds)
     ablation = Ablation(given.out, given.minutes, given.deals, at_once=given.at_once)
@@ -312,10 +312,7 @@ def main() -> int:
     for result in results:
         print(result.line())
     if given.json:
-        settings = {key: str(value) for key, value in vars(given).items() if key != "json"}
-        given.json.write_text(json.dumps(
-            {"benchmark": "ablate_training", "machine": machine(), "settings": settings,
-             "results": [dataclasses.asdict(result) for result in results]}, indent=1) + "\n")  # fmt: skip
+        keep(given.json, "ablate_training", described, vars(given), results)
     return 0
 
 

@@ -11,7 +11,6 @@ import argparse
 import csv
 import dataclasses
 import hashlib
-import json
 import sys
 import tempfile
 import time
@@ -28,7 +27,7 @@ from shmzero.errors import ConfigError, RecordError, ShmzeroError
 from shmzero.records import Records
 from shmzero.selfplay import run
 from tools import bench_inference, bench_selfplay, bench_training, bench_transport, report
-from tools.measure import Result, interleaved, machine
+from tools.measure import Result, interleaved, keep, machine
 
 
 def preset(name: str, **more: Any) -> SearchConfig:
@@ -116,8 +115,10 @@ def parser() -> argparse.ArgumentParser:
             sub.add_argument("--csv", "--output", dest="csv", type=Path, metavar="FILE", help="a table, a row a preset")
         else:
             sub.add_argument("--csv", type=Path, metavar="FILE", help="the results as a table")
-        sub.add_argument("--quick", action="store_true", help="shorter, noisier")
-        sub.add_argument("--repeats", type=int, default=3, help="interleaved repeats (default 3)")
+        if name not in ("signature", "short"):
+            sub.add_argument("--quick", action="store_true", help="shorter, noisier")
+        if name not in ("signature", "numerics", "training"):
+            sub.add_argument("--repeats", type=int, default=3, help="interleaved repeats (default 3)")
         if name in bench_selfplay.BENCHMARKS:
             bench_selfplay.add_options(name, sub)
         if name in bench_inference.BENCHMARKS:
@@ -160,7 +161,7 @@ def measure(given: argparse.Namespace, described: dict[str, Any]) -> None:
     for result in results:
         print(result.line(), flush=True)
     if given.json:
-        keep(given.json, given, described, results)
+        keep(given.json, given.name, described, vars(given), results)
     if given.csv and given.name == "selfplay":
         bench_selfplay.write_table(given.csv, results, given)
     elif given.csv:
@@ -168,13 +169,6 @@ def measure(given: argparse.Namespace, described: dict[str, Any]) -> None:
             table = csv.writer(file)
             table.writerow([field.name for field in dataclasses.fields(Result)])
             table.writerows(dataclasses.astuple(result) for result in results)
-
-
-def keep(path: Path, given: argparse.Namespace, described: dict[str, Any], results: list[Result]) -> None:
-    settings = {key: str(value) for key, value in vars(given).items() if key not in ("json", "csv")}
-    path.write_text(json.dumps(
-        {"benchmark": given.name, "machine": described, "settings": settings,
-         "results": [dataclasses.asdict(result) for result in results]}, indent=1) + "\n")
 
 
 def measure_all(given: argparse.Namespace, described: dict[str, Any]) -> int:
@@ -199,7 +193,7 @@ def measure_all(given: argparse.Namespace, described: dict[str, Any]) -> int:
             code = 1
         lasted.append(Result(name, time.monotonic() - start, "s"))
     lasted.append(Result("from the command on", time.monotonic() - STARTED, "s", f"<= {ALL_S:.0f}"))
-    keep(given.results / "all.json", given, described, lasted)
+    keep(given.results / "all.json", given.name, described, vars(given), lasted)
     print()
     for result in lasted:
         print(result.line(), flush=True)

@@ -369,7 +369,7 @@ def bench_tune(given: argparse.Namespace) -> list[Result]:
     results: list[Result] = []
     chosen: dict[str, Any] = {}
     devices = [given.device]
-    if not cuda and config.evaluator == "net":
+    if given.device == "auto" and not cuda and config.evaluator == "net":
         devices = [f"cpu*{len(layout.devices)}" for layout in layouts(["cpu"], cores())]
         chosen["device"] = tried_in_turns(given, {"max_batch": plan.max_batch}, "device", devices, results)
         plan = plan_fleet(settings_of(given, **chosen), 10**6)

@@ -33,9 +33,9 @@ MODES: dict[Mode, str] = {"one": "one against the others", "rest": "the others a
 
 def add_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--run", type=Path, help="a training run that is finished, instead of one from nothing")
-    sub.add_argument("--device", default="auto", help="of the training: auto, cpu, cuda ... (default auto)")
+    sub.add_argument("--device", help="of the training: auto, cpu, cuda ... (default auto)")
     sub.add_argument("--minutes", type=float, help="of the training (default 2; 0.5 with --quick)")
-    sub.add_argument("--preset", choices=sorted(TRAIN_PRESETS), default="smoke", help="default: smoke")
+    sub.add_argument("--preset", choices=sorted(TRAIN_PRESETS), help="default: smoke")
     sub.add_argument("--seeds", type=int, default=1, help="so many runs, of seeds 0, 1, ...: means with 95 %% "
                      "intervals over the runs instead of the deals (default 1)")  # fmt: skip
     sub.add_argument("--opponents", default="threshold,mc90", help="bots that it plays (default threshold,mc90)")
@@ -48,6 +48,9 @@ def bench_training(given: argparse.Namespace) -> list[Result]:
     """What training comes to: the last checkpoint, without and with search, against bots by duplicate deals."""
     if given.seeds < 1 or (given.run and given.seeds > 1):
         raise ConfigError(f"--seeds is {given.seeds}; allowed: 1 and up, and with --run 1")
+    trained = [name for name in ("minutes", "preset", "device") if given.run and getattr(given, name) is not None]
+    if trained:
+        raise ConfigError(f"--{trained[0]} is set with --run, which is trained already; allowed: without")
     bots = [name for name in given.opponents.split(",") if name]
     for name in bots:
         if built_in_bot(name) is None:
@@ -61,7 +64,7 @@ def bench_training(given: argparse.Namespace) -> list[Result]:
     runs = []
     for seed in range(given.seeds):
         with tempfile.TemporaryDirectory() as scratch:
-            folder = given.run or Path(scratch) / f"{given.preset}-{minutes:g}-minutes"
+            folder = given.run or Path(scratch) / f"{given.preset or 'smoke'}-{minutes:g}-minutes"
             if given.run and newest_checkpoint(folder) is None:
                 raise ConfigError(f"--run {folder} has no checkpoint")
             results = _finished(folder) if given.run else _train(folder, given, minutes, seed)
@@ -88,8 +91,8 @@ def over_runs(runs: Sequence[list[Result]]) -> list[Result]:
 
 def _train(folder: Path, given: argparse.Namespace, minutes: float, seed: int) -> list[Result]:
     """The run as anybody has it, its own matches included; the time is to the last checkpoint's being there."""
-    flags = [str(folder), "--preset", given.preset, "--device", given.device, "--minutes", str(minutes),
-             "--seed", str(seed), "--json"]  # fmt: skip
+    flags = [str(folder), "--preset", given.preset or "smoke", "--device", given.device or "auto",
+             "--minutes", str(minutes), "--seed", str(seed), "--json"]  # fmt: skip
     start = time.time()
     done = subprocess.run([sys.executable, "-m", "shmzero.train", *flags], capture_output=True, text=True)
     if done.returncode != 0:

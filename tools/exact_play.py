@@ -8,9 +8,7 @@ bids in the other seats. And hands that hold ace, king and queen of trumps of fi
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import itertools
-import json
 import random
 import sys
 from collections.abc import Callable, Iterator
@@ -27,7 +25,7 @@ import shmzero
 from shmzero import _core
 from shmzero.errors import ConfigError, ShmzeroError
 from shmzero.records import card_name
-from tools.measure import Result, machine
+from tools.measure import Result, keep, machine
 
 CARDS = _core.NUM_CARDS
 BidOne = Callable[[list[shmzero.Round]], NDArray[np.float64]]
@@ -259,6 +257,7 @@ def main() -> int:
     parser.add_argument("agent", type=Path, help="a training run's folder, or a checkpoint")
     parser.add_argument("--json", type=Path, metavar="FILE", help="keep the results with what they were measured on")
     given = parser.parse_args()
+    described = machine()
     from shmzero.evaluators import NetEvaluator
     from shmzero.net import load_checkpoint
     from shmzero.records import newest_checkpoint
@@ -274,9 +273,7 @@ def main() -> int:
     for result in results:
         print(result.line(), flush=True)
     if given.json:
-        given.json.write_text(json.dumps(
-            {"benchmark": "exact_play", "machine": machine(), "settings": {"agent": str(given.agent)},
-             "results": [dataclasses.asdict(result) for result in results]}, indent=1) + "\n")  # fmt: skip
+        keep(given.json, "exact_play", described, {"agent": given.agent}, results)
     return 0
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ctypes.util
+import dataclasses
 import importlib.metadata
+import json
 import platform
 import shutil
 import signal
@@ -140,6 +142,16 @@ def jemalloc() -> str:
     if "jemalloc" in Path("/proc/self/maps").read_text():
         return "preloaded"
     return "installed" if ctypes.util.find_library("jemalloc") else "not found"
+
+
+def keep(
+    path: Path, benchmark: str, described: dict[str, Any], settings: dict[str, Any], results: Sequence[Result]
+) -> None:
+    """Write results as JSON; `described` is what `machine` said before the first of them was measured."""
+    acted = {name: str(value) for name, value in settings.items() if name not in ("json", "csv")}
+    lines = [dataclasses.asdict(result) for result in results]
+    whole = {"benchmark": benchmark, "machine": described, "settings": acted, "results": lines}
+    path.write_text(json.dumps(whole, indent=1) + "\n")
 
 
 def machine() -> dict[str, Any]:
