@@ -327,7 +327,7 @@ class LaneGroup {
  public:
   LaneGroup(const PlaySettings& settings, UnitQueue& queue) : settings_(settings), queue_(queue) {}
 
-  /// Lanes that may hold a unit; those beyond finish the one they have.
+  /// Lanes that take up a unit after a step without one; those beyond go on while units wait.
   void set_num_lanes(std::uint32_t num_lanes) {
     num_lanes_ = num_lanes;
     if (lanes_.size() < num_lanes) lanes_.resize(num_lanes);

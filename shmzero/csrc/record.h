@@ -3,8 +3,9 @@
 // Layout, little endian: version u8 | players, cards, trump, dealer, hook_from, scoring, target u8
 // | round id u64 | rivalry f32 | game: rounds u16, 0 outside games; if not 0: rounds played u16,
 // next cards u8, totals i16 [P] | dealt cards u8 [P * cards] | actions u8 [P * (cards + 1)] |
-// number of searched decisions u8, each: ply u8, root value f32, weights version u32, target u16
-// [legal]. Decoding trusts nothing: it replays the actions through the rules. Read next: replay.h.
+// number of searched decisions u8, each: ply u8, root value f32 (0 where it was not asked for),
+// weights version u32, target u16 [legal]. Decoding trusts nothing: it replays the actions through
+// the rules. Read next: replay.h.
 #pragma once
 
 #include <cstdint>
