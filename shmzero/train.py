@@ -46,7 +46,7 @@ WEIGHTS_KEPT = 3
 MOST_BEHIND_BYTES = 1 << 18
 """Self-play pauses while more records than this wait for the learner, which may only be starting."""
 STOP_S = 60.0
-"""How long the learner may take to save its last state."""
+"""How long the learner may be silent at its end, while it learns on or saves."""
 ENDLESS = 10**12
 """Units of a run that ends by its time."""
 
@@ -454,25 +454,22 @@ class Run:
         Raises WorkerDied where it does not.
         """
         config = self.config
-        until = time.monotonic() + STOP_S
+        heard_at, told_at = time.monotonic(), -math.inf
 
         def to_the_end() -> bool:
             in_time = config.minutes is None or self.elapsed_s + config.closing_s < 60 * config.minutes
             return config.rounds is not None and self._rounds >= config.rounds and in_time and not self._stopped()
 
-        patient, told_at = to_the_end(), -math.inf
         while not self._learner_stopped:
-            if patient and not to_the_end():
-                patient, until, told_at = False, time.monotonic() + STOP_S, -math.inf
             now = time.monotonic()
-            if not patient and now > until:
-                raise WorkerDied(
-                    f"the learner did not save its last state within {STOP_S:g} s; what it saved before stays"
-                )
+            if now - heard_at > STOP_S:
+                raise WorkerDied(f"the learner said nothing for {STOP_S:g} s at its end; what it saved before stays")
             if now - told_at >= TELL_S:
-                self._learner.end(self.done, version, patient)
+                self._learner.end(self.done, version, to_the_end())
                 told_at = now
             alive = self._learner.poll()
+            if self._learner.events:
+                heard_at = now
             self._hear(None)
             if not alive and not self._learner_stopped:
                 self._say(self._learner.bury())
