@@ -15,7 +15,7 @@ from shmzero.errors import ConfigError
 
 MANY_GAMES = 10**9
 """More than a run will play: it ends by its time or its rounds."""
-LANES = 2048
+CPU_LANES, CUDA_LANES = 512, 2048
 """Rounds that a worker plays at once without a search: the fewer, the newer the weights that play them."""
 NetName = Literal["plan", "small", "quick"]
 
@@ -66,9 +66,9 @@ class TrainConfig:
     """Sizes of the critic, one trunk; critic targets only."""
     buffer: int = 150_000
     """Newest positions, which batches are drawn from."""
-    batch: int = 1024
-    """Positions of a step."""
-    replay_ratio: float = 1.0
+    batch: int = 512
+    """Positions of a step: in a short run many small steps are worth more than few large ones."""
+    replay_ratio: float = 2.0
     """How often a position is seen on average; the faster of self-play and learner waits."""
     learning_rate: float = 1e-3
     """At first; falls to a hundredth as a cosine over the run. At twice as much the deeper networks go blind: what
@@ -121,7 +121,7 @@ class TrainConfig:
     workers: int | None = None
     """Worker processes (default: two for each inference process; on CUDA the cores less one, at most 8)."""
     lanes: int | None = None
-    """Rounds that a worker plays at once (default: 2048, with a search so many that batches are full)."""
+    """Rounds that a worker plays at once (default: 512, on CUDA 2048, with a search so many that batches are full)."""
     max_batch: int | None = None
     """Rows of a batch of self-play at most (default: 1024 on a CPU, 8192 on CUDA)."""
     compile: bool = False
@@ -209,7 +209,7 @@ class TrainConfig:
         device, lanes = self.device, self.lanes
         if simulations == 0:  # a policy alone costs less than what it is trained by
             device = "cpu" if device == "auto" and not has_cuda() else device
-            lanes = LANES if lanes is None else lanes
+            lanes = (CPU_LANES if device.startswith("cpu") else CUDA_LANES) if lanes is None else lanes
         return SelfPlayConfig(
             players=self.players, cards=self.cards, trump=self.trump, dealer=self.dealer,
             games=MANY_GAMES if self.games else None,
@@ -253,7 +253,7 @@ TRAIN_PRESETS: dict[str, TrainConfig] = {
     ),
     "workstation": TrainConfig(
         minutes=600, **DEALS["broad"], net="small", critic_net="small", learning_rate=5e-4, buffer=2_000_000,
-        batch=4096, lanes=8192, compile=True, publish_s=5, checkpoint_s=600, evaluate_s=1800,
+        batch=4096, replay_ratio=1, lanes=8192, compile=True, publish_s=5, checkpoint_s=600, evaluate_s=1800,
         opponents="threshold,mc90,mc900", rate=True,
     ),
     "plan": TrainConfig(

@@ -101,8 +101,8 @@ def test_resolved_settings_fill_batches_and_cores_where_there_is_a_search(monkey
     monkeypatch.setattr("shmzero.config.cores", lambda: 3)
     policy = resolved(TrainConfig())
     searched = resolved(TrainConfig(targets="visits", search="3x30"))
-    assert (policy["device"], policy["lanes"]) == ("cpu*1", 2048) and policy["max_batch"] and policy["workers"]
-    assert searched["device"] == "cpu*3" and searched["lanes"] < policy["lanes"] / 4
+    assert (policy["device"], policy["lanes"]) == ("cpu*1", 512) and policy["max_batch"] and policy["workers"]
+    assert searched["device"] == "cpu*3" and searched["lanes"] < policy["lanes"]
     assert searched["lanes"] * searched["workers"] >= searched["max_batch"] / 4
     mixed = resolved(TrainConfig(search="0,3x30"))
     assert (mixed["device"], mixed["lanes"]) == ("auto", None)  # each stage has its own
