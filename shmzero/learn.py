@@ -105,6 +105,19 @@ def bits(words: Tensor) -> Tensor:
     return ((words[..., None] >> places) & 1).bool()
 
 
+def action_weights(batch: dict[str, Tensor], random_moves: float, cap: float) -> Tensor:
+    """How much each decision counts for the critic, [B], 1 in the mean: 1 / the probability of what was done,
+    `cap` at most.
+
+    What the policy hardly ever does is otherwise valued by how its usual choice turned out, and a choice that
+    has become wrong stays.
+    """
+    chosen = batch["policies"].gather(1, batch["actions"].long()[:, None])[:, 0].float()
+    probability = (1 - random_moves) * chosen + random_moves / bits(batch["masks"]).sum(dim=1)
+    weights = (1 / probability).clamp(max=cap)
+    return weights / weights.mean()
+
+
 class Critic(nn.Module):
     """Utility of the mover after each action, from the full deal. Lives in the learner only."""
 
@@ -247,6 +260,7 @@ class Learner:
                 torch.manual_seed(seed + 2)
                 self.tricks = nn.Linear(net.width, MOST_TRICKS + 1).to(device)
         own = ["hands", "actions"] if self.critic else ["policies"]
+        own += ["policies"] if self.critic and config.importance_cap > 1 else []
         own += ["tricks"] if self.tricks else []
         self.columns = ("features", "masks", "utilities", "seat_features", "seat_utilities", *own)
         """Arrays of the buffer that `step` reads."""
@@ -293,9 +307,12 @@ class Learner:
             return Valued(batch, None, torch.zeros((), device=self.device))
         q = self.critic_values(batch)
         taken = q.gather(1, batch["actions"].long()[:, None])[:, 0]
-        loss = F.mse_loss(taken, batch["utilities"])
+        errors = (taken - batch["utilities"]).square()
+        config, loss = self.config, errors.mean()
+        if config.importance_cap > 1:
+            loss = (errors * action_weights(batch, config.random_moves, config.importance_cap)).mean()
         self.critic_optimiser.step(loss, schedule.critic_learning_rate)
-        return Valued(batch, q.detach(), loss.detach())
+        return Valued(batch, q.detach(), errors.mean().detach())
 
     def policy_step(self, valued: Valued, schedule: Schedule) -> Tensor | None:
         """Move policy and value; see `step`."""

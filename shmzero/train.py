@@ -561,7 +561,7 @@ def parse(arguments: list[str] | None) -> tuple[TrainConfig, Path, bool]:
         args=rest,
         config=(tyro.conf.OmitArgPrefixes,),
     )
-    for name in ("critic_net", "critic_learning_rate", "entropy_first", "entropy_last"):
+    for name in ("critic_net", "critic_learning_rate", "importance_cap", "entropy_first", "entropy_last"):
         value = getattr(found[0], name)
         if found[0].targets != "critic" and value != getattr(default, name):
             raise ConfigError(f"{name} is {value!r} with targets {found[0].targets!r}; allowed: with targets 'critic'")

@@ -75,6 +75,9 @@ class TrainConfig:
     they make of a position no longer depends on it."""
     critic_learning_rate: float = 2e-3
     """The critic's, likewise; critic targets only."""
+    importance_cap: float = 10.0
+    """A decision counts for the critic by 1 / the probability of the action taken, at most this; 1: all count the
+    same. Critic targets only."""
     weight_decay: float = 1e-4
     """Of AdamW."""
     clip: float = 1.0
@@ -138,7 +141,7 @@ class TrainConfig:
         limits: tuple[tuple[str, float, float], ...] = (
             ("minutes", 0.05, 1e6), ("rounds", 1, 10**12), ("random_moves", 0, 1), ("buffer", 1024, 10**9),
             ("batch", 1, 2**20), ("replay_ratio", 0.01, 100), ("learning_rate", 1e-8, 1),
-            ("critic_learning_rate", 1e-8, 1),
+            ("critic_learning_rate", 1e-8, 1), ("importance_cap", 1, 1e6),
             ("weight_decay", 0, 1), ("clip", 1e-6, 1e6), ("entropy_first", 0, 10), ("entropy_last", 0, 10),
             ("value_weight", 0, 100), ("tricks_weight", 0, 100), ("rivalry", 0, 10),
             ("solved_cards", 0, 20), ("value_share", 1e-3, 1), ("ema", 0, 0.999999), ("publish_s", 0.01, 3600),

@@ -19,6 +19,7 @@ from shmzero.learn import (
     Learner,
     ReplayBuffer,
     Schedule,
+    action_weights,
     bits,
     load_state,
     save_state,
@@ -158,11 +159,44 @@ def steps(one: Learner, buffer: ReplayBuffer, number: int, done: float = 0.1) ->
 def test_learner_critic_explains_outcomes_and_losses_stay_finite() -> None:
     buffer = buffer_of(play_rounds(HashEvaluator(), 1500, POLICY_ALONE, lanes=512), 30_000)
     one = learner()
-    found = np.array(steps(one, buffer, 120))
+    found = np.array(steps(one, buffer, 240))
     assert np.isfinite(found).all() and one.skipped == 0
     at = METRICS.index("critic_loss")
     variance = float(buffer.tensors["utilities"][: len(buffer)].var())
     assert found[-20:, at].mean() < 0.92 * variance, "better than the mean of all outcomes"
+
+
+def test_learner_critic_counts_what_is_rarely_done_for_more() -> None:
+    policies = torch.zeros(3, 52)
+    policies[0, 4], policies[0, 5] = 0.99, 0.01
+    policies[1] = policies[0]
+    policies[2, 7] = 1.0
+    words = [1 << 4 | 1 << 5, 1 << 4 | 1 << 5, 1 << 7]
+    batch = {"policies": policies, "actions": torch.tensor([4, 5, 7]), "masks": torch.tensor(words)}
+    chances = np.array([0.9 * 0.99 + 0.05, 0.9 * 0.01 + 0.05, 1.0])
+    for cap, counts in ((100.0, 1 / chances), (3.0, np.minimum(1 / chances, 3.0)), (1.0, np.ones(3))):
+        np.testing.assert_allclose(action_weights(batch, 0.1, cap).numpy(), counts / counts.mean(), rtol=1e-5)
+
+
+def test_learner_critic_learns_most_from_what_is_rarely_done_where_that_counts_for_more() -> None:
+    """One situation, in which a bid of 1 is made in one of forty decisions and comes to less."""
+    buffer = buffer_of(play_rounds(HashEvaluator(), 50, POLICY_ALONE))
+    rows = {name: t[:1].repeat_interleave(40, dim=0) for name, t in buffer.tensors.items()}
+    rows["masks"][:], rows["policies"][:] = 0b11, 0.0
+    rows["policies"][:, 0], rows["policies"][:, 1] = 0.975, 0.025
+    rows["actions"][:], rows["utilities"][:] = 0, 0.5
+    rows["actions"][0], rows["utilities"][0] = 1, -0.5
+
+    def error(cap: float) -> float:
+        one = learner(dataclasses.replace(SMALL, importance_cap=cap, random_moves=0.0))
+        one.scaled = True
+        for _ in range(25):
+            one.critic_step(rows, Schedule.at(one.config, 0.1))
+        return abs(float(one.critic_values(rows).detach()[0, 1]) + 0.5)
+
+    assert error(40.0) < error(1.0) / 2
+    assert "policies" in learner().columns
+    assert "policies" not in learner(dataclasses.replace(SMALL, importance_cap=1.0)).columns
 
 
 def test_broad_deals_have_as_many_decisions_of_every_hand_size() -> None:

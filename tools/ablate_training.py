@@ -78,6 +78,7 @@ ARMS = {
     "replay ratio 1": Arm(("--replay-ratio", "1")),
     "replay ratio 4": Arm(("--replay-ratio", "4")),
     "replay ratio 8": Arm(("--replay-ratio", "8")),
+    "unweighted critic": Arm(("--importance-cap", "1")),
     "rivalry 1": Arm(("--rivalry", "1")),
     "entropy to 0.002": Arm(("--entropy-last", "0.002")),
 }
