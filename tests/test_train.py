@@ -17,15 +17,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
 from rich.console import Console
 
 from shmzero import SearchConfig, _core
 from shmzero.config import NetConfig, to_toml
 from shmzero.errors import ConfigError
 from shmzero.judge import Judge
-from shmzero.learn import (
-    METRICS,
-)
+from shmzero.learn import METRICS, read_facts
+from shmzero.learner import STATE_NAME
 from shmzero.net import BlobNet, load_checkpoint, save_checkpoint
 from shmzero.plot import TrainProgress
 from shmzero.records import Records
@@ -492,8 +492,10 @@ def test_train_killed_anywhere_at_any_time_loses_and_doubles_no_record(tmp_path:
     assert all(after[unit] == data for unit, data in kept.items())
     assert np.isfinite([one["loss"] for one in reports(tmp_path)]).all()
     assert last_report(tmp_path)["learner"]["skipped"] == 0
-    resumed = [one for one in reports(tmp_path) if one["steps"] > before[-1]["steps"]]
-    # A report is of the batches of a second, at worst of one; and the schedule, which is of the whole run, has moved on.
-    for name, scale in (("critic_loss", "utility_variance"), ("value_loss", "utility_variance"), ("entropy", None)):
-        ended, went_on = (np.mean([one[name] / (one[scale] if scale else 1) for one in few]) for few in (before[-4:], resumed[:4]))
-        assert went_on == pytest.approx(ended, abs=0.25), (name, before[-4:], resumed[:4])
+    assert before[-1]["steps"] <= reports(tmp_path)[-1]["steps"]
+    # What it learned from changes with every kill, and so the losses do; the optimisers have made every step of all sessions.
+    state, facts = safetensors.torch.load_file(tmp_path / STATE_NAME), read_facts(tmp_path / STATE_NAME)
+    assert facts["steps"] == summary["steps"] == int(state["optimiser.0.step"])
+    assert int(state["critic_optimiser.0.step"]) - summary["steps"] in (0, 1)  # it is half a step ahead
+    for name in ("critic_loss", "value_loss"):
+        assert all(one[name] < 2 * one["utility_variance"] for one in reports(tmp_path)), name
