@@ -59,8 +59,8 @@ def test_bench_signature_is_the_same_whoever_plays(tmp_path: Path) -> None:
 
 
 def test_bench_engines_take_turns_and_short_runs_are_held_against_their_rows(tmp_path: Path) -> None:
-    hashed = ("--evaluator", "hash", "--quick", "--repeats", 1)
-    bench("scaling", *hashed, "--workers", 1, 3, "--json", tmp_path / "scaling.json")
+    hashed = ("--evaluator", "hash", "--repeats", 1)
+    bench("scaling", "--quick", *hashed, "--workers", 1, 3, "--json", tmp_path / "scaling.json")
     names = [result["name"] for result in json.loads((tmp_path / "scaling.json").read_text())["results"]]
     assert names == ["1 workers", "3 workers", "slowest against the best"]
     assert "20 rounds, from the first request" in bench("short", *hashed, "--rounds", 20).stdout

@@ -277,6 +277,14 @@ def test_fleet_replacement_serves_the_weights_that_were_taken_last(
     assert not any("/proc/" in line for line in said) and set(versions) == {0, 2, 3}
 
 
+def attend(fleet: Fleet, said: list[str], condition: Callable[[], object]) -> None:
+    """Poll until it holds; `said` gets the events."""
+    while not condition():
+        fleet.poll(0.02)
+        said.extend(fleet.events)
+        fleet.events.clear()
+
+
 def test_fleet_inference_process_that_is_slow_to_listen_hears_of_the_newest_weights_all_the_same(checkpoints: list[Path]) -> None:
     """More is published than its socket holds."""
     config = SelfPlayConfig(
@@ -284,21 +292,14 @@ def test_fleet_inference_process_that_is_slow_to_listen_hears_of_the_newest_weig
     )
     said: list[str] = []
     with Fleet(config, range(10**6), 10**6) as fleet:
-
-        def until(condition: Callable[[], object]) -> None:
-            while not condition():
-                fleet.poll(0.02)
-                said.extend(fleet.events)
-                fleet.events.clear()
-
-        until(lambda: fleet.ready)
+        attend(fleet, said, lambda: fleet.ready)
         slow = fleet.pids()["servers"][0]
         os.kill(slow, signal.SIGSTOP)
         for wanted in range(1, 401):
             assert fleet.publish(checkpoints[wanted % 3]) == wanted
             fleet.poll(0.0)
         os.kill(slow, signal.SIGCONT)
-        until(lambda: {"inference process 0 serves weights 400", "inference process 1 serves weights 400"} <= set(said))
+        attend(fleet, said, lambda: {"inference process 0 serves weights 400", "inference process 1 serves weights 400"} <= set(said))
         assert fleet.restarts == 0 and fleet.served.version == 400
 
 
@@ -309,19 +310,12 @@ def test_fleet_other_network_that_is_refused_does_not_get_to_a_replacement(check
     )  # fmt: skip
     said: list[str] = []
     with Fleet(config, range(10**6), 10**6) as fleet:
-
-        def until(condition: Callable[[], object]) -> None:
-            while not condition():
-                fleet.poll(0.02)
-                said.extend(fleet.events)
-                fleet.events.clear()
-
-        until(lambda: fleet.ready)
+        attend(fleet, said, lambda: fleet.ready)
         fleet.seat_other(checkpoints[3])
-        until(lambda: any("bad.safetensors" in line for line in said))
+        attend(fleet, said, lambda: any("bad.safetensors" in line for line in said))
         os.kill(fleet.pids()["servers"][0], signal.SIGKILL)
-        until(lambda: fleet.restarts)
-        until(lambda: fleet.ready)  # with the refused one it would end the run
+        attend(fleet, said, lambda: fleet.restarts)
+        attend(fleet, said, lambda: fleet.ready)  # with the refused one it would end the run
         assert fleet.restarts == 1
 
 
@@ -486,7 +480,8 @@ def test_selfplay_ctrl_c_while_it_is_being_loaded_ends_with_one_line(tmp_path: P
             wait_for(lambda file=maps, name=name: f"/{name}." in file.read_text() and "/_core." in file.read_text())
             process.send_signal(signal.SIGINT)
             out, err = process.communicate()
-        assert process.returncode == 130, err
+        # Where it comes within an exec() of a library, Python leaves by the signal itself, which a shell calls 130 too.
+        assert process.returncode in (130, -signal.SIGINT), err
         assert "Traceback" not in err and (err == "interrupted\n" or json.loads(out)["complete"] is False), err
 
 

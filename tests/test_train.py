@@ -145,7 +145,7 @@ def test_settings_that_would_do_nothing_are_refused(arguments: list[str], named:
 # --- the command -------------------------------------------------------------------------------------------------------------------
 
 QUICK = ["--opponents", "threshold", "--evaluate-s", "4", "--deals", "50", "--lanes", "256", "--batch", "256", "--checkpoint-s", "1", "--publish-s", "0.2",
-         "--buffer", "20000", "--json"]
+         "--buffer", "20000", "--replay-ratio", "1", "--json"]
 LENGTH = ["--rounds", "9000", "--minutes", "30"]
 KILLS = int(os.environ.get("SHMZERO_TRAIN_KILLS", "1"))
 """Of each kind of process, at random moments; ten for the record."""
