@@ -157,7 +157,15 @@ def keep(
 def machine() -> dict[str, Any]:
     """What the figures were measured on. Imports no torch."""
     info = Path("/proc/cpuinfo").read_text()
-    model = next((line.partition(": ")[2] for line in info.splitlines() if line.startswith("model name")), "")
+
+    def said(field: str) -> str:
+        lines = (line.partition(":") for line in info.splitlines())
+        return next((value.strip() for name, _, value in lines if name.strip() == field), "")
+
+    cpu = said("model name")
+    # A virtual machine may hide the product: "AMD EPYC" is of four generations, family and model tell which.
+    if said("cpu family"):
+        cpu += f" (family {said('cpu family')}, model {said('model')})"
     flags = sorted(f for f in ("amx_bf16", "avx512_bf16", "avx512f", "avx2") if f in info)
 
     def git(*words: str) -> str:
@@ -170,6 +178,6 @@ def machine() -> dict[str, Any]:
     memory = int(Path("/proc/meminfo").read_text().split()[1]) / 1e6
     versions = {"python": platform.python_version(), "numpy": np.__version__,
                 "torch": importlib.metadata.version("torch")}
-    return {"cpu": model, "flags": flags, "cores": cores(), "gpu": gpu_name(), "memory_gb": round(memory, 1),
+    return {"cpu": cpu, "flags": flags, "cores": cores(), "gpu": gpu_name(), "memory_gb": round(memory, 1),
             "kernel": platform.release(), "jemalloc": jemalloc(), "versions": versions, "commit": commit,
             "date": time.strftime("%Y-%m-%d")}
