@@ -2,7 +2,7 @@
 
 The parent owns the run folder: it commits finished rounds, hands them to the learner process, swaps
 the learner's weights into the running inference processes and says how it goes. Every child may be
-killed; so may the parent, and the same command goes on. Read next: learner.py, launch.py, judge.py.
+killed; so may the parent, and the same command goes on. Read next: learner_link.py, launch.py, judge.py.
 """
 
 from __future__ import annotations
@@ -10,11 +10,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import socket
-import struct
 import sys
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
@@ -23,7 +20,6 @@ import numpy as np
 import tyro
 
 from shmzero.arena import make_agent
-from shmzero.child import Child, Deaths, start_child
 from shmzero.command import STARTED, Parser, parse_flags, run_command
 from shmzero.config import OLDER, to_toml
 from shmzero.errors import ConfigError, RecordError, WorkerDied
@@ -31,6 +27,7 @@ from shmzero.fleet_plan import plan_fleet
 from shmzero.judge import Judge, match_words
 from shmzero.launch import Fleet
 from shmzero.learner import newest_version, remove_old_weights, weights_path
+from shmzero.learner_link import LearnerLink
 from shmzero.plot import METRICS_NAME, Board, TrainProgress, read_metrics
 from shmzero.records import CHECKPOINT_FOLDER, RecordWriter, newest_checkpoint
 from shmzero.selfplay import Interrupt, Meter, Terminal, append_line, write_whole
@@ -82,132 +79,6 @@ class UnitLedger:
             if unit not in self._above:
                 yield unit
             unit += 1
-
-
-class LearnerLink:
-    """The parent's end of the learner: starts it, feeds it, starts it again when it dies."""
-
-    def __init__(self, config: TrainConfig, folder: Path) -> None:
-        self.config = config
-        self.folder = folder
-        self.events: deque[dict[str, Any]] = deque()
-        self._deaths = Deaths()
-        self._child: Child | None = None
-
-    def start(self, progress: float, version: int, refill: bool) -> None:
-        """`version`: of the newest weights; the learner's own go on from there. `refill`: take up the
-        newest records of the folder first."""
-        ours, theirs = socket.socketpair()
-        record_ours, record_theirs = socket.socketpair()
-        spec = {
-            "folder": str(self.folder),
-            "config": dataclasses.asdict(self.config),
-            "device": self.config.learner_device(),
-            "threads": self.config.learner_threads,
-            "control_fd": theirs.fileno(),
-            "record_fd": record_theirs.fileno(),
-            "progress": progress,
-            "version": version,
-            "refill": refill,
-        }
-        with theirs, record_theirs:
-            self._child = start_child(
-                "shmzero.learner", spec, [theirs.fileno(), record_theirs.fileno()], self.config.learner_threads
-            )
-        ours.setblocking(False)
-        record_ours.setblocking(False)
-        self._control, self._records = ours, record_ours
-        self._received = b""
-        self._unsent = bytearray()
-        self._ending = self._ended = False
-
-    @property
-    def restarts(self) -> int:
-        """How often it was replaced."""
-        return self._deaths.total
-
-    @property
-    def pid(self) -> int:
-        """Process id of the living learner."""
-        assert self._child is not None
-        return self._child.process.pid
-
-    @property
-    def behind_bytes(self) -> int:
-        """Records that the learner has not taken yet."""
-        return len(self._unsent)
-
-    def feed(self, units: Iterable[tuple[int, list[bytes]]]) -> None:
-        """Hand over committed records; never blocks."""
-        for _, records in units:
-            for record in records:
-                self._unsent += struct.pack("=I", len(record)) + record
-
-    def tell(self, **command: Any) -> None:
-        """Send one command; one to a learner that is gone is lost."""
-        try:
-            self._control.sendall(json.dumps(command).encode() + b"\n")
-        except (BrokenPipeError, ConnectionResetError, BlockingIOError):
-            pass  # dead, which `poll` notices; or busy, and the next one says the same
-
-    def end(self, progress: float, version: int, to_the_end: bool) -> None:
-        """Have it save its last state and go; `to_the_end`: after it has learned from all that it was fed.
-
-        To be said again until it has gone: one that is busy may not hear it.
-        """
-        self.tell(cmd="stop", progress=progress, version=version, to_the_end=to_the_end)
-        self._ending = True
-
-    def poll(self) -> bool:
-        """Send and receive what there is. False where the learner has died."""
-        assert self._child is not None
-        try:
-            while self._unsent:
-                sent = self._records.send(self._unsent[: 1 << 18])
-                del self._unsent[:sent]
-            if self._ending and not self._ended:
-                self._records.shutdown(socket.SHUT_WR)
-                self._ended = True
-        except (BlockingIOError, BrokenPipeError, ConnectionResetError):
-            pass
-        try:
-            while part := self._control.recv(65536):
-                self._received += part
-        except (BlockingIOError, ConnectionResetError):
-            pass
-        *lines, self._received = self._received.split(b"\n")
-        for line in lines:
-            event = json.loads(line)
-            if event["event"] == "error":
-                raise ConfigError(event["message"])
-            if event["event"] == "full":
-                raise RecordError(event["message"])
-            self.events.append(event)
-        return self._child.process.poll() is None
-
-    def bury(self) -> str:
-        """Clear away a dead learner; returns a line about it. Raises WorkerDied if it keeps dying."""
-        child = self._child
-        assert child is not None
-        child.process.wait()
-        try:
-            return self._deaths.count("the learner", child)
-        finally:
-            self._close()
-
-    def kill(self) -> None:
-        """End it at once; what it saved last stays."""
-        if self._child is not None:
-            self._child.process.kill()
-            self._child.process.wait()
-            self._close()
-
-    def _close(self) -> None:
-        assert self._child is not None
-        self._control.close()
-        self._records.close()
-        self._child.close()
-        self._child = None
 
 
 class Run:
