@@ -22,7 +22,7 @@ from shmzero.errors import ConfigError
 from shmzero.evaluators import HashEvaluator, NetEvaluator, Staging, new_staging
 from shmzero.inference import Control, serve
 from shmzero.net import BlobNet, load_checkpoint, save_checkpoint
-from shmzero.net_device import CpuNetDevice, cpu_has_bf16, resolve_precision
+from shmzero.net_device import EVEN_FROM, EVEN_ROWS, CpuNetDevice, cpu_has_bf16, resolve_precision
 from shmzero.segment import create_private
 
 SMALL = NetConfig(width=32, hidden=64, blocks=2)
@@ -72,6 +72,22 @@ def test_inference_net_without_values_gives_the_same_policies_from_one_trunk(row
     assert len(part.weights) == len(whole.weights) if trunks == 1 else len(part.weights) < len(whole.weights)
     paths = {net_device.package_path(device.inference_net, "cpu") for device in (whole, part)}
     assert len(paths) == trunks, "each has a compiled callable of its own"
+
+
+@pytest.mark.parametrize("count", [EVEN_FROM + 1, EVEN_FROM + EVEN_ROWS, 203])
+def test_rows_that_make_a_batch_even_change_no_answer(count: int, rows: dict[str, np.ndarray]) -> None:
+    device = CpuNetDevice(BlobNet(SMALL), "bf16", False, 203)
+    features, masks = rows["features"][:203], rows["masks"][:203]
+    want = served(device, features, masks)
+    staging, asked = device.staging(0), []
+    net = device.inference_net
+    device.compiled = lambda f, *rest: (asked.append(len(f)), net(f, *rest))[1]
+    staging.features[:] = np.nan  # of no consequence where nobody asked
+    staging.policies[:] = staging.values[:] = -1
+    got = served(device, features[:count], masks[:count])
+    assert asked == [min(203, -(-count // EVEN_ROWS) * EVEN_ROWS)]
+    assert np.allclose(got[0], want[0][:count], atol=2e-2) and np.allclose(got[1], want[1][:count], atol=2e-2)
+    assert (staging.policies[count:] == -1).all() and (staging.values[count:] == -1).all()
 
 
 @pytest.mark.parametrize("flags, faster, want", [(set(), True, "fp32"), ({"avx512_bf16"}, False, "fp32"),
