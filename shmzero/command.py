@@ -14,7 +14,7 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn, TypeVar
@@ -48,6 +48,19 @@ def take_over_ctrl_c() -> None:
 
 
 take_over_ctrl_c()
+
+
+@contextlib.contextmanager
+def nothing_started() -> Iterator[None]:
+    """In here a command's Ctrl-C is `leave` again: a KeyboardInterrupt may be swallowed by a library that is
+    loaded or looks at types."""
+    before = signal.getsignal(signal.SIGINT)
+    take_over_ctrl_c()
+    try:
+        yield
+    finally:
+        if signal.getsignal(signal.SIGINT) is leave:
+            signal.signal(signal.SIGINT, before)
 
 
 def file_stamp(path: Path | None) -> tuple[int, int] | None:
@@ -102,11 +115,11 @@ class Parser(argparse.ArgumentParser):
 
 def parse_flags(kind: Callable[..., T], **options: Any) -> T:
     """tyro.cli(kind, **options). `--help` still prints and exits; bad flags raise ConfigError."""
-    import tyro
-
     said = io.StringIO()
     try:
-        with contextlib.redirect_stderr(said):
+        with nothing_started(), contextlib.redirect_stderr(said):
+            import tyro
+
             settings: T = tyro.cli(kind, **options)
             return settings
     except SystemExit as end:

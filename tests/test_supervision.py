@@ -474,10 +474,11 @@ def test_progress_estimates_the_time_left_before_the_first_round_is_finished() -
 
 
 def test_selfplay_ctrl_c_while_it_is_being_loaded_ends_with_one_line(tmp_path: Path) -> None:
-    for name in ("_core", "_multiarray_umath", "math", "_sqlite3"):
+    for name, wait_s in (("_core", 0), ("_multiarray_umath", 0), ("math", 0), ("_sqlite3", 0), ("_sqlite3", 0.1)):
         with started("--rounds", 100_000, "--out", tmp_path / "run") as process:
             maps = Path(f"/proc/{process.pid}/maps")
             wait_for(lambda file=maps, name=name: f"/{name}." in file.read_text() and "/_core." in file.read_text())
+            time.sleep(wait_s)  # until the flags are read, by a library that is loaded for it
             process.send_signal(signal.SIGINT)
             out, err = process.communicate()
         # Where it comes within an exec() of a library, Python leaves by the signal itself, which a shell calls 130 too.

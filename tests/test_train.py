@@ -496,6 +496,7 @@ def test_train_killed_anywhere_at_any_time_loses_and_doubles_no_record(tmp_path:
     # What it learned from changes with every kill, and so the losses do; the optimisers have made every step of all sessions.
     state, facts = safetensors.torch.load_file(tmp_path / STATE_NAME), read_facts(tmp_path / STATE_NAME)
     assert facts["steps"] == summary["steps"] == int(state["optimiser.0.step"])
-    assert int(state["critic_optimiser.0.step"]) - summary["steps"] in (0, 1)  # it is half a step ahead
+    ahead = int(state["critic_optimiser.0.step"]) - summary["steps"]
+    assert 0 <= ahead <= len(KINDS) * KILLS + 2  # it is half a step ahead, once more with each session
     for name in ("critic_loss", "value_loss"):
         assert all(one[name] < 2 * one["utility_variance"] for one in reports(tmp_path)), name
