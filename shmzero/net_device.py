@@ -37,10 +37,10 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 MOST_ROWS = 1 << 22
 """Of a batch."""
 CUDA_BUCKETS = (64, 256, 1024, 4096, 8192, 16384)
-"""Batch sizes that a CUDA graph is captured for. A CPU has no graphs and needs no such padding."""
-EVEN_ROWS = 8
-EVEN_FROM = 128
-"""A CPU's batches in bfloat16 of more rows than this are rounded up to a multiple of EVEN_ROWS: oneDNN makes a
+"""Batch sizes that a CUDA graph is captured for. A CPU has no graphs."""
+PAD_ROWS_TO = 8
+PAD_FROM_ROWS = 128
+"""A CPU's batches in bfloat16 of more rows than PAD_FROM_ROWS are padded to a multiple of PAD_ROWS_TO: oneDNN makes a
 kernel for each number of rows that it meets, and one that is no multiple of its tile costs a tenth of the rate."""
 LOOK_S = 0.5
 """How often a server looks whether the compiled callable is there."""
@@ -309,12 +309,12 @@ class CpuNetDevice(_NetDevice):
 
     def launch(self, stage: int, rows: int) -> None:
         call: Callable3 = self.compiled or self.inference_net
-        even = rows
-        if rows > EVEN_FROM and self.inference_net.dtype == torch.bfloat16:
-            even = min(-(-rows // EVEN_ROWS) * EVEN_ROWS, self.max_batch)  # those beyond hold an earlier batch's
+        padded = rows
+        if rows > PAD_FROM_ROWS and self.inference_net.dtype == torch.bfloat16:
+            padded = min(-(-rows // PAD_ROWS_TO) * PAD_ROWS_TO, self.max_batch)  # with rows of an earlier batch
         try:
             with torch.inference_mode():
-                policies, values = call(self._features[:even], self._masks[:even], *self.weights)
+                policies, values = call(self._features[:padded], self._masks[:padded], *self.weights)
                 self._policies[:rows].copy_(policies[:rows])
                 self._values[:rows].copy_(values[:rows])
                 places = (self._masks[:rows] < 0).nonzero()[:, 0]  # bit 63 is the sign

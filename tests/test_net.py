@@ -22,7 +22,7 @@ from shmzero.errors import ConfigError
 from shmzero.evaluators import HashEvaluator, NetEvaluator, Staging, new_staging
 from shmzero.inference import Control, serve
 from shmzero.net import BlobNet, load_checkpoint, save_checkpoint
-from shmzero.net_device import EVEN_FROM, EVEN_ROWS, CpuNetDevice, cpu_has_bf16, resolve_precision
+from shmzero.net_device import PAD_FROM_ROWS, PAD_ROWS_TO, CpuNetDevice, cpu_has_bf16, resolve_precision
 from shmzero.segment import create_private
 
 SMALL = NetConfig(width=32, hidden=64, blocks=2)
@@ -74,8 +74,8 @@ def test_inference_net_without_values_gives_the_same_policies_from_one_trunk(row
     assert len(paths) == trunks, "each has a compiled callable of its own"
 
 
-@pytest.mark.parametrize("count", [EVEN_FROM + 1, EVEN_FROM + EVEN_ROWS, 203])
-def test_rows_that_make_a_batch_even_change_no_answer(count: int, rows: dict[str, np.ndarray]) -> None:
+@pytest.mark.parametrize("count", [PAD_FROM_ROWS + 1, PAD_FROM_ROWS + PAD_ROWS_TO, 203])
+def test_padding_rows_change_no_answer(count: int, rows: dict[str, np.ndarray]) -> None:
     device = CpuNetDevice(BlobNet(SMALL), "bf16", False, 203)
     features, masks = rows["features"][:203], rows["masks"][:203]
     want = served(device, features, masks)
@@ -85,7 +85,7 @@ def test_rows_that_make_a_batch_even_change_no_answer(count: int, rows: dict[str
     staging.features[:] = np.nan  # of no consequence where nobody asked
     staging.policies[:] = staging.values[:] = -1
     got = served(device, features[:count], masks[:count])
-    assert asked == [min(203, -(-count // EVEN_ROWS) * EVEN_ROWS)]
+    assert asked == [min(203, -(-count // PAD_ROWS_TO) * PAD_ROWS_TO)]
     assert np.allclose(got[0], want[0][:count], atol=2e-2) and np.allclose(got[1], want[1][:count], atol=2e-2)
     assert (staging.policies[count:] == -1).all() and (staging.values[count:] == -1).all()
 
