@@ -475,6 +475,7 @@ def test_train_killed_anywhere_at_any_time_loses_and_doubles_no_record(tmp_path:
         process = start(tmp_path, endless)
 
     wait_until(lambda: newest_checkpoint(tmp_path) is not None and rounds_in(tmp_path) > len(kept) + 3000, process)
+    wait_until(lambda: reports(tmp_path), process)  # every session so far may have been too short for one
     process.send_signal(signal.SIGINT)
     process.communicate()
     assert process.returncode == 130
