@@ -261,6 +261,9 @@ def replay_full_deal(
     outcomes: NDArray[np.float32] | None = None,
     seats: Sequence[int] | None = None,
 ) -> int: ...
+def redeal(
+    hands: NDArray[np.uint8], silent: NDArray[np.uint8], times: int, seed: int = 0
+) -> tuple[NDArray[np.int64], NDArray[np.uint8]]: ...
 def game_win_shares(records: Sequence[bytes]) -> NDArray[np.float32]: ...
 
 # --- shared memory (bind_shm.cpp) ---

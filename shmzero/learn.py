@@ -55,6 +55,7 @@ class ReplayBuffer:
             "features": ((capacity, _core.NUM_FEATURES), torch.float16),
             "masks": ((capacity,), torch.int64),
             "hands": ((capacity, _core.NUM_HANDS * _core.NUM_CARDS), torch.uint8),
+            "silent": ((capacity,), torch.uint8),
             "actions": ((capacity,), torch.uint8),
             "utilities": ((capacity,), torch.float32),
             "policies": ((capacity, _core.NUM_ACTIONS), torch.float16),
@@ -89,11 +90,20 @@ class ReplayBuffer:
         return rows
 
     def sample(
-        self, rows: int, generator: torch.Generator, device: str, names: Iterable[str] | None = None
+        self, rows: int, generator: torch.Generator, device: str, names: Iterable[str] | None = None, redeals: int = 0
     ) -> dict[str, Tensor]:
-        """A batch of the arrays `names` (default: all), drawn uniformly with replacement, on `device`."""
+        """A batch of the arrays `names` (default: all), drawn uniformly with replacement, on `device`.
+
+        With `redeals` also, for each row in which seats have yet to bid, so many other deals that were as likely:
+        `redealt_rows` [K] int64, rows of the batch, and `redealt_hands` [K, 8 x 52] uint8.
+        """
         places = torch.randint(len(self), (rows,), generator=generator)
         batch = {name: self.tensors[name].index_select(0, places) for name in names or self.tensors}
+        if redeals:
+            silent = self.tensors["silent"].index_select(0, places)
+            seed = int(torch.randint(2**62, (1,), generator=generator))
+            dealt = _core.redeal(batch["hands"].numpy(), silent.numpy(), redeals, seed)
+            batch["redealt_rows"], batch["redealt_hands"] = map(torch.from_numpy, dealt)
         if device != "cpu":
             batch = {name: t.pin_memory().to(device, non_blocking=True) for name, t in batch.items()}
         return batch
@@ -230,7 +240,7 @@ class Valued:
 
     batch: dict[str, Tensor]
     q: Tensor | None
-    """[B, 52] before it learned from them; None without a critic."""
+    """[B, 52] before it learned from them, on average over the redeals; None without a critic."""
     loss: Tensor
     """Mean square of Q less what came of the actions taken."""
 
@@ -297,6 +307,11 @@ class Learner:
             q: Tensor = self.critic(batch["features"].float(), batch["hands"])
         return q.float()
 
+    def draw(self, buffer: ReplayBuffer) -> dict[str, Tensor]:
+        """A batch for `step`."""
+        redeals = self.config.redeals if self.critic else 0
+        return buffer.sample(self.config.batch, self.generator, self.device, self.columns, redeals)
+
     def step(self, batch: dict[str, Tensor], schedule: Schedule) -> Tensor | None:
         """Both halves of a batch; returns METRICS as one tensor, or None where it was skipped."""
         return self.policy_step(self.critic_step(batch, schedule), schedule)
@@ -306,13 +321,28 @@ class Learner:
         if self.critic_optimiser is None:
             return Valued(batch, None, torch.zeros((), device=self.device))
         q = self.critic_values(batch)
+        averaged = self._over_deals(q.detach(), batch)
         taken = q.gather(1, batch["actions"].long()[:, None])[:, 0]
         errors = (taken - batch["utilities"]).square()
         config, loss = self.config, errors.mean()
         if config.importance_cap > 1:
             loss = (errors * action_weights(batch, config.random_moves, config.importance_cap)).mean()
         self.critic_optimiser.step(loss, schedule.critic_learning_rate)
-        return Valued(batch, q.detach(), errors.mean().detach())
+        return Valued(batch, averaged, errors.mean().detach())
+
+    @torch.no_grad()
+    def _over_deals(self, q: Tensor, batch: dict[str, Tensor]) -> Tensor:
+        """Q of the true deals, [B, 52], averaged with Q of the deals that were as likely.
+
+        What the policy is to learn is an average over deals; the more of them a bid is told of at once, the less
+        noise. Later decisions are told of the true deal alone: what others have done makes some deals likelier.
+        """
+        rows = batch.get("redealt_rows")
+        if rows is None or not len(rows):
+            return q
+        more = self.critic_values({"features": batch["features"][rows], "hands": batch["redealt_hands"]})
+        deals = torch.ones(len(q), 1, device=q.device).index_add_(0, rows, torch.ones(len(rows), 1, device=q.device))
+        return q.index_add(0, rows, more) / deals
 
     def policy_step(self, valued: Valued, schedule: Schedule) -> Tensor | None:
         """Move policy and value; see `step`."""

@@ -200,9 +200,8 @@ class LearnerProcess:
         return self._learner.policy_step(valued, schedule)
 
     def _value(self, schedule: Any) -> Future[Any]:
-        learner = self._learner
-        batch = self._buffer.sample(self._config.batch, learner.generator, learner.device, learner.columns)
-        return self._second.submit(learner.critic_step, batch, schedule)
+        batch = self._learner.draw(self._buffer)
+        return self._second.submit(self._learner.critic_step, batch, schedule)
 
     def _take(self) -> None:
         if records := self._pipe.read():

@@ -78,6 +78,9 @@ class TrainConfig:
     importance_cap: float = 10.0
     """A decision counts for the critic by 1 / the probability of the action taken, at most this; 1: all count the
     same. Critic targets only."""
+    redeals: int = 7
+    """For a bid the critic's word is averaged over so many more deals: seats that have yet to bid get other cards, with
+    which they were as likely to be silent. Critic targets only."""
     weight_decay: float = 1e-4
     """Of AdamW."""
     clip: float = 1.0
@@ -142,7 +145,8 @@ class TrainConfig:
             ("minutes", 0.05, 1e6), ("rounds", 1, 10**12), ("random_moves", 0, 1), ("buffer", 1024, 10**9),
             ("batch", 1, 2**20), ("replay_ratio", 0.01, 100), ("learning_rate", 1e-8, 1),
             ("critic_learning_rate", 1e-8, 1), ("importance_cap", 1, 1e6),
-            ("weight_decay", 0, 1), ("clip", 1e-6, 1e6), ("entropy_first", 0, 10), ("entropy_last", 0, 10),
+            ("redeals", 0, 1000), ("weight_decay", 0, 1), ("clip", 1e-6, 1e6),
+            ("entropy_first", 0, 10), ("entropy_last", 0, 10),
             ("value_weight", 0, 100), ("tricks_weight", 0, 100), ("rivalry", 0, 10),
             ("solved_cards", 0, 20), ("value_share", 1e-3, 1), ("ema", 0, 0.999999), ("publish_s", 0.01, 3600),
             ("checkpoint_s", 0.1, 86_400), ("closing_s", 0, 60), ("evaluate_s", 0, 10**6),

@@ -42,6 +42,18 @@ def test_core_survives_random_positions_and_determinizations() -> None:
         search(r, HashEvaluator(), SearchConfig(determinizations=1, simulations=8), seed=1)
 
 
+def test_core_full_deal_rows_wrap_and_are_dealt_anew() -> None:
+    records = play_rounds(HashEvaluator(), 6, CONFIGS[-1], players="3-8", cards="1-6", lanes=3)
+    columns = {"features": ("float16", 256), "masks": ("uint64", 0), "hands": ("uint8", 8 * 52), "silent": ("uint8", 0),
+               "actions": ("uint8", 0), "utilities": ("float32", 0), "policies": ("float16", 52),
+               "seat_features": ("float16", 256), "seat_utilities": ("float32", 0), "tricks": ("uint8", 0),
+               "versions": ("uint32", 0)}  # fmt: skip
+    arrays = {name: np.zeros((50, width) if width else 50, dtype) for name, (dtype, width) in columns.items()}
+    assert _core.replay_full_deal(records, arrays, at=45) > 50
+    rows, dealt = _core.redeal(arrays["hands"], arrays["silent"], 4)
+    assert len(rows) > 0 and np.array_equal(dealt.sum(axis=1), arrays["hands"][rows].sum(axis=1))
+
+
 def test_core_plays_matches_on_threads_and_solves() -> None:
     agents = [make_agent(name) for name in ("threshold", "mc20", "uct2x10+solver")]
     agents.append(make_agent((HashEvaluator(), CONFIGS[0])))

@@ -70,6 +70,8 @@ def test_full_deal_rows_decode_to_the_true_hands(search: SearchConfig) -> None:
                 for i in range(1, 8):
                     hand = truth.hands[(truth.seat + i) % truth.players] if i < truth.players else []
                     assert real(i) == set(hand)
+                yet_to_bid = range(1, truth.players - ply) if ply < truth.players else ()
+                assert rows["silent"][at] == sum(1 << i for i in yet_to_bid)
                 assert r.action_from_canonical(int(rows["actions"][at])) == action
                 assert np.array_equal(rows["features"][at].astype(np.float32), r.features())
                 assert rows["utilities"][at] == pytest.approx(end.utilities()[truth.seat], abs=1e-6)
@@ -81,6 +83,36 @@ def test_full_deal_rows_decode_to_the_true_hands(search: SearchConfig) -> None:
         assert np.array_equal(rows[name][:at].astype(known[other].dtype), known[other]), name
     assert np.allclose(rows["policies"][:at].astype(np.float32), known["policies"], atol=1e-3)
     assert at == len(known["masks"]) > 300
+
+
+def test_redeal_moves_the_cards_of_silent_seats_alone() -> None:
+    buffer = buffer_of(play_rounds(HashEvaluator(), 60, POLICY_ALONE, seed=5, players="3-8", cards="1-6"))
+    silent, hands = (buffer.tensors[name][: len(buffer)].numpy() for name in ("silent", "hands"))
+    rows, dealt = _core.redeal(hands, silent, 3, seed=1)
+    assert np.array_equal(rows, np.repeat(np.flatnonzero(silent), 3)) and len(set(silent.tolist())) > 5
+    before, after = hands[rows].reshape(-1, 8, 52), dealt.reshape(-1, 8, 52)
+    assert np.array_equal(before.sum(axis=2), after.sum(axis=2))  # everyone has as many cards
+    assert np.array_equal(before.sum(axis=1), after.sum(axis=1))  # and the same cards are out
+    spoke = (silent[rows, None] >> np.arange(8) & 1 == 0) & (np.arange(8) > 0)
+    assert np.array_equal(before[spoke], after[spoke]) and spoke.any()
+    assert np.array_equal(dealt, _core.redeal(hands, silent, 3, seed=1)[1])
+    assert not np.array_equal(dealt, _core.redeal(hands, silent, 3, seed=2)[1])
+
+
+def test_redeal_is_uniform_over_all_deals() -> None:
+    hands = np.zeros((1, 8, 52), np.uint8)
+    hands[0, 0, [3, 17]] = hands[0, 1, [20, 51]] = hands[0, 2, 30] = hands[0, 3, 40] = 1
+    _, dealt = _core.redeal(hands.reshape(1, -1), np.array([0b1010], np.uint8), 60_000, seed=3)
+    found, counts = np.unique(dealt, axis=0, return_counts=True)
+    assert len(found) == 5 * 4 * 3 // 2  # one card of five for seat 3, two of the others for seat 1
+    assert ((counts - 2000) ** 2 / 2000).sum() < 58.3  # chi-square, 29 degrees of freedom: 1 in 1,000 is above
+
+
+def test_redeal_wrong_arrays_are_refused() -> None:
+    hands, silent = np.zeros((2, 416), np.uint8), np.full(2, 2, np.uint8)
+    for bad in ((hands[:, :415], silent, 1), (hands, silent[:1], 1), (hands, silent, -1), (hands + 1, silent, 1)):
+        with pytest.raises(ValueError, match="^redeal: "):
+            _core.redeal(*bad)
 
 
 def test_replay_buffer_wraps_round_and_keeps_the_newest() -> None:
@@ -154,6 +186,27 @@ def steps(one: Learner, buffer: ReplayBuffer, number: int, done: float = 0.1) ->
     schedule = Schedule.at(one.config, done)
     found = [one.step(buffer.sample(one.config.batch, one.generator, "cpu"), schedule) for _ in range(number)]
     return [metrics.tolist() for metrics in found if metrics is not None]
+
+
+def test_critic_is_averaged_over_redeals_of_bids() -> None:
+    buffer = buffer_of(play_rounds(HashEvaluator(), 200, POLICY_ALONE, lanes=512))
+    one = learner(dataclasses.replace(SMALL, redeals=5))
+    one.measure_scale(buffer)
+    batch = one.draw(buffer)
+    rows = batch["redealt_rows"]
+    assert len(rows) == 5 * len(rows.unique()) > 0
+    with torch.no_grad():
+        true = one.critic_values(batch)
+        more = [one.critic_values({"features": batch["features"][[row]], "hands": batch["redealt_hands"][[k]]})
+                for k, row in enumerate(rows.tolist())]  # fmt: skip
+    valued = one.critic_step(batch, Schedule.at(one.config, 0.1))
+    assert valued.q is not None
+    for row in range(len(true)):
+        own = [more[k][0] for k in (rows == row).nonzero()[:, 0].tolist()]
+        assert torch.allclose(valued.q[row], torch.stack([true[row], *own]).mean(dim=0), atol=1e-5)
+    assert not torch.allclose(valued.q[rows[0]], true[rows[0]], atol=1e-4)
+    plain = learner(dataclasses.replace(SMALL, redeals=0))
+    assert "redealt_rows" not in plain.draw(buffer)
 
 
 def test_learner_critic_explains_outcomes_and_losses_stay_finite() -> None:

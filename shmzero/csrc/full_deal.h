@@ -22,6 +22,7 @@ struct FullDealView {
   std::uint16_t* features;       ///< [N, 256] float16 bits, of the mover.
   std::uint64_t* masks;          ///< [N] legal actions.
   std::uint8_t* hands;           ///< [N, 8 x 52] 1 for each card that the mover does not see.
+  std::uint8_t* silent;          ///< [N] bit i: relative seat i has yet to bid.
   std::uint8_t* actions;         ///< [N] that was taken.
   float* utilities;              ///< [N] that the mover came to.
   std::uint16_t* policies;       ///< [N, 52] float16 bits, the record's target, sum 1.
@@ -82,11 +83,14 @@ inline std::size_t replay_full_deal(const RoundRecord& record, std::uint64_t sea
 
     std::uint8_t* hands = out.hands + row * kNumHands * kNumCards;
     std::fill_n(hands, kNumHands * kNumCards, std::uint8_t{0});
+    unsigned silent = 0;
     for_each_card(canonical_cards(undealt, order), [&](int card) { hands[card] = 1; });
     for (int i = 1, s = round.next_seat(ego); i < round.num_players; ++i, s = round.next_seat(s)) {
       for_each_card(canonical_cards(round.hands[s], order),
                     [&](int card) { hands[i * kNumCards + card] = 1; });
+      silent |= static_cast<unsigned>(round.bids[s] < 0) << i;
     }
+    out.silent[row] = static_cast<std::uint8_t>(silent);
 
     std::uint16_t* policy = out.policies + row * kNumActions;
     for (int a = 0; a < kNumActions; ++a) policy[a] = 0;
@@ -104,6 +108,31 @@ inline std::size_t replay_full_deal(const RoundRecord& record, std::uint64_t sea
     out.seat_utilities[row] = outcome(seat);
   }
   return at - first;
+}
+
+/// Deals the cards of the silent seats and the undealt ones anew, in a row's `hands` [8 x 52].
+///
+/// A seat that has yet to bid has done nothing that its cards could have had a part in: given all
+/// the others' cards, every such deal was as likely as the true one, whoever plays.
+inline void redeal(std::uint8_t* hands, unsigned silent, Rng& rng) {
+  std::uint8_t pool[kNumCards];
+  std::uint8_t owners[kNumCards];  // place 0 is the undealt pile
+  std::uint32_t size = 0;
+  for (int place = 0; place < kNumHands; ++place) {
+    if (place != 0 && !(silent >> place & 1)) continue;
+    std::uint8_t* const hand = hands + place * kNumCards;
+    for (int card = 0; card < kNumCards; ++card) {
+      if (hand[card] == 0) continue;
+      hand[card] = 0;
+      pool[size] = static_cast<std::uint8_t>(card);
+      owners[size++] = static_cast<std::uint8_t>(place);
+    }
+  }
+  for (; size > 0; --size) {
+    const std::uint32_t drawn = rng.below(size);
+    hands[owners[size - 1] * kNumCards + pool[drawn]] = 1;
+    pool[drawn] = pool[size - 1];
+  }
 }
 
 }  // namespace shmzero

@@ -20,6 +20,7 @@ enum class Purpose : std::uint64_t {
   kDeterminize = 7,
   kReplay = 8,
   kOthers = 9,
+  kRedeal = 10,
   kBot = 16,
 };
 
