@@ -5,9 +5,9 @@ set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
-cp -r "$root"/{shmzero,tests,setup.py,setup.cfg,pyproject.toml,README.md,LICENSE} "$folder"
+tar -C "$root" --exclude=__pycache__ --exclude='*.so' -c shmzero tests setup.py setup.cfg pyproject.toml README.md LICENSE |
+  tar -C "$folder" -x
 cd "$folder"
-find shmzero -name '*.so' -delete
 SHMZERO_SANITIZE=address,undefined python setup.py -q build_ext --inplace
 export PYTHONPATH=$folder ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1
 LD_PRELOAD="$(g++ -print-file-name=libasan.so) $(g++ -print-file-name=libstdc++.so)" \
