@@ -1,7 +1,8 @@
 """The learner's arithmetic: replay buffer, critic, losses, optimiser, state. No processes, no files of a run.
 
 The critic sees every hand and is used here only: it values each legal action of a decision on the true
-deal, and the policy is moved towards what is better *on average over the deals it cannot tell apart*.
+deal, a bid on equally likely ones as well, and the policy is moved towards what is better *on average
+over the deals it cannot tell apart*.
 That needs a loss linear in the advantage. Read next: learner.py (the process), train.py (the run).
 """
 
@@ -40,6 +41,7 @@ the critic's word; else the cross entropy with the target. Losses of value and c
 `value_slope`: of outcomes over values, 1 where the value is calibrated, less where it is too sure; `value_bias`:
 mean value less mean outcome."""
 MOST_SKIPPED = 20
+REDEALT_ROWS_TO = 64
 MOST_TRICKS = _core.NUM_CARDS // _core.MIN_PLAYERS
 
 
@@ -94,7 +96,7 @@ class ReplayBuffer:
     ) -> dict[str, Tensor]:
         """A batch of the arrays `names` (default: all), drawn uniformly with replacement, on `device`.
 
-        With `redeals` also, for each row in which seats have yet to bid, so many other deals that were as likely:
+        With `redeals` also, for each row in which seats have yet to bid, so many deals as likely as the true one:
         `redealt_rows` [K] int64, rows of the batch, and `redealt_hands` [K, 8 x 52] uint8.
         """
         places = torch.randint(len(self), (rows,), generator=generator)
@@ -317,7 +319,7 @@ class Learner:
         return self.policy_step(self.critic_step(batch, schedule), schedule)
 
     def critic_step(self, batch: dict[str, Tensor], schedule: Schedule) -> Valued:
-        """Value every action of a batch's rows on its true deal, then learn from what came of those taken."""
+        """Value every action of a batch's rows, then learn from what came of those taken."""
         if self.critic_optimiser is None:
             return Valued(batch, None, torch.zeros((), device=self.device))
         q = self.critic_values(batch)
@@ -332,16 +334,20 @@ class Learner:
 
     @torch.no_grad()
     def _over_deals(self, q: Tensor, batch: dict[str, Tensor]) -> Tensor:
-        """Q of the true deals, [B, 52], averaged with Q of the deals that were as likely.
+        """Q of the true deals, [B, 52], averaged with Q of the redeals.
 
-        What the policy is to learn is an average over deals; the more of them a bid is told of at once, the less
-        noise. Later decisions are told of the true deal alone: what others have done makes some deals likelier.
+        What the policy is to learn is an average over deals: the more of them go into one step, the less noise.
+        Once everybody has bid, what they did makes some deals likelier than others, and only the true one is used.
         """
         rows = batch.get("redealt_rows")
         if rows is None or not len(rows):
             return q
-        more = self.critic_values({"features": batch["features"][rows], "hands": batch["redealt_hands"]})
-        deals = torch.ones(len(q), 1, device=q.device).index_add_(0, rows, torch.ones(len(rows), 1, device=q.device))
+        # On a CPU a kernel is made for each number of rows that comes up: few numbers instead of all.
+        number, padding = len(rows), -len(rows) % REDEALT_ROWS_TO
+        features = batch["features"][F.pad(rows, (0, padding))]
+        hands = F.pad(batch["redealt_hands"], (0, 0, 0, padding))
+        more = self.critic_values({"features": features, "hands": hands})[:number]
+        deals = torch.ones(len(q), 1, device=q.device).index_add_(0, rows, torch.ones(number, 1, device=q.device))
         return q.index_add(0, rows, more) / deals
 
     def policy_step(self, valued: Valued, schedule: Schedule) -> Tensor | None:

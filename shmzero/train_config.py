@@ -79,8 +79,8 @@ class TrainConfig:
     """A decision counts for the critic by 1 / the probability of the action taken, at most this; 1: all count the
     same. Critic targets only."""
     redeals: int = 7
-    """For a bid the critic's word is averaged over so many more deals: seats that have yet to bid get other cards, with
-    which they were as likely to be silent. Critic targets only."""
+    """Where seats have yet to bid, the critic's word is averaged over the true deal and so many that were as likely:
+    these seats' cards and the undealt ones are dealt anew. Critic targets only."""
     weight_decay: float = 1e-4
     """Of AdamW."""
     clip: float = 1.0
@@ -242,6 +242,8 @@ class TrainConfig:
                 "device", "learner", "learner_threads", "workers", "lanes", "max_batch", "compile", "precision",
                 "autocast")
         settings = {name: value for name, value in asdict(self).items() if name not in free}
+        if self.redeals == 0 or self.targets != "critic":
+            del settings["redeals"]  # what a run from before there were any goes on with
         return settings | {"record_version": _core.RECORD_VERSION, "feature_version": _core.FEATURE_VERSION}
 
 

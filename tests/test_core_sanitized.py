@@ -44,10 +44,11 @@ def test_core_survives_random_positions_and_determinizations() -> None:
 
 def test_core_full_deal_rows_wrap_and_are_dealt_anew() -> None:
     records = play_rounds(HashEvaluator(), 6, CONFIGS[-1], players="3-8", cards="1-6", lanes=3)
-    columns = {"features": ("float16", 256), "masks": ("uint64", 0), "hands": ("uint8", 8 * 52), "silent": ("uint8", 0),
-               "actions": ("uint8", 0), "utilities": ("float32", 0), "policies": ("float16", 52),
-               "seat_features": ("float16", 256), "seat_utilities": ("float32", 0), "tricks": ("uint8", 0),
-               "versions": ("uint32", 0)}  # fmt: skip
+    columns = {"features": ("float16", _core.NUM_FEATURES), "masks": ("uint64", 0),
+               "hands": ("uint8", _core.NUM_HANDS * _core.NUM_CARDS), "silent": ("uint8", 0), "actions": ("uint8", 0),
+               "utilities": ("float32", 0), "policies": ("float16", _core.NUM_ACTIONS),
+               "seat_features": ("float16", _core.NUM_FEATURES), "seat_utilities": ("float32", 0),
+               "tricks": ("uint8", 0), "versions": ("uint32", 0)}  # fmt: skip
     arrays = {name: np.zeros((50, width) if width else 50, dtype) for name, (dtype, width) in columns.items()}
     assert _core.replay_full_deal(records, arrays, at=45) > 50
     rows, dealt = _core.redeal(arrays["hands"], arrays["silent"], 4)

@@ -110,9 +110,12 @@ def test_redeal_is_uniform_over_all_deals() -> None:
 
 def test_redeal_wrong_arrays_are_refused() -> None:
     hands, silent = np.zeros((2, 416), np.uint8), np.full(2, 2, np.uint8)
-    for bad in ((hands[:, :415], silent, 1), (hands, silent[:1], 1), (hands, silent, -1), (hands + 1, silent, 1)):
+    for bad in ((np.zeros((2, 415), np.uint8), silent, 1), (hands, silent[:1], 1), (hands, silent, -1), (hands + 1, silent, 1)):
         with pytest.raises(ValueError, match="^redeal: "):
             _core.redeal(*bad)
+    for converted in ((hands.astype(np.int64), silent), (hands, silent.astype(np.int64))):
+        with pytest.raises(TypeError, match="redeal"):
+            _core.redeal(*converted, 1)
 
 
 def test_replay_buffer_wraps_round_and_keeps_the_newest() -> None:
@@ -184,8 +187,19 @@ def steps(one: Learner, buffer: ReplayBuffer, number: int, done: float = 0.1) ->
     if not one.scaled:
         one.measure_scale(buffer)
     schedule = Schedule.at(one.config, done)
-    found = [one.step(buffer.sample(one.config.batch, one.generator, "cpu"), schedule) for _ in range(number)]
+    found = [one.step(one.draw(buffer), schedule) for _ in range(number)]
     return [metrics.tolist() for metrics in found if metrics is not None]
+
+
+def test_sampled_redeals_are_of_the_rows_that_were_drawn() -> None:
+    buffer = buffer_of(play_rounds(HashEvaluator(), 200, POLICY_ALONE, lanes=512))
+    batch = buffer.sample(300, torch.Generator().manual_seed(1), "cpu", redeals=4)
+    rows = batch["redealt_rows"]
+    assert torch.equal(rows.unique(), batch["silent"].nonzero()[:, 0]) and 0 < len(rows) == 4 * len(rows.unique())
+    before, after = (t.view(-1, 8, 52) for t in (batch["hands"][rows], batch["redealt_hands"]))
+    assert torch.equal(before.sum(dim=2), after.sum(dim=2)) and torch.equal(before.sum(dim=1), after.sum(dim=1))
+    spoke = (batch["silent"][rows, None] >> torch.arange(8) & 1 == 0) & (torch.arange(8) > 0)
+    assert torch.equal(before[spoke], after[spoke]) and not torch.equal(before, after)
 
 
 def test_critic_is_averaged_over_redeals_of_bids() -> None:

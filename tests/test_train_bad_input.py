@@ -17,11 +17,11 @@ import safetensors.torch
 from shmzero import plot, train
 from shmzero.arena import main as arena_main
 from shmzero.config import NetConfig
-from shmzero.errors import RecordError, WorkerDied
+from shmzero.errors import ConfigError, RecordError, WorkerDied
 from shmzero.judge import GATE, Judge
 from shmzero.learn import Learner, save_state
 from shmzero.net import BlobNet, load_checkpoint, save_checkpoint
-from shmzero.records import Records, newest_checkpoint
+from shmzero.records import Records, RecordWriter, newest_checkpoint
 from shmzero.selfplay import append_line, write_whole
 from shmzero.train_config import TrainConfig
 from tests.test_bad_input import mounted
@@ -245,12 +245,19 @@ def test_learner_state_of_another_feature_version_is_one_line(tmp_path: Path) ->
 
 
 def test_run_of_other_settings_names_what_both_commands_have(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from shmzero.records import RecordWriter
-
     RecordWriter(tmp_path, TrainConfig(seed=1).identity()).close()
     assert train.main([str(tmp_path), "--seed", "2"]) == 2
     line = one_line(capsys.readouterr().err)
     assert "seed: 1 there, 2 now" in line and "another folder" in line and "--out" not in line
+
+
+def test_run_from_before_there_were_redeals_goes_on_without_them(tmp_path: Path) -> None:
+    before = TrainConfig().identity()
+    del before["redeals"]
+    RecordWriter(tmp_path, before).close()
+    RecordWriter(tmp_path, TrainConfig(redeals=0).identity()).close()
+    with pytest.raises(ConfigError, match="redeals: None there, 7 now"):
+        RecordWriter(tmp_path, TrainConfig().identity())
 
 
 @pytest.mark.parametrize(

@@ -88,10 +88,10 @@ std::size_t replay_records(const std::vector<py::bytes>& records, const py::dict
   return written;
 }
 
-using Bytes = py::array_t<std::uint8_t, py::array::c_style | py::array::forcecast>;
+using Bytes = py::array_t<std::uint8_t, py::array::c_style>;
 
-/// (rows [K] i64, hands [K, 8 x 52] u8): of each row with silent seats `times` other deals that
-/// were as likely.
+/// (rows [K] i64, hands [K, 8 x 52] u8): of each row with silent seats `times` deals that were as
+/// likely.
 py::tuple redeal_silent(const Bytes& hands, const Bytes& silent, int times, std::uint64_t seed) {
   constexpr py::ssize_t kColumns = kNumHands * kNumCards;
   if (hands.ndim() != 2 || hands.shape(1) != kColumns || silent.ndim() != 1 ||
@@ -100,29 +100,23 @@ py::tuple redeal_silent(const Bytes& hands, const Bytes& silent, int times, std:
                           std::to_string(kColumns) + "] and silent [N]");
   }
   if (times < 0) throw py::value_error("redeal: times is negative; allowed: 0 or more");
-  const std::uint8_t* const marks = silent.data();
-  const std::uint8_t* const in = hands.data();
   const py::ssize_t number = silent.shape(0);
-  for (py::ssize_t i = 0; i < number; ++i) {
-    const std::uint8_t* const row = in + i * kColumns;
-    if (marks[i] != 0 && kColumns - std::count(row, row + kColumns, 0) > kNumCards) {
-      throw py::value_error("redeal: row " + std::to_string(i) + " has more than " +
-                            std::to_string(kNumCards) + " cards");
-    }
-  }
-  const py::ssize_t total = times * (number - std::count(marks, marks + number, 0));
+  const std::vector<std::uint8_t> marks(silent.data(), silent.data() + number);
+  const py::ssize_t total = times * (number - std::count(marks.begin(), marks.end(), 0));
   py::array_t<std::int64_t> rows(total);
   py::array_t<std::uint8_t> dealt({total, kColumns});
   std::int64_t* row = rows.mutable_data();
   std::uint8_t* out = dealt.mutable_data();
+  const std::uint8_t* const in = hands.data();
   {
     const py::gil_scoped_release release;
     Rng rng(stream_key(seed, 0, 0, Purpose::kRedeal));
     for (py::ssize_t i = 0; i < number; ++i) {
-      for (int k = 0; marks[i] != 0 && k < times; ++k, out += kColumns) {
+      const unsigned mark = marks[static_cast<std::size_t>(i)];
+      for (int k = 0; mark != 0 && k < times; ++k, out += kColumns) {
         *row++ = i;
         std::copy_n(in + i * kColumns, kColumns, out);
-        redeal(out, marks[i], rng);
+        redeal(out, mark, rng);
       }
     }
   }
@@ -166,8 +160,8 @@ void bind_train(py::module_& m) {
   m.def("replay_full_deal", &replay_records, py::arg("records"), py::arg("arrays"),
         py::arg("at") = 0, py::arg("seat_seed") = 0, py::arg("outcomes") = py::none(),
         py::arg("seats") = py::none());
-  m.def("redeal", &redeal_silent, py::arg("hands"), py::arg("silent"), py::arg("times"),
-        py::arg("seed") = 0);
+  m.def("redeal", &redeal_silent, py::arg("hands").noconvert(), py::arg("silent").noconvert(),
+        py::arg("times"), py::arg("seed") = 0);
   m.def("game_win_shares", &game_win_shares, py::arg("records"));
 }
 

@@ -1,4 +1,5 @@
-// Training rows with the full deal, for the learner's critic: what every other seat really held.
+// Training rows with the full deal, for the learner's critic: what every other seat really held,
+// and what it was as likely to hold.
 //
 // These rows know what no player knows. They go into the learner's arrays and nowhere else: hands
 // lie beside the 256 features, never in them, so no serving network takes them. Read next:
@@ -8,6 +9,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <stdexcept>
 
 #include "encode.h"
 #include "record.h"
@@ -113,7 +115,8 @@ inline std::size_t replay_full_deal(const RoundRecord& record, std::uint64_t sea
 /// Deals the cards of the silent seats and the undealt ones anew, in a row's `hands` [8 x 52].
 ///
 /// A seat that has yet to bid has done nothing that its cards could have had a part in: given all
-/// the others' cards, every such deal was as likely as the true one, whoever plays.
+/// the others' cards, every such deal was as likely as the true one, whoever plays. Throws
+/// std::invalid_argument for more cards than there are.
 inline void redeal(std::uint8_t* hands, unsigned silent, Rng& rng) {
   std::uint8_t pool[kNumCards];
   std::uint8_t owners[kNumCards];  // place 0 is the undealt pile
@@ -123,6 +126,7 @@ inline void redeal(std::uint8_t* hands, unsigned silent, Rng& rng) {
     std::uint8_t* const hand = hands + place * kNumCards;
     for (int card = 0; card < kNumCards; ++card) {
       if (hand[card] == 0) continue;
+      if (size == kNumCards) throw std::invalid_argument("redeal: more cards than there are");
       hand[card] = 0;
       pool[size] = static_cast<std::uint8_t>(card);
       owners[size++] = static_cast<std::uint8_t>(place);
