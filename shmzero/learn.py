@@ -130,6 +130,24 @@ def action_weights(batch: dict[str, Tensor], random_moves: float, cap: float) ->
     return weights / weights.mean()
 
 
+@torch.no_grad()
+def push(
+    policies: Tensor, log_policies: Tensor, left: Tensor, masks: Tensor, entropy_weight: float, share: float
+) -> Tensor:
+    """How far the log-probability of each action is to rise, [B, 52].
+
+    It is the action's advantage, the entropy's included, times a weight: its probability, mixed to the `share`
+    with one that is the same for all legal actions. `left` [B, 52]: what each action leaves to the best one.
+
+    With probabilities alone this is the gradient of what the policy comes to, entropy included. That gradient
+    vanishes where an action is nearly certain, and a choice that was wrong early stays. The mixture comes to rest
+    where the gradient does, at softmax(Q / entropy_weight), and like it is linear in Q.
+    """
+    worth = -left - entropy_weight * log_policies
+    advantages = (worth - (policies * worth).sum(dim=1, keepdim=True)) * masks
+    return torch.lerp(policies, masks / masks.sum(dim=1, keepdim=True), share) * advantages
+
+
 class Critic(nn.Module):
     """Utility of the mover after each action, from the full deal. Lives in the learner only."""
 
@@ -373,7 +391,10 @@ class Learner:
             with torch.no_grad():
                 advantages = ((policies * left).sum(dim=1, keepdim=True) - left) * masks
                 spread = (advantages.square().sum(dim=1) / masks.sum(dim=1)).mean().sqrt()
-            loss = policy_loss - schedule.entropy_weight * entropy + config.value_weight * value_loss
+            pushes = push(policies, log_policies, left, masks, schedule.entropy_weight, config.neurd_share)
+            moved = (pushes * log_policies).sum(dim=1).mean()
+            aim = (policy_loss - schedule.entropy_weight * entropy).detach()
+            loss = aim - (moved - moved.detach()) + config.value_weight * value_loss
         else:
             spread = torch.zeros((), device=self.device)
             policy_loss = -(batch["policies"].float() * log_policies).sum(dim=1).mean()

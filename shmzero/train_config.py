@@ -81,6 +81,10 @@ class TrainConfig:
     redeals: int = 7
     """Where seats have yet to bid, the critic's word is averaged over the true deal and so many that were as likely:
     these seats' cards and the undealt ones are dealt anew. Critic targets only."""
+    neurd_share: float = 0.0
+    """How far the policy's gradient weighs all legal actions alike instead of by their probabilities: 0 is the policy
+    gradient, 1 neural replicator dynamics (Hennes et al. 2020), which forgets a choice that was nearly certain as soon
+    as any other. Critic targets only."""
     weight_decay: float = 1e-4
     """Of AdamW."""
     clip: float = 1.0
@@ -145,7 +149,7 @@ class TrainConfig:
             ("minutes", 0.05, 1e6), ("rounds", 1, 10**12), ("random_moves", 0, 1), ("buffer", 1024, 10**9),
             ("batch", 1, 2**20), ("replay_ratio", 0.01, 100), ("learning_rate", 1e-8, 1),
             ("critic_learning_rate", 1e-8, 1), ("importance_cap", 1, 1e6),
-            ("redeals", 0, 1000), ("weight_decay", 0, 1), ("clip", 1e-6, 1e6),
+            ("redeals", 0, 1000), ("neurd_share", 0, 1), ("weight_decay", 0, 1), ("clip", 1e-6, 1e6),
             ("entropy_first", 0, 10), ("entropy_last", 0, 10),
             ("value_weight", 0, 100), ("tricks_weight", 0, 100), ("rivalry", 0, 10),
             ("solved_cards", 0, 20), ("value_share", 1e-3, 1), ("ema", 0, 0.999999), ("publish_s", 0.01, 3600),
@@ -242,8 +246,9 @@ class TrainConfig:
                 "device", "learner", "learner_threads", "workers", "lanes", "max_batch", "compile", "precision",
                 "autocast")
         settings = {name: value for name, value in asdict(self).items() if name not in free}
-        if self.redeals == 0 or self.targets != "critic":
-            del settings["redeals"]  # what a run from before there were any goes on with
+        for name in ("redeals", "neurd_share"):  # which runs from before there were any go on without
+            if settings[name] == 0 or self.targets != "critic":
+                del settings[name]
         return settings | {"record_version": _core.RECORD_VERSION, "feature_version": _core.FEATURE_VERSION}
 
 

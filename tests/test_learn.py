@@ -22,9 +22,10 @@ from shmzero.learn import (
     action_weights,
     bits,
     load_state,
+    push,
     save_state,
 )
-from shmzero.net import BlobNet
+from shmzero.net import BlobNet, masked_softmax
 from shmzero.train_config import DEALS, TRAIN_PRESETS, TrainConfig
 from tests import oracle
 from tests.cases import as_round
@@ -293,6 +294,45 @@ def test_learner_policy_moves_towards_the_critics_better_actions() -> None:
         policies, _ = one.net.policy_value(rows["features"].float(), masks)
         uniform = masks / masks.sum(1, keepdim=True)
         assert float((policies * q).sum(1).mean()) > float((uniform * q).sum(1).mean()) + 0.01
+
+
+def test_push_by_probabilities_is_the_gradient_of_what_the_policy_comes_to() -> None:
+    generator = torch.Generator().manual_seed(2)
+    logits = torch.randn(50, 52, generator=generator).requires_grad_()
+    masks = torch.rand(50, 52, generator=generator) < 0.2
+    masks[:, 0] = True
+    left = torch.rand(50, 52, generator=generator) * masks
+    policies = masked_softmax(logits, masks)
+    log_policies = torch.log(policies.clamp(min=1e-9))
+    comes_to = -(policies * left).sum() - 0.05 * (policies * log_policies).sum()
+    moved = (push(policies, log_policies, left, masks, 0.05, 0.0) * log_policies).sum()
+    wanted, found = (torch.autograd.grad(one, logits, retain_graph=True)[0] for one in (comes_to, moved))
+    assert torch.allclose(found, wanted, atol=1e-5) and wanted.abs().max() > 0.01
+
+
+@pytest.mark.parametrize("share", [0.2, 1.0])
+def test_push_rests_at_the_softmax_and_leaves_a_wrong_certainty(share: float) -> None:
+    """One situation of three actions, the best of which has next to no chance at first."""
+    masks = torch.zeros(1, 52, dtype=torch.bool)
+    masks[0, :3] = True
+    q = torch.zeros(1, 52)
+    q[0, :3] = torch.tensor([0.1, 0.0, -0.05])
+    left = (0.1 - q) * masks
+
+    def after(share: float, steps: int) -> torch.Tensor:
+        logits = torch.zeros(1, 52)
+        logits[0, 1] = 9.0
+        logits.requires_grad_()
+        for _ in range(steps):
+            policies = masked_softmax(logits, masks)
+            log_policies = torch.log(policies.clamp(min=1e-9))
+            moved = (push(policies, log_policies, left, masks, 0.05, share) * log_policies).sum()
+            (gradient,) = torch.autograd.grad(moved, logits)
+            logits = (logits + gradient).detach().requires_grad_()
+        return masked_softmax(logits, masks).detach()[0, :3]
+
+    assert after(0.0, 1000)[0] < 0.01, "the gradient alone stays"
+    assert torch.allclose(after(share, 6000), torch.softmax(q[0, :3] / 0.05, dim=0), atol=1e-3)
 
 
 def test_learner_tricks_head_learns_how_many_the_mover_will_win() -> None:
