@@ -78,7 +78,7 @@ class TrainConfig:
     importance_cap: float = 10.0
     """A decision counts for the critic by 1 / the probability of the action taken, at most this; 1: all count the
     same. Critic targets only."""
-    redeals: int = 7
+    redeals: int = 0
     """Where seats have yet to bid, the critic's word is averaged over the true deal and so many that were as likely:
     these seats' cards and the undealt ones are dealt anew. Critic targets only."""
     neurd_share: float = 0.0

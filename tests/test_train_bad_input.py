@@ -251,13 +251,14 @@ def test_run_of_other_settings_names_what_both_commands_have(tmp_path: Path, cap
     assert "seed: 1 there, 2 now" in line and "another folder" in line and "--out" not in line
 
 
-def test_run_from_before_there_were_redeals_goes_on_without_them(tmp_path: Path) -> None:
+def test_run_from_before_a_setting_goes_on_where_it_is_off(tmp_path: Path) -> None:
     before = TrainConfig().identity()
-    del before["redeals"]
+    assert not {"redeals", "neurd_share"} & before.keys()
+    assert "redeals" not in TrainConfig(targets="visits", search="2x8", redeals=3).identity()
     RecordWriter(tmp_path, before).close()
-    RecordWriter(tmp_path, TrainConfig(redeals=0).identity()).close()
-    with pytest.raises(ConfigError, match="redeals: None there, 7 now"):
-        RecordWriter(tmp_path, TrainConfig().identity())
+    for settings in ({"redeals": 3}, {"neurd_share": 0.5}):
+        with pytest.raises(ConfigError, match=r"(redeals|neurd_share): None there, (3|0\.5) now"):
+            RecordWriter(tmp_path, TrainConfig(**settings).identity())
 
 
 @pytest.mark.parametrize(

@@ -79,7 +79,8 @@ ARMS = {
     "replay ratio 4": Arm(("--replay-ratio", "4")),
     "replay ratio 8": Arm(("--replay-ratio", "8")),
     "unweighted critic": Arm(("--importance-cap", "1")),
-    "no redeals": Arm(("--redeals", "0")),
+    "7 redeals": Arm(("--redeals", "7")),
+    "neurd 0.2": Arm(("--neurd-share", "0.2")),
     "rivalry 1": Arm(("--rivalry", "1")),
     "entropy to 0.002": Arm(("--entropy-last", "0.002")),
 }
