@@ -57,7 +57,7 @@ def test_readme_figures_have_results() -> None:
 @pytest.mark.parametrize("name", FILES)
 def test_results_are_of_a_commit_that_git_knows(name: str) -> None:
     kept = results(name)
-    assert name in (kept["benchmark"], *(f"{kept['benchmark']}_{how}" for how in ("laptop", "installed", "pace"))) and kept["results"]
+    assert name in (kept["benchmark"], *(f"{kept['benchmark']}_{how}" for how in ("laptop", "hour", "installed", "pace", "more"))) and kept["results"]
     if not (ROOT / ".git").exists():
         pytest.skip("not a git checkout: the commit of the figures cannot be looked up")
     shallow = subprocess.run(["git", "rev-parse", "--is-shallow-repository"], capture_output=True, text=True, cwd=ROOT)
@@ -70,9 +70,13 @@ def test_results_are_of_a_commit_that_git_knows(name: str) -> None:
 
 def test_readme_strength_is_what_the_matches_gave() -> None:
     (_, _, *opponents, _), *rows = table("Strength")
-    assert len(opponents) == 5 and len(rows) == 4
+    assert len(opponents) == 5 and len(rows) == 6
+    kept: list[dict] = []
     for trained, plays, *figures, command in rows:
-        kept = results("training_laptop" if "--run" in command else "training")["results"]
+        if trained:
+            name = {"2": "training", "10": "training_laptop", "60": "training_hour"}[re.match(r"\d+", trained)[0]]
+            kept = results(name)["results"]
+        assert command == ("training" if name == "training" else "training --run")
         values = {result["name"]: result["value"] for result in kept}
         how = "policy" if plays == "its policy" else "3x30"
         for opponent, figure in zip(opponents, figures, strict=True):
@@ -95,6 +99,10 @@ def test_readme_ablation_is_what_the_matches_gave() -> None:
                 continue
             p = values[f"{name}: p, corrected"]
             assert cell == f"{values[name]:.2f}; " + ("<0.001" if p < 0.001 else f"{p:.2g}"), name
+    more = {result["name"]: result["value"] for result in results("ablate_training_more")["results"]}
+    for name in ("no redeals against base", "max^n against visits", "max^n against visits, with 3x30"):
+        p = more[f"{name}: p, corrected"]
+        assert f"{more[name]:.2f} ({'<0.001' if p < 0.001 else f'{p:.2g}'})" in " ".join(README.split()), name
     since = {result["name"]: result["value"] for result in results("ablate_training_pace")["results"]}
     for arm, words in (("batch 1024", "batches of 1,024"), ("2048 lanes", "2,048 lanes"), ("replay ratio 1", "replay ratio 1")):
         found = since[f"{arm} against base"], since[f"{arm} against base: p, corrected"]
