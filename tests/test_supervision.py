@@ -448,7 +448,7 @@ def test_selfplay_with_too_few_files_ends_with_one_line_and_leaves_nothing(tmp_p
 def test_selfplay_interrupted_before_anything_is_finished_says_what_it_did(tmp_path: Path) -> None:
     """Its settings are in the folder from the start, and its rates are not those of finished rounds alone."""
     folder = tmp_path / "run"
-    with started("--rounds", 2, "--cards", 13, "--simulations", 5000, "--out", folder) as process:
+    with started("--rounds", 2, "--cards", 13, "--simulations", 20_000, "--out", folder) as process:
         wait_for((folder / "config.toml").exists)
         wait_for((folder / "metrics.jsonl").exists)
         process.send_signal(signal.SIGINT)
