@@ -1,8 +1,8 @@
 """The learner's arithmetic: replay buffer, critic, losses, optimiser, state. No processes, no files of a run.
 
 The critic sees every hand and is used here only: it values each legal action of a decision on the true
-deal, a bid on equally likely ones as well, and the policy is moved towards what is better *on average
-over the deals it cannot tell apart*.
+deal (a bid, with `redeals`, on equally likely ones as well), and the policy is moved towards what is
+better *on average over the deals it cannot tell apart*.
 That needs a loss linear in the advantage. Read next: learner.py (the process), train.py (the run).
 """
 
@@ -42,6 +42,7 @@ the critic's word; else the cross entropy with the target. Losses of value and c
 mean value less mean outcome."""
 MOST_SKIPPED = 20
 REDEALT_ROWS_TO = 64
+"""The critic is asked about redeals in multiples of so many rows."""
 MOST_TRICKS = _core.NUM_CARDS // _core.MIN_PLAYERS
 
 

@@ -86,6 +86,15 @@ def test_readme_strength_is_what_the_matches_gave() -> None:
                 assert figure == "; ".join(f"{values[name]:.2f}" for name in names), (trained, plays, opponent)
 
 
+def test_readme_one_card_figures_are_what_exact_play_gave() -> None:
+    values = {result["name"]: result["value"] for result in results("exact_play")["results"]}
+    mean, worst = (max(v for name, v in values.items() if name.endswith(what)) for what in (": mean loss", ": worst hand"))
+    text = " ".join(README.split())
+    assert f"at most {mean:.3f} below the best response, {worst:.2f} with the worst hand" in text
+    agents = [v for name, v in values.items() if name.endswith("the agent bids 1 from")]
+    assert agents == ["2", "4", "6", "8"] and "first bids of 3 to 6 players change at the right rank" in text
+
+
 def test_readme_ablation_is_what_the_matches_gave() -> None:
     values = {result["name"]: result["value"] for result in results("ablate_training")["results"]}
     (_, *changes), *rows = table("Strength", 1)
