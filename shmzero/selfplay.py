@@ -14,7 +14,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -122,7 +122,7 @@ def decisions_in_a_unit(play: _core.PlaySettings) -> float:
 
 
 class Interrupt:
-    """The first Ctrl-C asks the run to stop, the second ends it at once, whatever it is waiting for."""
+    """The first Ctrl-C or SIGTERM asks the run to stop; a second Ctrl-C ends it at once, whatever it waits for."""
 
     def __init__(self) -> None:
         self.asked = False
@@ -130,7 +130,8 @@ class Interrupt:
         signal.signal(signal.SIGTERM, self._handle)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        signal.signal(number, signal.SIG_DFL)  # the children die with us
+        if number == signal.SIGINT:  # a SIGTERM often comes twice: timeout(1) sends it to the group as well
+            signal.signal(number, signal.SIG_DFL)  # the children die with us
         self.asked = True
 
 
@@ -140,12 +141,25 @@ def run(
     say: Callable[[str], None] = lambda line: None,
     show: Callable[[Progress], None] = lambda progress: None,
     stopped: Callable[[], bool] = lambda: False,
+    started: float | None = None,
 ) -> dict[str, Any]:
     """Play until the folder holds what is asked for; returns the summary of `--json`.
 
     `say` gets lines worth keeping, `show` the state about ten times a second, `stopped` asks whether
-    to leave early: finished rounds are committed first. Raises ConfigError, RecordError,
-    SegmentError, WorkerDied.
+    to leave early: finished rounds are committed first. `started` is when the command began, by
+    time.monotonic() (default: with this call). Raises ConfigError, RecordError, SegmentError, WorkerDied.
+    """
+    started = time.monotonic() if started is None else started
+    with run_folder(folder, config.identity()) as writer:
+        return _run(config, folder, writer, say, show, stopped, started)
+
+
+@contextmanager
+def run_folder(folder: Path, settings: dict[str, Any]) -> Iterator[RecordWriter]:
+    """The writer of a run folder, which is made where there is none.
+
+    An error in here before anything was committed leaves everything as it was found. Raises ConfigError
+    where the folder holds a run of other settings, FolderBusy, RecordError.
     """
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     ours = (RECORD_FILE, f"{RECORD_FILE}-wal", f"{RECORD_FILE}-shm", "config.toml", "metrics.jsonl")
@@ -156,9 +170,9 @@ def run(
         _remove_empty(made)
         raise RecordError(f"run folder {folder} cannot be made: {error.strerror}") from None
     try:
-        writer = RecordWriter(folder, config.identity())
+        writer = RecordWriter(folder, settings)
         try:
-            return _run(config, folder, writer, say, show, stopped)
+            yield writer
         except ShmzeroError:
             if writer.count() > 0:
                 fresh.clear()
@@ -189,6 +203,7 @@ def _run(
     say: Callable[[str], None],
     show: Callable[[Progress], None],
     stopped: Callable[[], bool],
+    started: float,
 ) -> dict[str, Any]:
     wanted = config.games or config.rounds or DEFAULT_ROUNDS
     done = writer.units()
@@ -200,6 +215,7 @@ def _run(
                           "mean_batch_rows": 0.0}
     begun = {unit: records for unit, records in writer.begun().items() if unit < wanted}
     units: Iterator[int] = (unit for unit in range(wanted) if unit not in done)
+    checkpoint_seen = file_stamp(config.checkpoint)  # before it is read: what replaces it meanwhile is another
     with Fleet(config, units, missing, _first_version(config, writer), begun) as fleet:
         writer.set_weights(fleet.served.version, fleet.served.digest())
         if not (folder / "config.toml").exists():
@@ -222,7 +238,6 @@ def _run(
         units_done = new_rounds = record_bytes = 0
         first_round_s: float | None = None
         committed_at = metrics_at = shown_at = meter.start
-        checkpoint_seen = file_stamp(config.checkpoint)
         served = fleet.served
 
         def take(finished: list[tuple[int, list[bytes]]]) -> None:
@@ -230,7 +245,7 @@ def _run(
             units_done += len(finished)
             waiting.extend(finished)
             if first_round_s is None and any(records for _, records in uncommitted()):
-                first_round_s = time.monotonic() - STARTED
+                first_round_s = time.monotonic() - started
                 write_whole(folder / "config.toml", to_toml(_resolved(config, fleet)))
 
         def uncommitted() -> list[tuple[int, list[bytes]]]:
@@ -436,7 +451,7 @@ def _main(arguments: list[str] | None) -> int:
     folder = config.out or Path("runs") / time.strftime("selfplay-%Y%m%d-%H%M%S")
     interrupt = Interrupt()
     with Terminal() as terminal:
-        summary = run(config, folder, terminal.say, terminal.show, lambda: interrupt.asked)
+        summary = run(config, folder, terminal.say, terminal.show, lambda: interrupt.asked, STARTED)
     print(json.dumps(summary) if config.json else describe(summary))
     return 0 if summary["complete"] else 130
 

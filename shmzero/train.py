@@ -22,7 +22,7 @@ import tyro
 from shmzero.arena import make_agent
 from shmzero.command import STARTED, Parser, parse_flags, run_command
 from shmzero.config import OLDER, to_toml
-from shmzero.errors import ConfigError, RecordError, WorkerDied
+from shmzero.errors import ConfigError, WorkerDied
 from shmzero.fleet_plan import plan_fleet
 from shmzero.judge import Judge, match_words
 from shmzero.launch import Fleet
@@ -30,7 +30,7 @@ from shmzero.learner import newest_version, remove_old_weights, weights_path
 from shmzero.learner_link import LearnerLink
 from shmzero.plot import METRICS_NAME, Board, TrainProgress, read_metrics
 from shmzero.records import CHECKPOINT_FOLDER, RecordWriter, newest_checkpoint
-from shmzero.selfplay import Interrupt, Meter, Terminal, append_line, write_whole
+from shmzero.selfplay import Interrupt, Meter, Terminal, append_line, run_folder, write_whole
 from shmzero.train_config import DEALS, TRAIN_PRESETS, TrainConfig, read_train_toml
 
 TICK_S = 0.02
@@ -88,26 +88,24 @@ class Run:
         self,
         config: TrainConfig,
         folder: Path,
+        writer: RecordWriter,
         say: Callable[[str], None],
         show: Callable[[TrainProgress], None],
         stopped: Callable[[], bool],
+        started: float,
     ) -> None:
-        """Raises ConfigError where the folder holds a run of other settings."""
+        """`writer` is the folder's; `started`: when the time began, by time.monotonic()."""
         self.config = config
         self.folder = folder
         self._say, self._show, self._stopped = say, show, stopped
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise RecordError(f"run folder {folder} cannot be made: {error.strerror}") from None
-        self._writer = RecordWriter(folder, config.identity())
+        self._writer = writer
         self._ledger = UnitLedger(sorted(self._writer.units()))
         self._rounds_before = self._rounds = self._writer.count()
         self._waiting: list[tuple[int, list[bytes]]] = []
         before = read_metrics(folder / METRICS_NAME) if (folder / METRICS_NAME).exists() else []
         self._elapsed_before = max((line["elapsed_s"] for line in before), default=0.0)
         self._trained_s = self._elapsed_before
-        self._started = STARTED
+        self._started = started
         self._learner = LearnerLink(config, folder)
         self._judge = Judge(config, folder)
         self._judge.recall(before)
@@ -174,10 +172,7 @@ class Run:
             self._judge.kill()
             if self._board:
                 self._board.close()
-            try:
-                self._commit()
-            finally:
-                self._writer.close()
+            self._commit()
         new_rounds = self._rounds - self._rounds_before
         return {
             "run": str(self.folder),
@@ -377,11 +372,12 @@ def train(
     say: Callable[[str], None] = lambda line: None,
     show: Callable[[TrainProgress], None] = lambda progress: None,
     stopped: Callable[[], bool] = lambda: False,
+    started: float | None = None,
 ) -> dict[str, Any]:
     """Train in `folder` until the time or the rounds are reached; returns the summary of `--json`.
 
-    A folder with a run of the same settings is continued. Raises ConfigError, RecordError,
-    SegmentError, WorkerDied.
+    A folder with a run of the same settings is continued. The time counts from `started` on, by
+    time.monotonic() (default: this call). Raises ConfigError, RecordError, SegmentError, WorkerDied.
     """
     for name in config.opponents.split(","):
         if name:
@@ -389,7 +385,9 @@ def train(
     if config.tensorboard:
         Board.check()
     resolved(config)  # refuses sizes that cannot be before anything is made
-    return Run(config, folder, say, show, stopped)()
+    started = time.monotonic() if started is None else started
+    with run_folder(folder, config.identity()) as writer:
+        return Run(config, folder, writer, say, show, stopped, started)()
 
 
 def parse(arguments: list[str] | None) -> tuple[TrainConfig, Path, bool]:
@@ -448,7 +446,7 @@ def _main(arguments: list[str] | None) -> int:
     config, folder, as_json = parse(arguments)
     interrupt = Interrupt()
     with Terminal(TrainProgress.table) as terminal:
-        summary = train(config, folder, terminal.say, terminal.show, lambda: interrupt.asked)
+        summary = train(config, folder, terminal.say, terminal.show, lambda: interrupt.asked, STARTED)
     print(json.dumps(summary) if as_json else describe(summary))
     return 0 if summary["complete"] else 130
 

@@ -16,10 +16,11 @@ from pathlib import Path
 
 import pytest
 
-from shmzero import SearchConfig, _core, play_rounds
-from shmzero.config import SelfPlayConfig
+from shmzero import SearchConfig, _core, play_rounds, selfplay
+from shmzero.config import NetConfig, SelfPlayConfig
 from shmzero.evaluators import HashEvaluator
 from shmzero.launch import Fleet
+from shmzero.net import BlobNet, save_checkpoint
 from shmzero.records import Records
 
 
@@ -161,6 +162,37 @@ def test_selfplay_interrupt_commits_and_rerun_goes_on_then_has_nothing_to_do(tmp
     total = summary["rounds"] + 20
     assert command("--evaluator", "hash", "--rounds", total, "--out", folder).returncode == 0
     assert "nothing to do" in command("--evaluator", "hash", "--rounds", total, "--out", folder).stderr
+
+
+def test_interrupt_sigterm_that_comes_twice_asks_like_one_and_a_second_ctrl_c_ends() -> None:
+    """timeout(1) sends one SIGTERM to the process and one to its group."""
+    program = (
+        "import signal; from shmzero.selfplay import Interrupt; interrupt = Interrupt()\n"
+        "for name in ('SIGTERM', 'SIGTERM', 'SIGINT', 'SIGINT'):\n"
+        "    signal.raise_signal(getattr(signal, name)); print(name, interrupt.asked, flush=True)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == -signal.SIGINT
+    assert done.stdout == "SIGTERM True\nSIGTERM True\nSIGINT True\n"
+
+
+def test_selfplay_checkpoint_replaced_while_the_fleet_starts_is_followed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = tmp_path / "first.safetensors", tmp_path / "second.safetensors"
+    for seed, path in enumerate((first, second)):
+        save_checkpoint(BlobNet(NetConfig(width=16, hidden=16, blocks=1), seed=seed), path)
+
+    class Slow(Fleet):
+        def __init__(self, *settings: object) -> None:
+            super().__init__(*settings)  # type: ignore[arg-type]
+            second.replace(first)
+
+    monkeypatch.setattr(selfplay, "Fleet", Slow)
+    monkeypatch.setattr(selfplay, "METRICS_S", 0.0)
+    config = SelfPlayConfig(checkpoint=first, follow=True, rounds=10**6, preset="light", compile=False)
+    said: list[str] = []
+    selfplay.run(config, tmp_path / "run", said.append, stopped=lambda: any("serves weights 1" in line for line in said))
 
 
 def test_selfplay_games_record_every_round_with_the_running_totals(tmp_path: Path) -> None:

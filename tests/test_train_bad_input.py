@@ -22,7 +22,7 @@ from shmzero.judge import GATE, Judge
 from shmzero.learn import Learner, save_state
 from shmzero.net import BlobNet, load_checkpoint, save_checkpoint
 from shmzero.records import Records, RecordWriter, newest_checkpoint
-from shmzero.selfplay import append_line, write_whole
+from shmzero.selfplay import append_line, run_folder, write_whole
 from shmzero.train_config import TrainConfig
 from tests.test_bad_input import mounted
 from tests.test_selfplay import alive, children_of
@@ -188,9 +188,8 @@ def test_run_is_over_when_every_opponents_last_match_and_the_rating_are_kept(tmp
 
     def judged(line: dict) -> bool:
         append_line(tmp_path / plot.METRICS_NAME, {"elapsed_s": 1.0} | line)
-        run = train.Run(config, tmp_path, print, lambda progress: None, lambda: False)
-        run._writer.close()
-        return run._judged()
+        with run_folder(tmp_path, config.identity()) as writer:
+            return train.Run(config, tmp_path, writer, print, lambda progress: None, lambda: False, 0.0)._judged()
 
     found = [judged({"match": {"opponent": name, "mode": mode, "steps": steps}}) for name, mode, steps in (
         ("threshold", "rest", 1), ("random", "one", 1), ("random", "rest", 0), ("random", "rest", 1),
@@ -283,3 +282,17 @@ def test_missing_package_is_one_line_that_says_how_to_install_it(
 def test_zero_rounds_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert train.main([str(tmp_path / "run"), "--rounds", "0"]) == 2 and not (tmp_path / "run").exists()
     assert "rounds is 0; allowed: 1" in one_line(capsys.readouterr().err)
+
+
+def test_training_that_cannot_begin_leaves_nothing_behind(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train.main([str(tmp_path / "new" / "run"), "--others", "oldr:0.2", *QUICK]) == 2
+    assert "oldr" in one_line(capsys.readouterr().err) and list(tmp_path.iterdir()) == []
+
+
+def test_time_of_a_run_begins_with_its_call_and_not_with_the_program(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = TrainConfig(minutes=30, opponents="")
+    monkeypatch.setattr(train, "STARTED", time.monotonic() - 1e6)
+    assert not train.train(config, tmp_path / "called", stopped=lambda: True)["complete"]
+    assert train.train(config, tmp_path / "command", started=train.STARTED)["complete"]
