@@ -8,6 +8,7 @@ killed; so may the parent, and the same command goes on. Read next: learner_link
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import math
 import sys
@@ -199,7 +200,8 @@ class Run:
             stage = config.stage(self.done)
             play = config.self_play(stage, self._weights(version))
             left = ENDLESS if config.rounds is None or config.games else config.rounds - self._rounds
-            with Fleet(play, self._ledger.missing(), left, version, begun) as fleet:
+            units = itertools.islice(self._ledger.missing(), left)
+            with Fleet(play, units, left, version, begun) as fleet:
                 self._seat_older(fleet)
                 meter, rounds_before = Meter(fleet, left), self._rounds
                 self._paused_s, self._attended_at = 0.0, meter.start
@@ -214,6 +216,7 @@ class Run:
                     self._waiting += fleet.close()
                     self._commit()
                 version, begun = fleet.version, fleet.begun
+            del fleet, meter  # the memory of both is the next one's: there may not be room for two
         self._end_learner(version)
         self._trained_s = self.elapsed_s
         self._log({"rounds": self._rounds, "version": version, "learner": self._report})
