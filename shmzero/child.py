@@ -23,6 +23,11 @@ from shmzero.errors import StartError, WorkerDied
 
 MOST_DEATHS = 5
 DEATH_WINDOW_S = 60.0
+"""So many deaths of children in such a time end the run."""
+START_S = 120.0
+"""A child that does nothing for so long after its start hangs."""
+GLANCE_S = 1.0
+"""What one look at a child that stands still counts at most: this process may have been away itself."""
 
 
 @dataclass

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from shmzero.child import Child, start_child
+from shmzero.child import Child, start_child, starting
 from shmzero.config import cores
 from shmzero.errors import ConfigError, RecordError
 from shmzero.inference import Control, child_main
@@ -159,7 +159,8 @@ class Judge:
         opponents = against or [name for name in self.config.opponents.split(",") if name]
         if checkpoint is None or not (opponents or rate):
             return
-        ours, theirs = socket.socketpair()
+        with starting("matches"):
+            ours, theirs = socket.socketpair()
 
         def units(deals: int) -> int:
             return max(2, deals // ROUNDS_OF_A_GAME) if self.config.games else deals

@@ -23,13 +23,12 @@ from pathlib import Path
 from typing import Any
 
 from shmzero import _core
-from shmzero.child import Child, Deaths, start_child, starting
+from shmzero.child import GLANCE_S, START_S, Child, Deaths, start_child, starting
 from shmzero.config import NETS, OLDER, SelfPlayConfig
 from shmzero.errors import ConfigError
 from shmzero.fleet_plan import plan_fleet
 from shmzero.segment import create_private
 
-"""So many deaths of children in such a time end the run."""
 GRANT = struct.Struct("=QI4x8h")
 """A unit as the workers read it: id, first round, points of the seats before that (csrc/lane.h, Unit)."""
 GRANT_UNITS = 4096 // GRANT.size
@@ -37,12 +36,8 @@ GRANT_UNITS = 4096 // GRANT.size
 FRAME = struct.Struct("=IQI")
 """Before a record: bytes that follow the first number, unit, 1 where it is the unit's last (csrc/worker.h)."""
 PIPE_BYTES = 1 << 20
-START_S = 120.0
-"""An inference process that does not serve, or a worker that does nothing, for so long after its start hangs."""
 LOOK_S = 0.2
 """How often the children are looked at for one that hangs."""
-GLANCE_S = 1.0
-"""What one look at a worker that stands still counts at most: this process may have been away itself."""
 
 
 def digest_of(path: Path | str) -> str:

@@ -10,12 +10,13 @@ import dataclasses
 import json
 import socket
 import struct
+import time
 from collections import deque
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from shmzero.child import Child, Deaths, start_child
+from shmzero.child import GLANCE_S, START_S, Child, Deaths, start_child, starting
 from shmzero.errors import ConfigError, RecordError
 from shmzero.train_config import TrainConfig
 
@@ -33,8 +34,11 @@ class LearnerLink:
     def start(self, progress: float, version: int, refill: bool) -> None:
         """`version`: of the newest weights; the learner's own go on from there. `refill`: take up the
         newest records of the folder first."""
-        ours, theirs = socket.socketpair()
-        record_ours, record_theirs = socket.socketpair()
+        with starting("the learner") as undo:
+            ours, theirs = socket.socketpair()
+            undo.callback(ours.close)
+            undo.callback(theirs.close)
+            record_ours, record_theirs = socket.socketpair()
         spec = {
             "folder": str(self.folder),
             "config": dataclasses.asdict(self.config),
@@ -56,6 +60,9 @@ class LearnerLink:
         self._received = b""
         self._unsent = bytearray()
         self._ending = self._ended = False
+        self._began = False
+        self._still_s = 0.0
+        self._looked_at = time.monotonic()
 
     @property
     def restarts(self) -> int:
@@ -101,6 +108,7 @@ class LearnerLink:
             while self._unsent:
                 sent = self._records.send(self._unsent[: 1 << 18])
                 del self._unsent[:sent]
+                self._still_s = 0.0
             if self._ending and not self._ended:
                 self._records.shutdown(socket.SHUT_WR)
                 self._ended = True
@@ -113,6 +121,7 @@ class LearnerLink:
             pass
         *lines, self._received = self._received.split(b"\n")
         for line in lines:
+            self._began, self._still_s = True, 0.0
             event = json.loads(line)
             if event["event"] == "error":
                 raise ConfigError(event["message"])
@@ -120,6 +129,22 @@ class LearnerLink:
                 raise RecordError(event["message"])
             self.events.append(event)
         return self._child.process.poll() is None
+
+    def kill_stalled(self, stall_s: float) -> str | None:
+        """End a learner that has said nothing for so long, nor taken the records that wait for it.
+
+        Returns a line about it; what becomes of it then is a death like any other.
+        """
+        now = time.monotonic()
+        self._still_s = self._still_s + min(now - self._looked_at, GLANCE_S) if self._unsent else 0.0
+        self._looked_at = now
+        limit_s = stall_s if self._began else max(START_S, stall_s)
+        if self._still_s <= limit_s:
+            return None
+        self._still_s = 0.0
+        assert self._child is not None
+        self._child.process.kill()
+        return f"the learner did nothing for {limit_s:g} s with rounds to take"
 
     def bury(self) -> str:
         """Clear away a dead learner; returns a line about it. Raises WorkerDied if it keeps dying."""

@@ -14,18 +14,20 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 
-from shmzero import plot, train
+from shmzero import SearchConfig, play_rounds, plot, train
 from shmzero.arena import main as arena_main
 from shmzero.config import NetConfig
 from shmzero.errors import ConfigError, RecordError, WorkerDied
+from shmzero.evaluators import HashEvaluator
 from shmzero.judge import GATE, Judge
 from shmzero.learn import Learner, save_state
+from shmzero.learner_link import LearnerLink
 from shmzero.net import BlobNet, load_checkpoint, save_checkpoint
 from shmzero.records import Records, RecordWriter, newest_checkpoint
 from shmzero.selfplay import append_line, run_folder, write_whole
 from shmzero.train_config import TrainConfig
 from tests.test_bad_input import mounted
-from tests.test_selfplay import alive, children_of
+from tests.test_selfplay import alive, children_of, wait_for
 
 QUICK = ["--minutes", "30", "--opponents", "", "--lanes", "256", "--batch", "256", "--publish-s", "0.2", "--checkpoint-s", "0.5",
          "--buffer", "20000", "--json"]  # fmt: skip
@@ -183,6 +185,29 @@ def test_learner_that_never_saves_its_last_state_ends_the_run_with_an_error(tmp_
     with pytest.raises(WorkerDied, match="said nothing for 1 s at its end"):
         train.train(config, tmp_path, stopped=stop_once_it_learns)
     assert not alive(stopped[0])
+
+
+def test_learner_that_stands_still_is_ended_and_another_goes_on(tmp_path: Path) -> None:
+    records = [(unit, [record]) for unit, record in enumerate(play_rounds(HashEvaluator(), 100, SearchConfig(simulations=0)))]
+    link = LearnerLink(TrainConfig(minutes=30), tmp_path)
+    link.start(0.0, 0, refill=False)
+    try:
+        wait_for(lambda: not link.poll() or bool(link.events))
+        assert link.events.popleft()["event"] == "ready" and link.kill_stalled(0.5) is None
+        os.kill(link.pid, signal.SIGSTOP)
+        while not link.behind_bytes:
+            link.feed(records)
+            assert link.poll()
+        wait_for(lambda: link.kill_stalled(0.5) == "the learner did nothing for 0.5 s with rounds to take")
+        wait_for(lambda: not link.poll())
+        assert "ended with status -9" in link.bury() and link.restarts == 1
+        link.start(0.0, 0, refill=False)
+        wait_for(lambda: not link.poll() or bool(link.events))
+        link.feed(records)
+        wait_for(lambda: link.poll() and not link.behind_bytes)
+        assert link.kill_stalled(0.0) is None
+    finally:
+        link.kill()
 
 
 def test_ratings_that_cannot_be_written_are_said_in_one_line(tmp_path: Path) -> None:
