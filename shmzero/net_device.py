@@ -21,7 +21,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import Tensor
@@ -189,8 +189,10 @@ def load_package(path: Path) -> Callable3:
     return call
 
 
-def start_compiler(net: InferenceNet, device: str) -> subprocess.Popen[bytes] | None:
-    """Start the helper that fills the cache, unless it is filled. It dies with this process."""
+def start_compiler(
+    net: InferenceNet, device: str, said: int | IO[bytes] = subprocess.DEVNULL
+) -> subprocess.Popen[bytes] | None:
+    """Start the helper that fills the cache, unless it is filled. It dies with this process; `said` gets its stderr."""
     if package_path(net, device).exists():
         return None
     spec = {"net": asdict(net.config), "precision": net.precision, "values": net.trunks == net.config.trunks,
@@ -199,11 +201,15 @@ def start_compiler(net: InferenceNet, device: str) -> subprocess.Popen[bytes] | 
         [sys.executable, "-m", "shmzero.compile_net", json.dumps(spec)],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
+        stderr=said,
     )
 
 
 # --- devices ----------------------------------------------------------------------------------------
+
+
+def _last_line(text: str) -> str:
+    return text.strip().rpartition("\n")[2]
 
 
 class _NetDevice:
@@ -224,21 +230,30 @@ class _NetDevice:
         self._package: Path | None = None
         self._looked_at = 0.0
         self._compiler = None
+        how = "eagerly"
         if compiled:
             self._package = package_path(self.inference_net, device)
-            self._compiler = start_compiler(self.inference_net, device)
-            self._load_package()
-        self.description = f"{device} {self.inference_net.precision}" + (
-            ", compiled"
-            if self.compiled
-            else ", eagerly" + (" until its compiled form is ready" if compiled else "")
-        )
+            self._said = os.fdopen(os.memfd_create("shmzero-stderr"), "w+b")
+            self._compiler = start_compiler(self.inference_net, device, self._said)
+            how = self._load_package() or "eagerly until its compiled form is ready"
+        self.description = f"{device} {self.inference_net.precision}, {how}"
 
-    def _load_package(self) -> bool:
-        if self._package is None or not self._package.exists():
-            return False
-        self.compiled, self._package = load_package(self._package), None
-        return True
+    @property
+    def compiling(self) -> bool:
+        """Whether a compiled callable may still appear."""
+        return self._package is not None
+
+    def _load_package(self) -> str | None:
+        """Take up the compiled callable where it is in the cache; returns how it is served from then on."""
+        path = self._package
+        if path is None or not path.exists():
+            return None
+        self._package = None
+        try:
+            self.compiled = load_package(path)
+        except (RuntimeError, OSError) as error:
+            return f"eagerly: {path} cannot be loaded ({_last_line(str(error))}); without it, it is compiled anew"
+        return "compiled"
 
     def poll(self) -> str | None:
         """Takes up the compiled callable once it has appeared in the cache."""
@@ -246,11 +261,13 @@ class _NetDevice:
         if self._package is None or now - self._looked_at < LOOK_S:
             return None
         self._looked_at = now
-        if self._load_package():
-            return "serves the compiled network"
+        if how := self._load_package():
+            return "serves the compiled network" if self.compiled else f"serves {how}"
         if self._compiler is not None and self._compiler.poll() not in (None, 0):
             self._package = None
-            return f"the compile helper ended with status {self._compiler.returncode}: serving eagerly"
+            self._said.seek(0)
+            words = _last_line(self._said.read().decode(errors="replace")) or "it said nothing"
+            return f"serves eagerly: the compile helper ended with status {self._compiler.returncode} ({words})"
         return None
 
     def new_weights(self, path: str) -> list[Tensor]:

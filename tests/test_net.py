@@ -392,6 +392,40 @@ def test_compiled_network_serves_what_the_eager_one_does_also_after_a_swap(
         device.swap(str(tmp_path / "next.safetensors"))
 
 
+def test_compiled_network_that_cannot_be_loaded_or_made_is_served_eagerly_and_said(
+    rows: dict[str, np.ndarray], cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (package,) = cache.glob("*.pt2")
+    damaged = tmp_path / "cache" / package.name
+    damaged.parent.mkdir()
+    damaged.write_bytes(package.read_bytes()[:1000])
+    monkeypatch.setenv("SHMZERO_CACHE", str(damaged.parent))
+    net, some = BlobNet(COMPILED), (rows["features"][:8], rows["masks"][:8])
+    eager = served(CpuNetDevice(net, COMPILED_PRECISION, False, 16), *some)
+
+    def serves_eagerly(device: CpuNetDevice) -> bool:
+        return all(np.array_equal(got, want) for got, want in zip(served(device, *some), eager, strict=True))
+
+    device = CpuNetDevice(net, COMPILED_PRECISION, True, 16)
+    assert not device.compiling and f"eagerly: {damaged} cannot be loaded (" in device.description and serves_eagerly(device)
+
+    monkeypatch.setattr(net_device, "LOOK_S", 0.0)
+    damaged.rename(tmp_path / "kept")
+    with monkeypatch.context() as patch:
+        patch.setattr(net_device, "start_compiler", lambda *arguments: None)
+        device = CpuNetDevice(net, COMPILED_PRECISION, True, 16)
+    assert device.compiling and device.poll() is None
+    (tmp_path / "kept").rename(damaged)
+    said = device.poll() or ""
+    assert said.startswith(f"serves eagerly: {damaged} cannot be loaded") and not device.compiling and serves_eagerly(device)
+
+    monkeypatch.setenv("SHMZERO_CACHE", "/proc/nowhere")
+    device = CpuNetDevice(net, COMPILED_PRECISION, True, 16)
+    assert device._compiler is not None and device._compiler.wait() == 1
+    said = device.poll() or ""
+    assert said.startswith("serves eagerly: the compile helper ended with status 1 (FileNotFoundError: ") and serves_eagerly(device)
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device")
 def test_cuda_device_two_stages_equal_the_eager_network(rows: dict[str, np.ndarray], tmp_path: Path) -> None:

@@ -32,9 +32,8 @@ def ready_device(spec: dict[str, Any]) -> BatchDevice:
     """The device of an inference process's spec, compiled if it asks for that, real rows in its staging."""
     device = make_device(spec)
     give_up = time.monotonic() + COMPILE_S
-    while spec["compile"] and getattr(device, "compiled", True) is None and time.monotonic() < give_up:
-        if "ended with status" in (device.poll() or ""):
-            break
+    while getattr(device, "compiling", False) and time.monotonic() < give_up:
+        device.poll()
         time.sleep(0.2)
     features, masks = real_rows(device.max_batch)
     for stage in range(device.num_stages):
