@@ -251,8 +251,8 @@ class Run:
         if now - self._told_at >= TELL_S:
             self._learner.tell(cmd="progress", progress=self.done, version=fleet.version)
             self._told_at = now
-        if line := self._learner.kill_stalled(fleet.config.stall_s):
-            self._say(line)
+        if stalled := self._learner.kill_stalled(fleet.config.stall_s):
+            self._say(stalled)
         if not self._learner.poll():
             self._hear(fleet)
             self._say(self._learner.bury())
