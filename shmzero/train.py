@@ -435,7 +435,8 @@ def parse(arguments: list[str] | None) -> tuple[TrainConfig, Path, bool]:
         args=rest,
         config=(tyro.conf.OmitArgPrefixes,),
     )
-    for name in ("critic_net", "critic_learning_rate", "importance_cap", "entropy_first", "entropy_last"):
+    for name in ("critic_net", "critic_learning_rate", "importance_cap", "redeals", "neurd_share", "entropy_first",
+                 "entropy_last"):  # fmt: skip
         value = getattr(found[0], name)
         if found[0].targets != "critic" and value != getattr(default, name):
             raise ConfigError(f"{name} is {value!r} with targets {found[0].targets!r}; allowed: with targets 'critic'")
@@ -466,6 +467,8 @@ def describe(summary: dict[str, Any]) -> str:
         lines.append(f"{summary['judge_failures']} processes of matches failed")
     if summary["checkpoint"]:
         lines.append(f"checkpoint {summary['checkpoint']}")
+    elif summary["complete"]:
+        lines.append("no checkpoint: it was over before anything had been learned")
     if not summary["complete"]:
         lines.append("interrupted: the same command goes on")
     return "\n".join(lines)

@@ -164,6 +164,12 @@ class TrainConfig:
         check_choice("utility", self.utility, ("points", "win"))
         if self.utility == "win" and not (self.games and all(simulations == 0 for _, simulations in self.stages())):
             raise ConfigError("utility is 'win'; allowed: with --games and without a search (which ends in points)")
+        if self.utility == "win" and self.gate:
+            raise ConfigError("gate is set with utility 'win', and compares points; allowed: with utility 'points'")
+        if self.minutes is not None and self.closing_s >= 60 * self.minutes:
+            raise ConfigError(
+                f"closing_s is {self.closing_s:g} of {60 * self.minutes:g} s in all; allowed: less than the minutes"
+            )
         if self.utility == "win" and self.rivalry:
             raise ConfigError(f"rivalry is {self.rivalry} with utility 'win', which has no points; allowed: 0")
         check_choice("autocast", self.autocast, ("auto", "off", "bf16", "fp16"))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +30,6 @@ from tests import oracle
 from tests.cases import as_round
 from tests.fakes import HashEvaluator
 
-HAS_TENSORBOARD = importlib.util.find_spec("tensorboard") is not None
 POLICY_ALONE = SearchConfig(simulations=0, noise_fraction=0.1)
 
 

@@ -20,7 +20,7 @@ import pytest
 import safetensors.torch
 from rich.console import Console
 
-from shmzero import SearchConfig, _core
+from shmzero import _core
 from shmzero.config import NetConfig, to_toml
 from shmzero.errors import ConfigError
 from shmzero.judge import Judge
@@ -30,12 +30,11 @@ from shmzero.net import BlobNet, load_checkpoint, save_checkpoint
 from shmzero.plot import TrainProgress
 from shmzero.records import Records
 from shmzero.selfplay import Progress
-from shmzero.train import UnitLedger, newest_checkpoint, parse, resolved, train
+from shmzero.train import UnitLedger, describe, newest_checkpoint, parse, resolved, train
 from shmzero.train_config import DEALS, TRAIN_PRESETS, TrainConfig
 from tests.test_selfplay import alive, children_of
 
 HAS_TENSORBOARD = importlib.util.find_spec("tensorboard") is not None
-POLICY_ALONE = SearchConfig(simulations=0, noise_fraction=0.1)
 
 
 def test_unit_ledger_yields_what_is_missing_in_any_order() -> None:
@@ -78,12 +77,18 @@ def test_presets_are_settings_of_real_runs(name: str) -> None:
         ({"batch": 0}, "batch"), ({"players": "2"}, "players"), ({"net": "huge"}, "net"),
         ({"learning_rate": float("nan")}, "learning_rate"), ({"autocast": "fp8"}, "autocast"),
         ({"search": "2x8:0"}, "search"), ({"search": "2x8:x,3x3"}, "search"), ({"learner": "tpu"}, "learner"),
-        ({"rounds": 0}, "rounds"),
+        ({"rounds": 0}, "rounds"), ({"minutes": 0.5, "closing_s": 30}, "closing_s is 30 of 30 s"),
+        ({"games": True, "utility": "win", "gate": True}, "gate"),
     ],
 )
 def test_impossible_settings_are_named(settings: dict, named: str) -> None:
     with pytest.raises(ConfigError, match=named):
         TrainConfig(**settings)
+
+
+def test_summary_of_a_run_too_short_to_learn_says_so(tmp_path: Path) -> None:
+    summary = train(TrainConfig(rounds=1, minutes=30, opponents=""), tmp_path, started=time.monotonic() - 3600)
+    assert summary["complete"] and "no checkpoint: it was over before" in describe(summary)
 
 
 @pytest.mark.parametrize("name", TRAIN_PRESETS)
@@ -134,6 +139,8 @@ def test_deals_from_a_named_distribution_yield_to_a_flag() -> None:
         (["--solved-cards", "8"], "solved_cards"),
         (["--targets", "visits", "--search", "2x8", "--entropy-first", "0.1"], "entropy_first"),
         (["--targets", "visits", "--search", "2x8", "--critic-net", "small"], "critic_net"),
+        (["--targets", "visits", "--search", "2x8", "--redeals", "7"], "redeals"),
+        (["--targets", "improved", "--search", "2x8", "--neurd-share", "0.2"], "neurd_share"),
     ],
 )
 def test_settings_that_would_do_nothing_are_refused(arguments: list[str], named: str) -> None:
