@@ -290,8 +290,10 @@ class Learner:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed + 2)
                 self.tricks = nn.Linear(net.width, MOST_TRICKS + 1).to(device)
+        # A search chooses by other probabilities than those of its target.
+        self._weighs_actions = config.importance_cap > 1 and not config.searches()
         own = ["hands", "actions"] if self.critic else ["policies"]
-        own += ["policies"] if self.critic and config.importance_cap > 1 else []
+        own += ["policies"] if self.critic and self._weighs_actions else []
         own += ["tricks"] if self.tricks else []
         self.columns = ("features", "masks", "utilities", "seat_features", "seat_utilities", *own)
         """Arrays of the buffer that `step` reads."""
@@ -346,7 +348,7 @@ class Learner:
         taken = q.gather(1, batch["actions"].long()[:, None])[:, 0]
         errors = (taken - batch["utilities"]).square()
         config, loss = self.config, errors.mean()
-        if config.importance_cap > 1:
+        if self._weighs_actions:
             loss = (errors * action_weights(batch, config.random_moves, config.importance_cap)).mean()
         self.critic_optimiser.step(loss, schedule.critic_learning_rate)
         return Valued(batch, averaged, errors.mean().detach())

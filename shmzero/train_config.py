@@ -77,14 +77,14 @@ class TrainConfig:
     """The critic's, likewise; critic targets only."""
     importance_cap: float = 10.0
     """A decision counts for the critic by 1 / the probability of the action taken, at most this; 1: all count the
-    same. Critic targets only."""
+    same, as they do where self-play searches. Critic targets only."""
     redeals: int = 0
     """Where seats have yet to bid, the critic's word is averaged over the true deal and so many that were as likely:
     these seats' cards and the undealt ones are dealt anew. Critic targets only."""
     neurd_share: float = 0.0
     """How far the policy's gradient weighs all legal actions alike instead of by their probabilities: 0 is the policy
-    gradient, 1 neural replicator dynamics (Hennes et al. 2020), which forgets a choice that was nearly certain as soon
-    as any other. Critic targets only."""
+    gradient, 1 forgets a choice that was nearly certain as soon as any other, in the manner of neural replicator
+    dynamics (Hennes et al. 2020). Critic targets only."""
     weight_decay: float = 1e-4
     """Of AdamW."""
     clip: float = 1.0
@@ -162,7 +162,7 @@ class TrainConfig:
                 check_number(name, value, low, high)
         check_choice("targets", self.targets, ("critic", "visits", "improved"))
         check_choice("utility", self.utility, ("points", "win"))
-        if self.utility == "win" and not (self.games and all(simulations == 0 for _, simulations in self.stages())):
+        if self.utility == "win" and (not self.games or self.searches()):
             raise ConfigError("utility is 'win'; allowed: with --games and without a search (which ends in points)")
         if self.utility == "win" and self.gate:
             raise ConfigError("gate is set with utility 'win', and compares points; allowed: with utility 'points'")
@@ -181,7 +181,7 @@ class TrainConfig:
             raise ConfigError(
                 f"targets is {self.targets!r} with a search of 0 simulations; allowed: for example --search 3x30"
             )
-        if all(simulations == 0 for _, simulations in self.stages()):
+        if not self.searches():
             for name, default in (("root", "puct"), ("seats", "policy"), ("solved_cards", 0)):
                 if getattr(self, name) != default:
                     raise ConfigError(
@@ -214,6 +214,10 @@ class TrainConfig:
     def stages(self) -> list[tuple[int, int]]:
         """(worlds, simulations) of each stage of self-play."""
         return [(worlds, simulations) for worlds, simulations, _ in self._stages()]
+
+    def searches(self) -> bool:
+        """Whether self-play searches in any stage."""
+        return any(simulations > 0 for _, simulations in self.stages())
 
     def stage(self, done: float) -> int:
         """The stage in which the share `done` of the run falls."""

@@ -263,6 +263,7 @@ def test_learner_critic_learns_most_from_what_is_rarely_done_where_that_counts_f
     assert error(40.0) < error(1.0) / 2
     assert "policies" in learner().columns
     assert "policies" not in learner(dataclasses.replace(SMALL, importance_cap=1.0)).columns
+    assert "policies" not in learner(dataclasses.replace(SMALL, search="2x8")).columns
 
 
 def test_broad_deals_have_as_many_decisions_of_every_hand_size() -> None:
