@@ -20,7 +20,7 @@ from shmzero.child import Child, start_child, starting
 from shmzero.config import cores
 from shmzero.errors import ConfigError, RecordError
 from shmzero.inference import Control, child_main
-from shmzero.records import CHECKPOINT_FOLDER, newest_checkpoint
+from shmzero.records import CHECKPOINT_FOLDER, newest_checkpoint, numbered, numbered_path
 from shmzero.train_config import TrainConfig
 
 FINAL_DEALS = 1000
@@ -121,7 +121,7 @@ class Judge:
 
     def checkpoint(self, steps: int) -> Path:
         """The file of a checkpoint of this run."""
-        return self.folder / CHECKPOINT_FOLDER / f"{steps:08d}.safetensors"
+        return numbered_path(self.folder / CHECKPOINT_FOLDER, steps)
 
     def finish(self, say: Callable[[str], None], stopped: Callable[[], bool]) -> list[dict[str, Any]]:
         """Play the last checkpoint's matches, both ways, rate it, and wait for that; lines for the metrics."""
@@ -262,7 +262,7 @@ def rate_checkpoints(newest: Path, spec: dict[str, Any]) -> dict[str, Any]:
     from shmzero.arena import Agent, make_agent, rate
     from shmzero.rating import ANCHOR
 
-    older = sorted(path for path in newest.parent.glob("[0-9]*.safetensors") if path < newest)
+    older = [path for path in numbered(newest.parent) if int(path.stem) < int(newest.stem)]
     spread = {older[len(older) * i // OLDER_RATED] for i in range(OLDER_RATED)} if older else set()
 
     def named(path: Path) -> Agent:

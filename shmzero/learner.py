@@ -20,7 +20,7 @@ from typing import Any
 from shmzero import _core
 from shmzero.errors import ConfigError
 from shmzero.inference import Control, child_main
-from shmzero.records import CHECKPOINT_FOLDER, FILE_NAME, Records
+from shmzero.records import CHECKPOINT_FOLDER, FILE_NAME, Records, numbered, numbered_path
 from shmzero.train_config import TrainConfig
 
 STATE_NAME = "learner.safetensors"
@@ -37,17 +37,17 @@ PIPE_BYTES = 1 << 20
 
 def weights_path(folder: Path, version: int) -> Path:
     """Where the weights of a version lie."""
-    return folder / WEIGHTS_FOLDER / f"{version:08d}.safetensors"
+    return numbered_path(folder / WEIGHTS_FOLDER, version)
 
 
 def newest_version(folder: Path) -> int:
     """The version of the newest weights in a run folder, 0 where there are none."""
-    return max((int(path.stem) for path in (folder / WEIGHTS_FOLDER).glob("[0-9]*.safetensors")), default=0)
+    return max((int(path.stem) for path in numbered(folder / WEIGHTS_FOLDER)), default=0)
 
 
 def remove_old_weights(folder: Path, kept: int) -> None:
     """Remove all but the newest weights that were published."""
-    for old in sorted((folder / WEIGHTS_FOLDER).glob("[0-9]*.safetensors"))[:-kept]:
+    for old in numbered(folder / WEIGHTS_FOLDER)[:-kept]:
         old.unlink(missing_ok=True)
 
 
@@ -271,7 +271,7 @@ class LearnerProcess:
             self._ahead.result()  # a critic at rest; it is saved half a step ahead of the policy
         checkpoints = self._folder / CHECKPOINT_FOLDER
         checkpoints.mkdir(exist_ok=True)
-        path = checkpoints / f"{self._learner.steps:08d}.safetensors"
+        path = numbered_path(checkpoints, self._learner.steps)
         save_checkpoint(self._learner.ema, path, self._config.utility)
         self._learn.save_state(self._learner, self._folder / STATE_NAME, {"rows": self._rows_new})
         self._control.send(event="checkpoint", path=str(path), steps=self._learner.steps)

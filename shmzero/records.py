@@ -314,9 +314,25 @@ def show(record: bytes) -> str:
     return "\n".join(lines)
 
 
-def newest_checkpoint(folder: Path) -> Path | None:
+def numbered_path(folder: Path, number: int) -> Path:
+    """Where the weights of a step or version lie."""
+    return folder / f"{number:08d}.safetensors"
+
+
+def numbered(folder: Path) -> list[Path]:
+    """The weights in a folder that are named by nothing but a number, in its order; `int(path.stem)` is it."""
+    found = [path for path in folder.glob("*.safetensors") if path.stem.isdecimal()]
+    return sorted(found, key=lambda path: int(path.stem))
+
+
+def checkpoints(run: Path) -> list[Path]:
+    """The checkpoints of a training run's folder, in the order of their steps."""
+    return numbered(run / CHECKPOINT_FOLDER)
+
+
+def newest_checkpoint(run: Path) -> Path | None:
     """The checkpoint of the highest step in a training run's folder."""
-    return max((folder / CHECKPOINT_FOLDER).glob("[0-9]*.safetensors"), default=None)
+    return next(reversed(checkpoints(run)), None)
 
 
 def main(arguments: list[str] | None = None) -> int:

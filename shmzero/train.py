@@ -30,7 +30,7 @@ from shmzero.launch import Fleet
 from shmzero.learner import newest_version, remove_old_weights, weights_path
 from shmzero.learner_link import LearnerLink
 from shmzero.plot import METRICS_NAME, Board, TrainProgress, read_metrics
-from shmzero.records import CHECKPOINT_FOLDER, RecordWriter, newest_checkpoint
+from shmzero.records import RecordWriter, checkpoints, newest_checkpoint
 from shmzero.selfplay import Interrupt, Meter, Terminal, append_line, run_folder, write_whole
 from shmzero.train_config import DEALS, TRAIN_PRESETS, TrainConfig, read_train_toml
 
@@ -315,7 +315,7 @@ class Run:
 
     def _seat_older(self, fleet: Fleet) -> None:
         """Give the seats that `others` leaves to older checkpoints to one of them, another each time."""
-        saved = sorted((self.folder / CHECKPOINT_FOLDER).glob("[0-9]*.safetensors"))
+        saved = checkpoints(self.folder)
         if saved and fleet.config.other_network() == OLDER:
             fleet.seat_other(saved[int(np.random.default_rng((self.config.seed, len(saved))).integers(len(saved)))])
 

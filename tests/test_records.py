@@ -12,7 +12,7 @@ import pytest
 
 from shmzero import SearchConfig, _core, play_rounds
 from shmzero.errors import ConfigError, FolderBusy, RecordError
-from shmzero.records import FILE_NAME, Records, RecordWriter, main
+from shmzero.records import FILE_NAME, Records, RecordWriter, checkpoints, main, newest_checkpoint, numbered_path
 from tests.fakes import HashEvaluator
 
 SETTINGS = {"seed": 3, "players": "3-5"}
@@ -220,3 +220,16 @@ def test_record_writer_keeps_the_weights_that_played_last(tmp_path: Path) -> Non
     writer = RecordWriter(tmp_path, SETTINGS)
     assert writer.weights() == (4, None)
     writer.close()
+
+
+def test_checkpoints_are_those_that_a_number_names_in_its_order(tmp_path: Path) -> None:
+    assert newest_checkpoint(tmp_path) is None
+    folder = tmp_path / "checkpoints"
+    folder.mkdir()
+    for name in ("00000900-best.safetensors", "900.copy.safetensors", ".00000901.safetensors.1", "notes.txt"):
+        (folder / name).touch()
+    numbers = [700, 99_999_999, 100_000_000]  # the last has a digit more
+    for number in numbers:
+        numbered_path(folder, number).touch()
+    assert [int(path.stem) for path in checkpoints(tmp_path)] == numbers
+    assert newest_checkpoint(tmp_path) == folder / "100000000.safetensors"
