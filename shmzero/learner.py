@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from shmzero import _core
-from shmzero.errors import ConfigError
+from shmzero.errors import ConfigError, RecordError
 from shmzero.inference import Control, child_main
 from shmzero.records import CHECKPOINT_FOLDER, FILE_NAME, Records, numbered, numbered_path
 from shmzero.train_config import TrainConfig
@@ -141,8 +141,11 @@ class LearnerProcess:
             self._first_step = self._learner.steps
         if spec["refill"]:
             # What is committed meanwhile comes over the pipe as well: a few rows may be there twice.
-            for records in newest_records(self._folder, self._config.buffer):
-                self._add(records)
+            try:
+                for records in newest_records(self._folder, self._config.buffer):
+                    self._add(records)
+            except ValueError as error:
+                raise RecordError(f"record file {self._folder / FILE_NAME} holds what is no round: {error}") from None
         if not self._learner.steps:
             self._rows_new = self._buffer.added
 
@@ -291,8 +294,11 @@ def run(spec: dict[str, Any]) -> int:
     except ConfigError as error:
         control.send(event="error", message=str(error))
         return 2
+    except RecordError as error:
+        control.send(event="folder", message=str(error))
+        return 1
     except OSError as error:
-        control.send(event="full", message=f"run folder {spec['folder']} cannot be written: {error.strerror}")
+        control.send(event="folder", message=f"run folder {spec['folder']} cannot be written: {error.strerror}")
         return 1
     return 0
 

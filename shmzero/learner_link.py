@@ -125,7 +125,7 @@ class LearnerLink:
             event = json.loads(line)
             if event["event"] == "error":
                 raise ConfigError(event["message"])
-            if event["event"] == "full":
+            if event["event"] == "folder":
                 raise RecordError(event["message"])
             self.events.append(event)
         return self._child.process.poll() is None

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -208,6 +209,17 @@ def test_learner_that_stands_still_is_ended_and_another_goes_on(tmp_path: Path) 
         assert link.kill_stalled(0.0) is None
     finally:
         link.kill()
+
+
+def test_damaged_record_ends_training_with_one_line(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "shmzero.train", str(tmp_path / "run"), *QUICK]
+    assert subprocess.run([*command, "--rounds", "300"], capture_output=True).returncode == 0
+    with sqlite3.connect(tmp_path / "run" / "rounds.sqlite") as connection:
+        connection.execute("UPDATE rounds SET record = substr(record, 1, 30) WHERE id = (SELECT max(id) FROM rounds)")
+    connection.close()
+    done = subprocess.run([*command, "--rounds", "600"], capture_output=True, text=True)
+    assert done.returncode == 1 and "Traceback" not in done.stderr and done.stderr.count("error:") == 1
+    assert re.match(r"error: record file \S+/rounds.sqlite holds what is no round: ", done.stderr.splitlines()[-1])
 
 
 def test_ratings_that_cannot_be_written_are_said_in_one_line(tmp_path: Path) -> None:
