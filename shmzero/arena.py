@@ -351,6 +351,9 @@ def rate(
     num = rounds["players"][first][:, None]
     place = (seats - rounds["rotation"][first][:, None]) % num
     seated = np.where(seats < num, np.take_along_axis(tables[rounds["deal"][first]].astype(int), place, 1), -1)
+    absent = sorted(set(range(len(agents))) - set(np.unique(seated)))
+    if absent:
+        raise ConfigError(f"deals is {deals}, and {names[absent[0]]} had a seat in none; allowed: more of them")
     points = np.add.reduceat(rounds["scores"], first).astype(float)
     played = {"players": str(players), "cards": str(cards), "trump": trump, "games": games, "seed": seed}
     return ratings(names, seated, points, rounds["deal"][first].astype(int), settings=played, seed=seed)

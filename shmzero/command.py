@@ -65,10 +65,11 @@ def nothing_started() -> Iterator[None]:
 
 def file_stamp(path: Path | None) -> tuple[int, int] | None:
     """Changes when a file is written or replaced; None where there is none."""
-    if path is None or not path.exists():
+    try:
+        status = path.stat() if path else None
+    except OSError:
         return None
-    status = path.stat()
-    return status.st_mtime_ns, status.st_ino
+    return (status.st_mtime_ns, status.st_ino) if status else None
 
 
 def run_command(body: Callable[[], int]) -> int:

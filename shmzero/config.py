@@ -429,12 +429,13 @@ class SelfPlayConfig:
         if self.evaluator != "net" and self.other_network() is not None:
             raise ConfigError(f"others names a network with evaluator {self.evaluator!r}; allowed: bots ({BUILT_IN})")
 
+    def _usual_noise(self) -> float:
+        return 0.03 if self.simulations == 0 else 0.25
+
     def search(self) -> SearchConfig:
         """The search that preset and overrides come to."""
         worlds, simulations = PRESETS[self.preset]
-        noise = self.noise_fraction
-        if noise is None:
-            noise = 0.03 if self.simulations == 0 else 0.25
+        noise = self._usual_noise() if self.noise_fraction is None else self.noise_fraction
         return SearchConfig(
             determinizations=worlds if self.determinizations is None else self.determinizations,
             simulations=simulations if self.simulations is None else self.simulations,
@@ -484,8 +485,8 @@ class SelfPlayConfig:
 
     def identity(self) -> dict[str, Any]:
         """The settings that make a round what it is; a run folder keeps to them."""
-        names = ("players", "cards", "trump", "dealer", "opponents", "root", "target",
-                 "noise_fraction", "noise_alpha", "temperature", "temperature_decisions", "rivalry", "solved_cards",
+        names = ("players", "cards", "trump", "dealer", "opponents", "root", "target", "noise_alpha",
+                 "temperature", "temperature_decisions", "rivalry", "solved_cards",
                  "others", "evaluator", "seed")
         settings: dict[str, Any] = {name: getattr(self, name) for name in names}
         search = self.search()
@@ -495,6 +496,7 @@ class SelfPlayConfig:
             "unit": "round" if self.games is None else "game",
             "determinizations": search.determinizations,
             "simulations": search.simulations,
+            "noise_fraction": None if search.noise_fraction == self._usual_noise() else search.noise_fraction,
             "leaves_in_flight": search.to_core().wave_leaves,
             "record_version": _core.RECORD_VERSION,
         }

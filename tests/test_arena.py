@@ -327,6 +327,7 @@ def test_command_rating_keeps_its_result(tmp_path: Path, capsys: pytest.CaptureF
         ("--rating random threshold --mode one", "--mode is set with --rating"),
         ("random threshold --deals-from mine", "invalid choice: 'mine'"),
         ("--rating random random", "agent random is in the pool twice"),
+        ("--rating random threshold mc1 mc2 mc3 mc4 mc5 --players 3 --deals 2", "deals is 2, and "),
     ],
 )
 def test_command_a_users_mistake_is_one_line_and_exit_code_2(

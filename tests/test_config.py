@@ -8,12 +8,13 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
 
 from shmzero import Rules, SearchConfig, _core, arena, config, play_rounds, serve, train
+from shmzero.command import file_stamp
 from shmzero.config import SelfPlayConfig
 from shmzero.errors import ConfigError
 from shmzero.evaluators import HashEvaluator
@@ -191,6 +192,25 @@ def test_selfplay_bad_config_files_end_with_one_line_and_leave_nothing(
     file.write_bytes(b"rounds = \xff")
     assert "is not TOML" in refusal(capsys, "--config", file)
     assert "Is a directory" in refusal(capsys, "--config", tmp_path)
+
+
+def test_settings_that_come_to_the_same_are_the_same_run() -> None:
+    default = SelfPlayConfig().identity()
+    assert SelfPlayConfig(noise_fraction=0.25, preset="medium", simulations=30, determinizations=3).identity() == default
+    assert SelfPlayConfig(noise_fraction=0.2).identity() != default
+    alone = SelfPlayConfig(simulations=0)
+    assert replace(alone, noise_fraction=0.03).identity() == alone.identity()
+    assert replace(alone, noise_fraction=0.25).identity()["noise_fraction"] == 0.25
+
+
+def test_file_stamp_is_none_where_no_file_can_be_looked_at(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    assert file_stamp(None) is file_stamp(file) is file_stamp(file / "below") is None
+    file.touch()
+    stamp = file_stamp(file)
+    (tmp_path / "other").touch()
+    (tmp_path / "other").replace(file)
+    assert stamp is not None and file_stamp(file) not in (None, stamp)
 
 
 def test_selfplay_bad_flags_as_a_program(tmp_path: Path) -> None:
