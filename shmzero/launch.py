@@ -148,6 +148,8 @@ class Fleet:
         self._fresh: Iterator[int] = iter(units)
         self._returned: deque[int] = deque()
         self._left = num_units
+        self._finished: list[tuple[int, list[bytes]]] = []
+        """Units that have come and were not returned yet: an error on the way must not cost them."""
         self._deaths = Deaths()
         self._workers: list[_Worker] = []
         self._servers: list[_Server] = []
@@ -279,23 +281,26 @@ class Fleet:
         for server in self._servers:
             if server.unsent:
                 self._send(server)
-        finished: list[tuple[int, list[bytes]]] = []
         dead: list[_Worker | _Server] = []
         for key, _ in self._selector.select(timeout_s):
             owner: _Worker | _Server = key.data
             if key.fd == owner.child.end_fd:
                 dead.append(owner)
             elif isinstance(owner, _Worker):
-                self._read_frames(owner, finished)
+                self._read_frames(owner)
             else:
                 self._read_events(owner)
         for owner in dead:
             owner.child.process.wait()
             if isinstance(owner, _Worker):
-                self._bury_worker(owner, finished)
+                self._bury_worker(owner)
             else:
                 self._bury_server(owner)
         self._kill_stalled()
+        return self._take_finished()
+
+    def _take_finished(self) -> list[tuple[int, list[bytes]]]:
+        finished, self._finished = self._finished, []
         return finished
 
     @property
@@ -344,7 +349,7 @@ class Fleet:
             self._send(server, line)
 
     def counters(self) -> dict[str, int]:
-        """Sums over all workers (prefix `worker_` for times) and servers since the start."""
+        """Sums over all workers (prefix `worker_` for times and rows) and servers since the start."""
         total: dict[str, int] = {}
         for index in range(self.plan.workers):
             for name, value in self.segment.worker_counters(index).items():
@@ -366,14 +371,13 @@ class Fleet:
 
     def close(self) -> list[tuple[int, list[bytes]]]:
         """End every child at once and return what was finished and not yet returned."""
-        finished: list[tuple[int, list[bytes]]] = []
         children = [worker.child for worker in self._workers] + [server.child for server in self._servers]
         for child in children:
             child.process.kill()
         for child in children:
             child.process.wait()
         for worker in self._workers:
-            self._read_frames(worker, finished)
+            self._read_frames(worker)
         for server in self._servers:
             server.control.close()
         for child in children:
@@ -386,7 +390,7 @@ class Fleet:
         if self._memory.fd >= 0:
             self._memory.close()
             self._memory.fd = -1
-        return finished
+        return self._take_finished()
 
     def __enter__(self) -> Fleet:
         return self
@@ -432,7 +436,7 @@ class Fleet:
                 totals[seat] = before + score
         return GRANT.pack(unit, len(records or ()), *totals)
 
-    def _read_frames(self, worker: _Worker, finished: list[tuple[int, list[bytes]]]) -> None:
+    def _read_frames(self, worker: _Worker) -> None:
         parts = [worker.buffer]
         while True:
             try:
@@ -458,7 +462,7 @@ class Fleet:
                 continue
             worker.outstanding.remove(unit)
             self._left -= 1
-            finished.append((unit, [*self.begun.pop(unit, []), record]))
+            self._finished.append((unit, [*self.begun.pop(unit, []), record]))
         worker.buffer = data[at:]
 
     # --- deaths -----------------------------------------------------------------------------------
@@ -467,8 +471,8 @@ class Fleet:
         if fd in self._selector.get_map():
             self._selector.unregister(fd)
 
-    def _bury_worker(self, worker: _Worker, finished: list[tuple[int, list[bytes]]]) -> None:
-        self._read_frames(worker, finished)  # to the end: only then may its units be given out again
+    def _bury_worker(self, worker: _Worker) -> None:
+        self._read_frames(worker)  # to the end: only then may its units be given out again
         self._unregister(worker.record_fd)
         self._unregister(worker.child.end_fd)
         self.segment.reclaim_worker(worker.index)

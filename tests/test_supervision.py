@@ -21,7 +21,7 @@ import pytest
 from shmzero import NetConfig, _core, launch, play_rounds
 from shmzero.child import MOST_DEATHS, has_pidfd
 from shmzero.config import SearchConfig, SelfPlayConfig, play_settings
-from shmzero.errors import ConfigError
+from shmzero.errors import ConfigError, StartError
 from shmzero.evaluators import HashEvaluator
 from shmzero.launch import Fleet
 from shmzero.records import Records
@@ -98,6 +98,29 @@ def test_fleet_inference_process_that_hangs_is_reported_replaced_and_costs_nothi
     assert "inference process 0 (cpu) ended with status -9 and is replaced: (it said nothing; exit status -9)" in said
     assert gone(stopped)
     assert [found[unit] for unit in range(2000)] == [[r] for r in play_rounds(HashEvaluator(), 2000, LIGHT)]
+
+
+def test_fleet_that_fails_still_returns_what_has_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both workers' pipes are full when one dies and cannot be replaced; what is not returned is still to be played."""
+    config = SelfPlayConfig(evaluator="hash", determinizations=1, simulations=2, workers=2)
+    found: list[tuple[int, list[bytes]]] = []
+    with Fleet(config, range(4000), 4000) as fleet:
+        wait_for(lambda: found.extend(fleet.poll(0.02)) or found)
+
+        def no_room(index: int) -> None:
+            raise StartError(f"worker {index} cannot be started")
+
+        monkeypatch.setattr(fleet, "_start_worker", no_room)
+        os.kill(fleet.pids()["workers"][0], signal.SIGKILL)
+        with pytest.raises(StartError):
+            while True:
+                found += fleet.poll(0.5)
+        found += fleet.close()
+    units = [unit for unit, _ in found]
+    assert len(units) == len(set(units)) == 4000 - fleet._left
+    assert [records for _, records in sorted(found)][:100] == [
+        [record] for record in play_rounds(HashEvaluator(), 4000, config.search()) if _core.decode_record(record)["id"] in units
+    ][:100]
 
 
 @pytest.mark.parametrize("module", ["worker", "inference"])
