@@ -92,6 +92,8 @@ def test_readme_one_card_figures_are_what_exact_play_gave() -> None:
     text = " ".join(README.split())
     assert f"at most {mean:.3f} below the best response, {worst:.2f} with the worst hand" in text
     agents = [v for name, v in values.items() if name.endswith("the agent bids 1 from")]
+    strong = [v for name, v in values.items() if name.startswith("ace, king, queen of trumps")]
+    assert strong == [1, 1, 1, 1] and "ace, king, queen of trumps in five cards: bid 2 above 0" in text
     assert agents == ["2", "4", "6", "8"] and "first bids of 3 to 6 players change at the right rank" in text
 
 
