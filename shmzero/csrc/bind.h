@@ -1,7 +1,13 @@
 // The parts of the Python module, one function a layer.
 #pragma once
 
+#include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
+
+#include <cstddef>
+#include <string>
+
+#include "cards.h"
 
 namespace shmzero {
 
@@ -17,6 +23,22 @@ void bind_train(pybind11::module_& m);
   const pybind11::object type = pybind11::module_::import("shmzero.errors").attr(name);
   PyErr_SetString(type.ptr(), message.c_str());
   throw pybind11::error_already_set();
+}
+
+using Floats = pybind11::array_t<float, pybind11::array::c_style | pybind11::array::forcecast>;
+
+/// Raises ValueError unless an evaluator's answers fit so many rows.
+inline void check_answers(const Floats& policies, const Floats& values, std::size_t rows) {
+  const bool fits =
+      policies.ndim() == 2 && policies.shape(0) == static_cast<pybind11::ssize_t>(rows) &&
+      policies.shape(1) == kNumActions && values.size() == static_cast<pybind11::ssize_t>(rows);
+  if (!fits) {
+    const std::string many = std::to_string(rows);
+    throw pybind11::value_error(
+        "an evaluator answered " + many +
+        " rows with policies or values of another shape; wanted: policies [" + many + ", " +
+        std::to_string(kNumActions) + "], values [" + many + ", 1]");
+  }
 }
 
 }  // namespace shmzero

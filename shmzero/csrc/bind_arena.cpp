@@ -16,8 +16,6 @@ namespace py = pybind11;
 namespace shmzero {
 namespace {
 
-using Floats = py::array_t<float, py::array::c_style | py::array::forcecast>;
-
 /// A match, stepped from Python.
 class MatchRun {
  public:
@@ -59,15 +57,7 @@ class MatchRun {
     if (asked == asked_.end()) {
       throw py::value_error("agent " + std::to_string(agent) + " asked nothing");
     }
-    const auto rows = static_cast<py::ssize_t>(asked->second);
-    const bool fits = policies.ndim() == 2 && policies.shape(0) == rows &&
-                      policies.shape(1) == kNumActions && values.size() == rows;
-    if (!fits) {
-      throw py::value_error("an evaluator answered " + std::to_string(rows) +
-                            " rows with policies or values of another shape; wanted: policies [" +
-                            std::to_string(rows) + ", 52], values [" + std::to_string(rows) +
-                            ", 1]");
-    }
+    check_answers(policies, values, asked->second);
     const float* policy = policies.data();
     const float* value = values.data();
     group_.for_each_waiting(agent, [&](MatchLane& lane) {

@@ -20,7 +20,6 @@ namespace shmzero {
 namespace {
 
 using HalfBits = py::array_t<std::uint16_t, py::array::c_style>;
-using Floats = py::array_t<float, py::array::c_style | py::array::forcecast>;
 
 template <class T>
 py::array_t<T> as_array(const std::vector<T>& values) {
@@ -60,16 +59,6 @@ struct LocalRows {
     return py::make_tuple(states, wide_masks);
   }
 };
-
-void check_answers(const Floats& policies, const Floats& values, std::uint32_t rows) {
-  const bool fits = policies.ndim() == 2 && policies.shape(0) == rows &&
-                    policies.shape(1) == kNumActions && values.size() == rows;
-  if (!fits) {
-    throw py::value_error("an evaluator answered " + std::to_string(rows) +
-                          " rows with policies or values of another shape; wanted: policies [" +
-                          std::to_string(rows) + ", 52], values [" + std::to_string(rows) + ", 1]");
-  }
-}
 
 /// One decision, stepped from Python.
 class SearchRun {

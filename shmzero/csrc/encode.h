@@ -253,9 +253,20 @@ inline int action_from_canonical(const Round& round, int action, const SuitOrder
   return order.from_canonical[suit_of(action)] * kNumRanks + rank_of(action);
 }
 
+inline int action_to_canonical(bool playing, int action, const SuitOrder& order) {
+  return playing ? order.to_canonical[suit_of(action)] * kNumRanks + rank_of(action) : action;
+}
+
 inline int action_to_canonical(const Round& round, int action, const SuitOrder& order) {
-  if (round.phase != Phase::kPlaying) return action;
-  return order.to_canonical[suit_of(action)] * kNumRanks + rank_of(action);
+  return action_to_canonical(round.phase == Phase::kPlaying, action, order);
+}
+
+/// What a row's policy [52] says of each legal action, in ascending order of the actions.
+inline void policy_of_legal(const float* policy, std::uint64_t actions, bool playing,
+                            const SuitOrder& order, float* by_legal) {
+  for_each_card(actions, [&](int action) {
+    *by_legal++ = policy[action_to_canonical(playing, action, order)];
+  });
 }
 
 /// Bytes of seats from the ego on, clockwise, in a word; zeros beyond the players.

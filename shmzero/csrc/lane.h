@@ -381,13 +381,7 @@ class LaneGroup {
   static void answer(Lane& lane, const Owner& owner, std::size_t at, const AnswerView& answers) {
     const float* policy = answers.policies + at * kNumActions;
     float by_legal[kMaxLegal];
-    int num_actions = 0;
-    for_each_card(owner.actions, [&](int action) {
-      const int canonical =
-          owner.playing ? owner.order.to_canonical[suit_of(action)] * kNumRanks + rank_of(action)
-                        : action;
-      by_legal[num_actions++] = policy[canonical];
-    });
+    policy_of_legal(policy, owner.actions, owner.playing, owner.order, by_legal);
     lane.answer(owner.row, by_legal, answers.values[at], answers.version);
   }
 

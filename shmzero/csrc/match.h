@@ -124,12 +124,7 @@ class MatchLane {
   void answer(std::size_t at, const float* policy, float value) {
     const Row& row = rows_[at];
     float by_legal[kMaxLegal];
-    int num_actions = 0;
-    for_each_card(row.actions, [&](int action) {
-      by_legal[num_actions++] =
-          policy[row.playing ? row.order.to_canonical[suit_of(action)] * kNumRanks + rank_of(action)
-                             : action];
-    });
+    policy_of_legal(policy, row.actions, row.playing, row.order, by_legal);
     search_.answer(row.row, by_legal, value);
   }
 
