@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 
 import numpy as np
@@ -189,6 +190,15 @@ def test_temperature_first_decisions_vary_and_later_ones_are_the_best() -> None:
             best = one["weights"][record["actions"][one["ply"]]] == max(one["weights"].values())
             (early if index < 3 else late).append(best)
     assert all(late) and not all(early)
+
+
+def test_temperature_zero_of_a_policy_alone_keeps_its_share_of_random_moves() -> None:
+    config = SearchConfig(simulations=0, temperature=0.0, noise_fraction=0.5)
+    played = [(w[a] == max(w.values()), len(w)) for a, w in played_weights(config, 250)]
+    expected = sum(0.5 + 0.5 / number for _, number in played)
+    assert abs(sum(best for best, _ in played) - expected) < 4 * np.sqrt(len(played) * 0.25)
+    quiet = dataclasses.replace(config, noise_fraction=0.0)
+    assert all(w[a] == max(w.values()) for a, w in played_weights(quiet, 40))
 
 
 # --- bytes that are no record ----------------------------------------------------------------------------------------------------

@@ -256,23 +256,26 @@ class Lane {
     play(decision.actions[chosen]);
   }
 
-  /// Samples from visits^(1/T), or from the policy where the root rule has no meaningful counts.
+  /// Samples from visits^(1/T), without a search from policy^(1/T) and its share of random moves.
+  /// Sequential halving has no meaningful counts: its best action is played.
   int choose(const PlaySettings& settings, const Decision& decision) {
     const SearchConfig& config = settings.search;
     const bool early = record_.searched.size() < config.temperature_decisions;
     const double temperature = early ? config.temperature : config.final_temperature;
-    const bool halving = config.simulations > 0 && config.root == RootRule::kHalving;
-    if (temperature <= 0.0 || halving) return decision.best;
+    const bool searched = config.simulations > 0;
+    if (searched && (temperature <= 0.0 || config.root == RootRule::kHalving)) return decision.best;
     double weights[kMaxLegal];
     double highest = 0.0, total = 0.0;
     for (int a = 0; a < decision.num_actions; ++a) {
-      weights[a] = config.simulations > 0 ? decision.visits[a] : decision.prior[a];
+      weights[a] = searched ? decision.visits[a] : decision.prior[a];
       highest = std::max(highest, weights[a]);
     }
     for (int a = 0; a < decision.num_actions; ++a) {
-      total += weights[a] = std::pow(weights[a] / highest, 1.0 / temperature);
+      weights[a] = temperature > 0.0 ? std::pow(weights[a] / highest, 1.0 / temperature)
+                                     : a == decision.best;
+      total += weights[a];
     }
-    if (config.simulations == 0) {
+    if (!searched) {
       // Without a search there is no root to put noise into: its share of the moves is uniform.
       const double share = config.noise_fraction;
       for (int a = 0; a < decision.num_actions; ++a) {
