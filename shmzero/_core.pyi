@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 
 BUILD: str
 FEATURE_VERSION: int
-LAYOUT_VERSION: int
 MAX_PLAYERS: int
 MAX_ROUNDS_PER_GAME: int
+MAX_ROWS_PER_SLOT: int
 MAX_SLOTS_PER_WORKER: int
+MAX_WORKERS: int
 MIN_PLAYERS: int
 NO_TRUMP: int
 NUM_ACTIONS: int

@@ -29,7 +29,7 @@ SUITS = ("spades", "hearts", "clubs", "diamonds", "none")
 BUILT_IN = "random, threshold, mc90, mc900, uct10x90, uct10x90+solver (any numbers)"
 """Bots, in words."""
 SOLVED_CARDS = 12
-"""Cards in all hands below which `+solver` solves a leaf: three tricks of four players."""
+"""Most cards in all hands with which `+solver` solves a leaf: three tricks of four players."""
 MOST_SIMULATIONS = 1 << 18
 """Of a decision, over all worlds and, under max^n, seats: each takes 300 to 600 bytes of its lane."""
 OLDER = "older"
@@ -164,7 +164,8 @@ class NetConfig:
         check_number("trunks", self.trunks, 1, 2)
 
 
-NETS: dict[str, NetConfig] = {
+NetName = Literal["plan", "small", "quick"]
+NETS: dict[NetName, NetConfig] = {
     "plan": NetConfig(),
     "small": NetConfig(width=128, hidden=256, blocks=3, trunks=2),
     "quick": NetConfig(width=128, hidden=64, blocks=2, trunks=2),
@@ -386,7 +387,7 @@ class SelfPlayConfig:
     """Busy waiting before a process sleeps, microseconds (default: 50 where a core is spare, else 0)."""
     evaluator: Literal["net", "hash", "uniform"] = "net"
     """The network, or a stand-in that needs no torch."""
-    net: Literal["plan", "small", "quick"] = "plan"
+    net: NetName = "plan"
     """Sizes of a fresh network."""
     checkpoint: Path | None = None
     """Weights (.safetensors). Without it the network is initialised from the seed."""
@@ -411,7 +412,7 @@ class SelfPlayConfig:
             value = getattr(self, name)
             if value is not None:
                 check_number(name, value, 1, high)
-        check_number("slots", self.slots, 2, 8)
+        check_number("slots", self.slots, 2, _core.MAX_SLOTS_PER_WORKER)
         check_number("timeout_ms", self.timeout_ms, 0, 10_000)
         if self.spin_us is not None:
             check_number("spin_us", self.spin_us, 0, 100_000)

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from shmzero import _core
 from shmzero.config import SelfPlayConfig, cores
 from shmzero.errors import ConfigError
 
-MOST_SLOT_ROWS = 1 << 22
 LANE_SIMULATIONS = 1 << 22
 """So many simulations the lanes of a run have room for, unless their number is given: one to two GB."""
 
@@ -53,10 +53,10 @@ def plan_fleet(config: SelfPlayConfig, num_units: int) -> FleetPlan:
     lanes = config.lanes or max(config.slots, wanted)
     lanes = max(1, min(lanes, -(-num_units // workers)))
     rows_per_slot = -(-lanes // config.slots) * rows_per_lane
-    if rows_per_slot > MOST_SLOT_ROWS:
+    if rows_per_slot > _core.MAX_ROWS_PER_SLOT:
         raise ConfigError(
             f"lanes is {lanes} with {rows_per_lane} rows each, {rows_per_slot} in a slot; "
-            f"allowed: {MOST_SLOT_ROWS} rows in a slot"
+            f"allowed: {_core.MAX_ROWS_PER_SLOT} rows in a slot"
         )
     threads = config.inference_threads or (1 if on_cuda else max(1, cores() // len(devices)))
     spare = cores() - workers - len(devices) * threads

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from shmzero import _core
 from shmzero.command import file_stamp, parse_flags, run_command
-from shmzero.config import NETS, cores, has_cuda
+from shmzero.config import NETS, NetName, cores, has_cuda
 from shmzero.errors import ConfigError, ServerGone
 from shmzero.inference import take_up
 from shmzero.model import device_of
@@ -43,7 +43,7 @@ class ServeConfig:
     model: str | None = None
     """module:factory; factory() returns a torch module, or a numpy function, that maps (states, masks) to
     (policies, values)."""
-    net: Literal["plan", "small"] = "plan"
+    net: NetName = "plan"
     """Sizes of Blob's own network where it is fresh."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Of Blob's own network."""
@@ -83,7 +83,9 @@ class ServeConfig:
     def check(self) -> None:
         """Raises ConfigError for a setting that cannot be."""
         service_path(self.name)
-        for name, high in (("threads", 1024), ("max_batch", 2**20), ("slots", 1024), ("rows_per_slot", 2**20)):
+        for name, high in (
+            ("threads", 1024), ("max_batch", 2**20), ("slots", _core.MAX_WORKERS), ("rows_per_slot", 2**20),
+        ):  # fmt: skip
             value = getattr(self, name)
             if value is not None and not 1 <= value <= high:
                 raise ConfigError(f"--{name.replace('_', '-')} is {value}; allowed: 1..{high}")

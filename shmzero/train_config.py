@@ -10,14 +10,22 @@ from pathlib import Path
 from typing import Any, Literal
 
 from shmzero import _core
-from shmzero.config import NETS, SelfPlayConfig, check_choice, check_number, check_types, has_cuda, read_settings
+from shmzero.config import (
+    NETS,
+    NetName,
+    SelfPlayConfig,
+    check_choice,
+    check_number,
+    check_types,
+    has_cuda,
+    read_settings,
+)
 from shmzero.errors import ConfigError
 
 MANY_GAMES = 10**9
 """More than a run will play: it ends by its time or its rounds."""
 CPU_LANES, CUDA_LANES = 512, 2048
 """Rounds that a worker plays at once without a search: the fewer, the newer the weights that play them."""
-NetName = Literal["plan", "small", "quick"]
 
 
 @dataclass(frozen=True)
@@ -122,7 +130,7 @@ class TrainConfig:
     tensorboard: bool = False
     """Write the metrics for TensorBoard as well, into RUN/tensorboard."""
     device: str = "auto"
-    """Of self-play: auto (CUDA where there is some; else one process, with a search one a core), cpu, cpu*2,
+    """Of self-play: auto (CUDA where there is some; else one process, with a search one a core, at most 8), cpu, cpu*2,
     cuda, cuda:0,cuda:1."""
     learner: str = "auto"
     """Device of the learner: auto, cpu, cuda, cuda:1."""

@@ -260,8 +260,9 @@ class PyRequestPort {
 }  // namespace
 
 void bind_shm(py::module_& m) {
-  m.attr("LAYOUT_VERSION") = kLayoutVersion;
+  m.attr("MAX_ROWS_PER_SLOT") = kMaxRowsPerSlot;
   m.attr("MAX_SLOTS_PER_WORKER") = kMaxSlotsPerWorker;
+  m.attr("MAX_WORKERS") = kMaxWorkers;
   const py::arg servers("servers"), workers("workers"), slots("slots"), rows("rows");
   m.def(
       "segment_bytes",

@@ -28,7 +28,10 @@ namespace shmzero {
 inline constexpr std::uint64_t kSegmentMagic = 0x304f52455a4d4853u;  // "SHMZERO0"
 inline constexpr std::uint32_t kLayoutVersion = 4;
 inline constexpr std::size_t kLine = 64;
+inline constexpr std::uint32_t kMaxServers = 64;
+inline constexpr std::uint32_t kMaxWorkers = 1024;
 inline constexpr std::uint32_t kMaxSlotsPerWorker = 8;  ///< Their words share one cache line.
+inline constexpr std::uint32_t kMaxRowsPerSlot = 1u << 22;
 inline constexpr std::uint32_t kHistogramBins = 24;
 inline constexpr std::uint32_t kWaitBins = 128;  ///< Four an octave, up to 17 s: see wait_bin.
 inline constexpr std::size_t kMessageBytes = 232;
@@ -204,10 +207,10 @@ inline void check_sizes(const SegmentSizes& sizes) {
                                   std::to_string(high));
     }
   };
-  check("num_servers", sizes.num_servers, 1, 64);
-  check("num_workers", sizes.num_workers, 1, 1024);
+  check("num_servers", sizes.num_servers, 1, kMaxServers);
+  check("num_workers", sizes.num_workers, 1, kMaxWorkers);
   check("slots_per_worker", sizes.slots_per_worker, 1, kMaxSlotsPerWorker);
-  check("rows_per_slot", sizes.rows_per_slot, 1, 1u << 22);
+  check("rows_per_slot", sizes.rows_per_slot, 1, kMaxRowsPerSlot);
   check("state_dim", sizes.state_dim, 1, 1u << 16);
   check("action_dim", sizes.action_dim, 1, 1u << 16);
   check("value_dim", sizes.value_dim, 1, 1u << 10);
