@@ -87,7 +87,7 @@ def serve(
     """Serve until told to stop, or until the other end of `control` is gone; batches at hand are finished.
 
     Up to `device.num_stages` batches are in flight; they finish in the order they were launched. Of a
-    batch that failed the requests run once more, each alone: only those fail that the model refuses.
+    batch of several requests that failed each runs once more alone: only those fail that the model refuses.
     """
     in_flight: deque[tuple[int, int]] = deque()  # stage, batch
     refused: deque[tuple[int, ModelFailed]] = deque()  # batches that failed as a whole
@@ -213,7 +213,7 @@ def run(spec: dict[str, Any]) -> int:
 
 
 def child_main(run_spec: Any) -> None:
-    """Entry of a child process: reads its spec from an inherited pipe, dies with its parent."""
+    """Entry of a child process: reads its spec from an inherited file, dies with its parent."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
     parser = argparse.ArgumentParser(description="Started by shmzero itself.")
     parser.add_argument("--spec-fd", type=int, required=True)

@@ -12,7 +12,6 @@ import secrets
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import safetensors
 import safetensors.torch
@@ -179,19 +178,9 @@ def load_checkpoint(path: Path | str) -> BlobNet:
     return net
 
 
-def num_parameters(net: BlobNet) -> int:
-    """Trainable weights."""
-    return sum(p.numel() for p in net.parameters())
-
-
 def flops_per_row(config: NetConfig) -> int:
     """Multiplications and additions of the matrix products of one row."""
     c = config
     block = c.width * c.width + 2 * c.width * c.hidden
     trunk = _core.NUM_FEATURES * c.width + c.blocks * block
     return 2 * (c.trunks * trunk + c.width * (2 * _core.NUM_ACTIONS + 1))
-
-
-def weights_of(net: BlobNet) -> dict[str, Any]:
-    """Named weights, without gradients."""
-    return {name: t.detach() for name, t in net.state_dict().items()}

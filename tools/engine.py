@@ -49,7 +49,6 @@ class Engine:
         finally:
             os.environ.update(hidden)
         self.rounds = 0
-        self._first_rows = 0
 
     def __enter__(self) -> Engine:
         return self
