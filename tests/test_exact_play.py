@@ -132,11 +132,20 @@ def test_command_keeps_what_it_measures(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr("sys.argv", ["exact_play.py", str(tmp_path / "net.safetensors"), "--json", str(tmp_path / "x.json")])
     assert main() == 0
     kept = {r["name"]: r for r in json.loads((tmp_path / "x.json").read_text())["results"]}
-    assert all(name in capsys.readouterr().out for name in list(kept)[:1])
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in kept)
     for players, card in ((3, "2"), (4, "4"), (5, "6"), (6, "8")):
         name = f"one card, {players} players, trumps: first, the best response to it bids 1 from"
         assert kept[name]["value"] == kept[name]["goal"] == card
         assert f"ace, king, queen of trumps of five cards, {players} players: bid 2 above bid 0" in kept
+
+
+def test_command_refuses_what_it_could_not_keep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    for arguments, line in (([str(tmp_path)], "has no checkpoint"), (["x", "--json", "/no/such/x.json"], "there is no folder /no/such")):
+        monkeypatch.setattr("sys.argv", ["exact_play.py", *arguments])
+        assert main() == 2
+        said = capsys.readouterr().err
+        assert said.startswith("error: ") and line in said and said.count("\n") == 1
 
 
 def test_strong_trumps_are_what_they_say() -> None:

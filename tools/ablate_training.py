@@ -11,7 +11,6 @@ seeds of both sides, and p-values are Holm's over all comparisons.
 
 from __future__ import annotations
 
-import argparse
 import functools
 import json
 import math
@@ -33,11 +32,12 @@ import mpmath
 import numpy as np
 from numpy.typing import NDArray
 
-from shmzero.errors import ConfigError, ShmzeroError
+from shmzero.command import Parser, run_command
+from shmzero.errors import ConfigError
 from shmzero.plot import read_metrics
 from shmzero.records import newest_checkpoint
 from shmzero.selfplay import append_line
-from tools.measure import Result, keep, machine
+from tools.measure import Result, json_flag, keep, machine
 
 MATCHES_NAME = "matches.jsonl"
 BOT = "threshold"
@@ -275,7 +275,11 @@ def run_jobs(jobs: Sequence[Callable[[], None]], at_once: int) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
+    return run_command(_main)
+
+
+def _main() -> int:
+    parser = Parser(
         prog="tools/ablate_training.py", description=(__doc__ or "").partition("\n\n")[2],
         epilog="example: env/run python tools/ablate_training.py --out runs/ablation --arms visits 'tricks head'",
     )
@@ -287,14 +291,12 @@ def main() -> int:
     parser.add_argument("--deals", type=int, default=200, help="of each match, played from every seat (default: 200)")
     parser.add_argument("--at-once", type=int, default=1,
                         help="runs and matches at a time, each on its share of the cores (default: 1)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="keep the results with what they were measured on")
+    json_flag(parser)
     given = parser.parse_args()
     if given.seeds < 2:
-        print(f"error: --seeds is {given.seeds}; allowed: 2 and up", file=sys.stderr)
-        return 2
+        raise ConfigError(f"--seeds is {given.seeds}; allowed: 2 and up")
     if not 1 <= given.at_once <= len(os.sched_getaffinity(0)):
-        print(f"error: --at-once is {given.at_once}; allowed: 1 to the number of cores", file=sys.stderr)
-        return 2
+        raise ConfigError(f"--at-once is {given.at_once}; allowed: 1 to the number of cores")
     described = machine()
     wanted = {*given.arms, *(ARMS[arm].against for arm in given.arms), BASE}
     arms, seeds = [arm for arm in ARMS if arm in wanted], range(given.seeds)
@@ -310,9 +312,6 @@ def main() -> int:
     except subprocess.CalledProcessError as error:
         print(f"error: {' '.join(map(str, error.cmd[2:4]))} ended with status {error.returncode}", file=sys.stderr)
         return 1
-    except ShmzeroError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2 if isinstance(error, ConfigError) else 1
     results = ablation.results(arms, seeds)
     for result in results:
         print(result.line())

@@ -27,7 +27,7 @@ from shmzero.errors import ConfigError, RecordError, ShmzeroError
 from shmzero.records import Records
 from shmzero.selfplay import run
 from tools import bench_inference, bench_selfplay, bench_training, bench_transport, report
-from tools.measure import Result, interleaved, keep, machine
+from tools.measure import Result, interleaved, json_flag, keep, machine, output_file
 
 
 def preset(name: str, **more: Any) -> SearchConfig:
@@ -110,11 +110,12 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(dest="name", required=True, metavar="|".join([*BENCHMARKS, "report", "all"]))
     for name, body in BENCHMARKS.items():
         sub = commands.add_parser(name, help=(body.__doc__ or "").splitlines()[0])
-        sub.add_argument("--json", type=Path, metavar="FILE", help="keep the results with what they were measured on")
+        json_flag(sub)
         if name == "selfplay":
-            sub.add_argument("--csv", "--output", dest="csv", type=Path, metavar="FILE", help="a table, a row a preset")
+            sub.add_argument("--csv", "--output", dest="csv", type=output_file, metavar="FILE",
+                             help="a table, a row a preset")
         else:
-            sub.add_argument("--csv", type=Path, metavar="FILE", help="the results as a table")
+            sub.add_argument("--csv", type=output_file, metavar="FILE", help="the results as a table")
         if name not in ("signature", "short"):
             sub.add_argument("--quick", action="store_true", help="shorter, noisier")
         if name not in ("signature", "numerics", "training"):
@@ -143,16 +144,6 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--results", type=Path, default=Path("runs/bench"),
                      help="folder of the JSON files and of the report (default runs/bench)")
     return top
-
-
-def check(given: argparse.Namespace) -> None:
-    """Raises ConfigError for what would be found out only after the measurement."""
-    if getattr(given, "repeats", 1) < 1:
-        raise ConfigError(f"--repeats is {given.repeats}; allowed: 1 and up")
-    for name in ("json", "csv"):
-        path = getattr(given, name, None)
-        if path and not path.parent.is_dir():
-            raise ConfigError(f"--{name} {path}: there is no folder {path.parent}")
 
 
 def measure(given: argparse.Namespace, described: dict[str, Any]) -> None:
@@ -206,7 +197,8 @@ def command(arguments: list[str] | None) -> int:
     if _core.BUILD != "release":
         print(f"error: this is a {_core.BUILD} build; its figures mean nothing", file=sys.stderr)
         return 1
-    check(given)
+    if getattr(given, "repeats", 1) < 1:
+        raise ConfigError(f"--repeats is {given.repeats}; allowed: 1 and up")
     if given.name == "report":
         print(report.write(given.results))
         return 0

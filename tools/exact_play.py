@@ -7,7 +7,6 @@ bids in the other seats. And hands that hold ace, king and queen of trumps of fi
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import random
 import sys
@@ -23,9 +22,10 @@ from numpy.typing import NDArray
 
 import shmzero
 from shmzero import _core
-from shmzero.errors import ConfigError, ShmzeroError
+from shmzero.command import Parser, run_command
+from shmzero.errors import ConfigError
 from shmzero.records import card_name
-from tools.measure import Result, keep, machine
+from tools.measure import Result, json_flag, keep, machine
 
 CARDS = _core.NUM_CARDS
 BidOne = Callable[[list[shmzero.Round]], NDArray[np.float64]]
@@ -253,23 +253,23 @@ def measure(evaluator: Any) -> list[Result]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="tools/exact_play.py", description=(__doc__ or "").partition("\n\n")[2])
+    return run_command(_main)
+
+
+def _main() -> int:
+    parser = Parser(prog="tools/exact_play.py", description=(__doc__ or "").partition("\n\n")[2])
     parser.add_argument("agent", type=Path, help="a training run's folder, or a checkpoint")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="keep the results with what they were measured on")
+    json_flag(parser)
     given = parser.parse_args()
     described = machine()
     from shmzero.evaluators import NetEvaluator
     from shmzero.net import load_checkpoint
     from shmzero.records import newest_checkpoint
 
-    try:
-        path = newest_checkpoint(given.agent) if given.agent.is_dir() else given.agent
-        if path is None:
-            raise ConfigError(f"{given.agent} has no checkpoint; allowed: a training run's folder, or a checkpoint")
-        results = measure(NetEvaluator(load_checkpoint(path)))
-    except ShmzeroError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    path = newest_checkpoint(given.agent) if given.agent.is_dir() else given.agent
+    if path is None:
+        raise ConfigError(f"{given.agent} has no checkpoint; allowed: a training run's folder, or a checkpoint")
+    results = measure(NetEvaluator(load_checkpoint(path)))
     for result in results:
         print(result.line(), flush=True)
     if given.json:

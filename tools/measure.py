@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import ctypes.util
 import dataclasses
 import importlib.metadata
@@ -142,6 +143,20 @@ def jemalloc() -> str:
     if "jemalloc" in Path("/proc/self/maps").read_text():
         return "preloaded"
     return "installed" if ctypes.util.find_library("jemalloc") else "not found"
+
+
+def output_file(text: str) -> Path:
+    """A file to be written at the end, for argparse: refused before the measurement where its folder is missing."""
+    path = Path(text)
+    if not path.parent.is_dir():
+        raise argparse.ArgumentTypeError(f"{text}: there is no folder {path.parent}")
+    return path
+
+
+def json_flag(parser: argparse.ArgumentParser) -> None:
+    """Add --json FILE, where `keep` writes."""
+    parser.add_argument("--json", type=output_file, metavar="FILE",
+                        help="keep the results and what they were measured on")
 
 
 def keep(
