@@ -21,7 +21,7 @@ from types import FrameType
 from typing import Any, Protocol
 
 from shmzero import _core
-from shmzero.command import STARTED, file_stamp, parse_flags, run_command
+from shmzero.command import STARTED, file_stamp, nothing_started, parse_flags, run_command
 from shmzero.config import OLDER, SelfPlayConfig, has_cuda, has_nvidia, read_toml, to_toml
 from shmzero.errors import ConfigError, FolderBusy, RecordError, ShmzeroError
 from shmzero.launch import Fleet, digest_of
@@ -447,7 +447,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _main(arguments: list[str] | None) -> int:
-    config = parse(arguments)
+    with nothing_started():
+        config = parse(arguments)
     folder = config.out or Path("runs") / time.strftime("selfplay-%Y%m%d-%H%M%S")
     interrupt = Interrupt()
     with Terminal() as terminal:
