@@ -158,7 +158,8 @@ def run(
 def run_folder(folder: Path, settings: dict[str, Any]) -> Iterator[RecordWriter]:
     """The writer of a run folder, which is made where there is none.
 
-    An error in here before anything was committed leaves everything as it was found. Raises ConfigError
+    An error in here before anything was committed takes the records' file, settings and metrics that it made
+    away again, and the folder if that is all there is. Raises ConfigError
     where the folder holds a run of other settings, FolderBusy, RecordError.
     """
     made = [path for path in (folder, *folder.parents) if not path.exists()]
@@ -174,7 +175,10 @@ def run_folder(folder: Path, settings: dict[str, Any]) -> Iterator[RecordWriter]
         try:
             yield writer
         except ShmzeroError:
-            if writer.count() > 0:
+            empty = False
+            with suppress(RecordError):  # what cannot be counted may be there
+                empty = writer.count() == 0
+            if not empty:
                 fresh.clear()
             raise
         finally:

@@ -18,10 +18,11 @@ import pytest
 
 from shmzero import SearchConfig, _core, play_rounds, selfplay
 from shmzero.config import NetConfig, SelfPlayConfig
+from shmzero.errors import RecordError
 from shmzero.evaluators import HashEvaluator
 from shmzero.launch import Fleet
 from shmzero.net import BlobNet, save_checkpoint
-from shmzero.records import Records
+from shmzero.records import Records, RecordWriter
 
 
 def command(*arguments: object) -> subprocess.CompletedProcess[str]:
@@ -164,6 +165,25 @@ def test_selfplay_interrupt_commits_and_rerun_goes_on_then_has_nothing_to_do(tmp
     assert "nothing to do" in command("--evaluator", "hash", "--rounds", total, "--out", folder).stderr
 
 
+def test_run_folder_keeps_what_cannot_be_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    records = play_rounds(HashEvaluator(), 3, SearchConfig(simulations=0))
+
+    def damaged(self: RecordWriter) -> int:
+        raise RecordError("damaged")
+
+    for name, rounds, count, kept in (("a", 0, None, False), ("b", 3, None, True), ("c", 3, damaged, True)):
+        with (
+            monkeypatch.context() as patch, pytest.raises(RecordError, match="no room"),
+            selfplay.run_folder(tmp_path / name, {}) as writer,
+        ):  # fmt: skip
+            writer.write([(unit, [record]) for unit, record in enumerate(records[:rounds])])
+            if count:
+                patch.setattr(RecordWriter, "count", count)
+            raise RecordError("no room")
+        assert (tmp_path / name / "rounds.sqlite").exists() == kept
+        assert not kept or len(Records(tmp_path / name)) == 3
+
+
 def test_interrupt_sigterm_that_comes_twice_asks_like_one_and_a_second_ctrl_c_ends() -> None:
     """timeout(1) sends one SIGTERM to the process and one to its group."""
     program = (
@@ -192,7 +212,13 @@ def test_selfplay_checkpoint_replaced_while_the_fleet_starts_is_followed(
     monkeypatch.setattr(selfplay, "METRICS_S", 0.0)
     config = SelfPlayConfig(checkpoint=first, follow=True, rounds=10**6, preset="light", compile=False)
     said: list[str] = []
-    selfplay.run(config, tmp_path / "run", said.append, stopped=lambda: any("serves weights 1" in line for line in said))
+    give_up = time.monotonic() + 60
+
+    def stopped() -> bool:
+        return "inference process 0 serves weights 1" in said or time.monotonic() > give_up
+
+    selfplay.run(config, tmp_path / "run", said.append, stopped=stopped)
+    assert "inference process 0 serves weights 1" in said
 
 
 def test_selfplay_games_record_every_round_with_the_running_totals(tmp_path: Path) -> None:
