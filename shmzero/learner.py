@@ -144,6 +144,8 @@ class LearnerProcess:
             try:
                 for records in newest_records(self._folder, self._config.buffer):
                     self._add(records)
+            except ConfigError:
+                raise
             except ValueError as error:
                 raise RecordError(f"record file {self._folder / FILE_NAME} holds what is no round: {error}") from None
         if not self._learner.steps:

@@ -39,6 +39,7 @@ class LearnerLink:
             undo.callback(ours.close)
             undo.callback(theirs.close)
             record_ours, record_theirs = socket.socketpair()
+        self._control, self._records = ours, record_ours
         spec = {
             "folder": str(self.folder),
             "config": dataclasses.asdict(self.config),
@@ -56,7 +57,6 @@ class LearnerLink:
             )
         ours.setblocking(False)
         record_ours.setblocking(False)
-        self._control, self._records = ours, record_ours
         self._received = b""
         self._unsent = bytearray()
         self._ending = self._ended = False
@@ -130,13 +130,15 @@ class LearnerLink:
             self.events.append(event)
         return self._child.process.poll() is None
 
-    def kill_stalled(self, stall_s: float) -> str | None:
-        """End a learner that has said nothing for so long, nor taken the records that wait for it.
+    def kill_stalled(self, stall_s: float, behind: bool) -> str | None:
+        """End a learner that has work and for so long has said nothing, nor taken records that wait for it.
 
-        Returns a line about it; what becomes of it then is a death like any other.
+        `behind`: whether it has asked for time, and so has work even where nothing waits. Returns a line about
+        it; what becomes of it then is a death like any other.
         """
         now = time.monotonic()
-        self._still_s = self._still_s + min(now - self._looked_at, GLANCE_S) if self._unsent else 0.0
+        passed_s = min(now - self._looked_at, GLANCE_S)
+        self._still_s = self._still_s + passed_s if self._unsent or behind else 0.0
         self._looked_at = now
         limit_s = stall_s if self._began else max(START_S, stall_s)
         if self._still_s <= limit_s:
@@ -144,7 +146,7 @@ class LearnerLink:
         self._still_s = 0.0
         assert self._child is not None
         self._child.process.kill()
-        return f"the learner did nothing for {limit_s:g} s with rounds to take"
+        return f"the learner did nothing for {limit_s:g} s with work to do"
 
     def bury(self) -> str:
         """Clear away a dead learner; returns a line about it. Raises WorkerDied if it keeps dying."""

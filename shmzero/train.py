@@ -251,7 +251,7 @@ class Run:
         if now - self._told_at >= TELL_S:
             self._learner.tell(cmd="progress", progress=self.done, version=fleet.version)
             self._told_at = now
-        if stalled := self._learner.kill_stalled(fleet.config.stall_s):
+        if stalled := self._learner.kill_stalled(fleet.config.stall_s, self._learner_is_behind):
             self._say(stalled)
         if not self._learner.poll():
             self._hear(fleet)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
 import os
 import re
 import signal
@@ -15,7 +17,7 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 
-from shmzero import SearchConfig, play_rounds, plot, train
+from shmzero import SearchConfig, play_rounds, plot, selfplay, train
 from shmzero.arena import main as arena_main
 from shmzero.config import NetConfig
 from shmzero.errors import ConfigError, RecordError, WorkerDied
@@ -194,21 +196,49 @@ def test_learner_that_stands_still_is_ended_and_another_goes_on(tmp_path: Path) 
     link.start(0.0, 0, refill=False)
     try:
         wait_for(lambda: not link.poll() or bool(link.events))
-        assert link.events.popleft()["event"] == "ready" and link.kill_stalled(0.5) is None
+        assert link.events.popleft()["event"] == "ready" and link.kill_stalled(0.5, False) is None
         os.kill(link.pid, signal.SIGSTOP)
         while not link.behind_bytes:
             link.feed(records)
             assert link.poll()
-        wait_for(lambda: link.kill_stalled(0.5) == "the learner did nothing for 0.5 s with rounds to take")
+        wait_for(lambda: link.kill_stalled(0.5, False) == "the learner did nothing for 0.5 s with work to do")
         wait_for(lambda: not link.poll())
         assert "ended with status -9" in link.bury() and link.restarts == 1
         link.start(0.0, 0, refill=False)
         wait_for(lambda: not link.poll() or bool(link.events))
         link.feed(records)
         wait_for(lambda: link.poll() and not link.behind_bytes)
-        assert link.kill_stalled(0.0) is None
+        assert link.kill_stalled(0.0, False) is None
     finally:
         link.kill()
+
+
+def test_learner_that_stands_still_while_self_play_waits_for_it_is_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing more is sent to it then: only its silence tells."""
+    real = TrainConfig.self_play
+    monkeypatch.setattr(TrainConfig, "self_play", lambda *a: dataclasses.replace(real(*a), stall_s=2.0))
+    config = TrainConfig(rounds=10**9, minutes=30, lanes=256, batch=4096, buffer=20_000, replay_ratio=100, opponents="")
+    said: list[str] = []
+    stopped: list[int] = []
+
+    def over() -> bool:
+        for child in children_of(os.getpid()):
+            if not stopped and waits and b"shmzero.learner" in Path(f"/proc/{child}/cmdline").read_bytes():
+                os.kill(child, signal.SIGSTOP)
+                stopped.append(child)
+        return any("is replaced" in line for line in said)
+
+    waits: list[float] = []
+
+    def show(progress: plot.TrainProgress) -> None:
+        if progress.play_waits > 0.3 and "loss" in progress.learner:
+            waits.append(progress.play_waits)
+
+    summary = train.train(config, tmp_path, said.append, show, over)
+    assert summary["learner_restarts"] == 1 and "the learner did nothing for 2 s with work to do" in said
+    assert not alive(stopped[0])
 
 
 def test_damaged_record_ends_training_with_one_line(tmp_path: Path) -> None:
@@ -332,7 +362,10 @@ def test_zero_rounds_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "rounds is 0; allowed: 1" in one_line(capsys.readouterr().err)
 
 
-def test_training_that_cannot_begin_leaves_nothing_behind(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_training_that_cannot_begin_leaves_nothing_behind(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(selfplay.Terminal, "PLAIN_S", math.inf)  # however long the processes take to be loaded
     assert train.main([str(tmp_path / "new" / "run"), "--others", "oldr:0.2", *QUICK]) == 2
     assert "oldr" in one_line(capsys.readouterr().err) and list(tmp_path.iterdir()) == []
 
@@ -344,3 +377,13 @@ def test_time_of_a_run_begins_with_its_call_and_not_with_the_program(
     monkeypatch.setattr(train, "STARTED", time.monotonic() - 1e6)
     assert not train.train(config, tmp_path / "called", stopped=lambda: True)["complete"]
     assert train.train(config, tmp_path / "command", started=train.STARTED)["complete"]
+
+
+def test_training_without_room_for_its_files_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "shmzero.train", str(tmp_path / "run"), "--opponents", ""]
+    for files in (9, 14, 20):  # of the learner's sockets, of its process, of the fleet
+        done = subprocess.run(
+            ["bash", "-c", f'ulimit -n {files}; exec "$@"', "bash", *command], capture_output=True, text=True
+        )
+        assert done.returncode == 1 and done.stdout == "" and not (tmp_path / "run").exists()
+        assert re.fullmatch(r"error: .* cannot be started: Too many open files; [^\n]+\n", done.stderr), done.stderr
