@@ -435,6 +435,8 @@ def parse(arguments: list[str] | None) -> tuple[TrainConfig, Path, bool]:
         args=rest,
         config=(tyro.conf.OmitArgPrefixes,),
     )
+    if found[0].searches() and found[0].importance_cap != default.importance_cap:
+        raise ConfigError(f"importance_cap is {found[0].importance_cap:g} with a search; allowed: with --search 0")
     for name in ("critic_net", "critic_learning_rate", "importance_cap", "redeals", "neurd_share", "entropy_first",
                  "entropy_last"):  # fmt: skip
         value = getattr(found[0], name)

@@ -140,6 +140,7 @@ def test_deals_from_a_named_distribution_yield_to_a_flag() -> None:
         (["--targets", "visits", "--search", "2x8", "--entropy-first", "0.1"], "entropy_first"),
         (["--targets", "visits", "--search", "2x8", "--critic-net", "small"], "critic_net"),
         (["--targets", "visits", "--search", "2x8", "--redeals", "7"], "redeals"),
+        (["--search", "2x8", "--importance-cap", "5"], "importance_cap is 5 with a search"),
         (["--targets", "improved", "--search", "2x8", "--neurd-share", "0.2"], "neurd_share"),
     ],
 )
