@@ -1,5 +1,19 @@
 """Fixtures that several test files share."""
 
+import signal
+from collections.abc import Iterator
+
+import pytest
+
 from tests.services import client, name, rng, server
 
-__all__ = ["client", "name", "rng", "server"]
+__all__ = ["client", "name", "rng", "server", "signals"]
+
+
+@pytest.fixture(autouse=True)
+def signals() -> Iterator[None]:
+    """A command's main() takes the signals over; give them back."""
+    before = [(number, signal.getsignal(number)) for number in (signal.SIGINT, signal.SIGTERM)]
+    yield
+    for number, handler in before:
+        signal.signal(number, handler)

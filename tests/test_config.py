@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -23,15 +21,6 @@ from shmzero.records import Records, RecordWriter
 from shmzero.selfplay import main, parse
 
 HASH = ("--evaluator", "hash", "--preset", "light", "--cards", "2")
-
-
-@pytest.fixture(autouse=True)
-def signals() -> Iterator[None]:
-    """main() takes the signals over; give them back."""
-    before = [(number, signal.getsignal(number)) for number in (signal.SIGINT, signal.SIGTERM)]
-    yield
-    for number, handler in before:
-        signal.signal(number, handler)
 
 
 def contents(folder: Path) -> dict[str, bytes | None]:
