@@ -96,7 +96,8 @@ class SearchConfig:
     share of moves drawn uniformly."""
     noise_alpha: float = 1.0
     temperature: float = 1.0
-    """Self-play draws its moves from visits^(1/temperature); halving plays its best action instead."""
+    """Self-play draws its moves from visits^(1/temperature), without simulations from policy^(1/temperature) but for
+    the noise's share; halving plays its best action instead."""
     temperature_decisions: int = 99
     """Decisions of a round played with `temperature`; later ones with `final_temperature`."""
     final_temperature: float = 0.0
@@ -355,9 +356,9 @@ class SelfPlayConfig:
     noise_alpha: float = 1.0
     """Concentration of that noise: small is spiky, large is even."""
     temperature: float = 1.0
-    """Of the choice among visit counts: 0 plays the most visited action, 1 in proportion."""
+    """Of the choice among visit counts, or without a search of the policy: 0 plays the first, 1 in proportion."""
     temperature_decisions: int = 99
-    """Decisions of a round that are played with the temperature; later ones play the most visited."""
+    """Decisions of a round that are played with the temperature; later ones as with 0."""
     rivalry: float = 0.0
     """Weight of the others' mean score in the utility."""
     solved_cards: int = 0

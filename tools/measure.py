@@ -7,6 +7,7 @@ import ctypes.util
 import dataclasses
 import importlib.metadata
 import json
+import os
 import platform
 import shutil
 import signal
@@ -150,6 +151,8 @@ def output_file(text: str) -> Path:
     path = Path(text)
     if not path.parent.is_dir():
         raise argparse.ArgumentTypeError(f"{text}: there is no folder {path.parent}")
+    if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise argparse.ArgumentTypeError(f"{text} cannot be written")
     return path
 
 
