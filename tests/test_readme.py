@@ -57,7 +57,7 @@ def test_readme_figures_have_results() -> None:
 @pytest.mark.parametrize("name", FILES)
 def test_results_are_of_a_commit_that_git_knows(name: str) -> None:
     kept = results(name)
-    assert name in (kept["benchmark"], *(f"{kept['benchmark']}_{how}" for how in ("laptop", "hour", "installed", "pace", "more"))) and kept["results"]
+    assert name in (kept["benchmark"], *(f"{kept['benchmark']}_{how}" for how in ("laptop", "hour", "installed", "pace", "more", "deals"))) and kept["results"]
     if not (ROOT / ".git").exists():
         pytest.skip("not a git checkout: the commit of the figures cannot be looked up")
     shallow = subprocess.run(["git", "rev-parse", "--is-shallow-repository"], capture_output=True, text=True, cwd=ROOT)
@@ -111,9 +111,13 @@ def test_readme_ablation_is_what_the_matches_gave() -> None:
             p = values[f"{name}: p, corrected"]
             assert cell == f"{values[name]:.2f}; " + ("<0.001" if p < 0.001 else f"{p:.2g}"), name
     more = {result["name"]: result["value"] for result in results("ablate_training_more")["results"]}
-    for name in ("no redeals against base", "max^n against visits", "max^n against visits, with 3x30"):
+    for name in ("max^n against visits", "max^n against visits, with 3x30"):
         p = more[f"{name}: p, corrected"]
         assert f"{more[name]:.2f} ({'<0.001' if p < 0.001 else f'{p:.2g}'})" in " ".join(README.split()), name
+    deals = {result["name"]: result["value"] for result in results("ablate_training_deals")["results"]}
+    for arm in ("7 redeals", "neurd 0.2"):
+        found = deals[f"{arm} against base"], deals[f"{arm} against base: p, corrected"]
+        assert f"{arm} {found[0]:.2f} ({found[1]:.2g})" in " ".join(README.split()), arm
     since = {result["name"]: result["value"] for result in results("ablate_training_pace")["results"]}
     for arm, words in (("batch 1024", "batches of 1,024"), ("2048 lanes", "2,048 lanes"), ("replay ratio 1", "replay ratio 1")):
         found = since[f"{arm} against base"], since[f"{arm} against base: p, corrected"]
