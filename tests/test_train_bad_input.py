@@ -54,7 +54,7 @@ def test_disk_filling_up_keeps_what_was_committed_and_goes_on_with_space(tmp_pat
     kept.mkdir()
     script = """
     disk=$1 kept=$2; shift 2
-    mount -t tmpfs -o size=16m tmpfs "$disk"
+    mount -t tmpfs -o size=10m tmpfs "$disk"
     for name in first again; do
       code=0; "$@" >"$kept/$name.out" 2>"$kept/$name.err" || code=$?; echo $code >"$kept/$name.code"
     done
@@ -63,7 +63,7 @@ def test_disk_filling_up_keeps_what_was_committed_and_goes_on_with_space(tmp_pat
     "$@"
     cp -r "$disk"/rounds.sqlite* "$disk/config.toml" "$disk/checkpoints" "$kept"
     """
-    command = [sys.executable, "-m", "shmzero.train", str(disk), "--rounds", "30000", *QUICK]
+    command = [sys.executable, "-m", "shmzero.train", str(disk), "--rounds", "15000", *QUICK]
     done = mounted(script, disk, kept, *command)
     assert done.returncode == 0, done.stderr
     for name in ("first", "again"):
@@ -75,7 +75,7 @@ def test_disk_filling_up_keeps_what_was_committed_and_goes_on_with_space(tmp_pat
     if (newest := newest_checkpoint(kept / "full")) is not None:
         load_checkpoint(newest)
     summary = json.loads(done.stdout)
-    assert summary["complete"] and summary["rounds"] == 30000 and summary["steps"] > 0
+    assert summary["complete"] and summary["rounds"] == 15000 and summary["steps"] > 0
     records = list(Records(kept))
     assert 0 < len(full) < len(records) == len(set(records)) and set(full) <= set(records)
     assert 'net = "quick"' in (kept / "config.toml").read_text()
