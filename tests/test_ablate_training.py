@@ -44,7 +44,7 @@ TINY = ("--cards", "2", "--players", "3", "--lanes", "128", "--batch", "256", "-
 def test_ablation_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(ablate_training.ARMS, "tricks head", Arm(("--tricks-weight", "0.5")))
     ablation = Ablation(tmp_path, 5, 20, TINY)
-    arms, seeds = [BASE, "tricks head"], range(2)
+    arms, seeds = [BASE, "fixed suits", "tricks head"], range(2)
     for seed in seeds:
         for arm in arms:
             ablation.train(arm, seed)
@@ -60,13 +60,14 @@ def test_ablation_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.M
         for seed in seeds:
             ablation.play(arm, seed, seeds)
     after = ablation.means()
-    assert before.items() <= after.items() and len(before) == 3
-    assert len(calls) == 3 and all(f"-{1}/" in call[0] for call in calls)  # seed 1 of each arm only
+    assert before.items() <= after.items() and len(before) == 5
+    assert len(calls) == 5 and all(f"-{1}/" in call[0] for call in calls)  # seed 1 of each arm only
     dealt = [call[call.index("--seed") + 1] for call in calls]
     assert len(set(dealt)) == len(dealt)  # each pair has its own
     results = {result.name: result for result in ablation.results(arms, seeds)}
     assert set(results) == {
         *(f"{arm}: against threshold" for arm in arms),
+        "fixed suits against base", "fixed suits against base: p, corrected",
         "tricks head against base", "tricks head against base: p, corrected",
     }  # fmt: skip
     head = results["tricks head against base"]

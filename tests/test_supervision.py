@@ -38,7 +38,9 @@ def started(*arguments: object, path: Path | None = None) -> Iterator[subprocess
          *map(str, arguments)],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, stdin=subprocess.DEVNULL,
         env=dict(os.environ) if path is None else dict(os.environ, PYTHONPATH=os.pathsep.join([str(path), *sys.path])),
-    )
+        # A shell has its background jobs ignore Ctrl-C, and with them these tests.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
     try:
         yield process
     finally:
