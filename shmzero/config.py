@@ -356,7 +356,7 @@ class SelfPlayConfig:
     noise_alpha: float = 1.0
     """Concentration of that noise: small is spiky, large is even."""
     temperature: float = 1.0
-    """Of the choice among visit counts, or without a search of the policy: 0 plays the first, 1 in proportion."""
+    """Of the choice by visit counts, or by the policy without a search: 0 plays the highest, 1 in proportion."""
     temperature_decisions: int = 99
     """Decisions of a round that are played with the temperature; later ones as with 0."""
     rivalry: float = 0.0

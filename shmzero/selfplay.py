@@ -158,9 +158,9 @@ def run(
 def run_folder(folder: Path, settings: dict[str, Any]) -> Iterator[RecordWriter]:
     """The writer of a run folder, which is made where there is none.
 
-    An error in here before anything was committed takes the records' file, settings and metrics that it made
-    away again, and the folder if that is all there is. Raises ConfigError
-    where the folder holds a run of other settings, FolderBusy, RecordError.
+    After an error in here before anything was committed, the records' file, settings and metrics that were made
+    are removed again, and the folder where nothing else is in it. Raises ConfigError where the folder holds a
+    run of other settings, FolderBusy, RecordError.
     """
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     ours = (RECORD_FILE, f"{RECORD_FILE}-wal", f"{RECORD_FILE}-shm", "config.toml", "metrics.jsonl")

@@ -7,6 +7,7 @@ import fcntl
 import json
 import os
 import re
+import select
 import signal
 import sqlite3
 import subprocess
@@ -116,7 +117,7 @@ def test_fleet_that_fails_still_returns_what_has_come(monkeypatch: pytest.Monkey
         worker = fleet.pids()["workers"][0]
         os.kill(worker, signal.SIGKILL)
         wait_for(lambda: gone(worker) or Path(f"/proc/{worker}/stat").read_text().rpartition(")")[2].split()[0] == "Z")
-        time.sleep(0.2)  # of the other's play
+        wait_for(lambda: select.select([fleet._workers[1].record_fd], [], [], 0)[0])
         with pytest.raises(StartError):
             fleet.poll(0.5)
         left = fleet.close()
