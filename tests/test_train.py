@@ -13,6 +13,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -155,6 +156,7 @@ def test_settings_that_would_do_nothing_are_refused(arguments: list[str], named:
 QUICK = ["--opponents", "threshold", "--evaluate-s", "4", "--deals", "50", "--lanes", "256", "--batch", "256", "--checkpoint-s", "1", "--publish-s", "0.2",
          "--buffer", "20000", "--replay-ratio", "1", "--json"]
 LENGTH = ["--rounds", "9000", "--minutes", "30"]
+ENDLESS = 10**9
 KILLS = int(os.environ.get("SHMZERO_TRAIN_KILLS", "1"))
 """Of each kind of process, at random moments; ten for the record."""
 KINDS = ("shmzero.worker", "shmzero.inference", "shmzero.learner", "shmzero.judge", "shmzero.train")
@@ -217,11 +219,26 @@ def test_train_plays_its_last_checkpoint_from_one_seat_and_from_all_but_one(trai
         assert match["low"] < match["mean"] < match["high"] and match["opponent"] == "threshold"
 
 
-def test_train_decisions_know_the_weights_that_made_them(trained: tuple[Path, dict]) -> None:
-    folder, _ = trained
-    versions = [one["version"] for data in Records(folder) for one in _core.decode_record(data)["searched"]]
-    assert min(versions) == 0 and len(set(versions)) > 3
-    assert max(versions) <= last_report(folder)["version"]
+def versions_of(records: Iterable[bytes]) -> set[int]:
+    """Of the weights that made these rounds' decisions."""
+    return {one["version"] for data in records for one in _core.decode_record(data)["searched"]}
+
+
+def test_train_decisions_know_the_weights_that_made_them(tmp_path: Path) -> None:
+    process = start(tmp_path, ENDLESS)
+    seen: set[int] = set()
+
+    def several() -> bool:
+        if rounds_in(tmp_path):
+            seen.update(versions_of(Records(tmp_path).newest(500)))
+        return len(seen) > 2
+
+    wait_until(several, process)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate()
+    assert process.returncode == 130, err
+    versions = versions_of(Records(tmp_path))
+    assert min(versions) == 0 and max(versions) <= last_report(tmp_path)["version"]
 
 
 def test_train_again_has_nothing_to_do(trained: tuple[Path, dict]) -> None:
@@ -254,7 +271,12 @@ def test_train_stages_change_the_search_and_visits_are_learned_from(tmp_path: Pa
 
 
 def test_train_gate_lets_through_what_beats_the_last_and_ratings_are_kept(tmp_path: Path) -> None:
-    done = command(tmp_path, "--gate", "--rate", *LENGTH, *QUICK)
+    process = start(tmp_path, ENDLESS, "--gate", "--rate")
+    wait_until(lambda: rounds_in(tmp_path) and any("gate" in line for line in metrics(tmp_path)), process)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate()
+    assert process.returncode == 130, err
+    done = command(tmp_path, "--gate", "--rate", "--rounds", rounds_in(tmp_path), "--minutes", 30, *QUICK)
     assert done.returncode == 0, done.stderr
     lines = metrics(tmp_path)
     passed = [line["gate"]["steps"] for line in lines if "gate" in line]
@@ -406,9 +428,9 @@ def test_train_bad_settings_are_one_line(tmp_path: Path, arguments: list[str], n
     assert len(done.stderr.strip().splitlines()) == 1 and not (tmp_path / "run").exists()
 
 
-def start(folder: Path, rounds: int = 20_000) -> subprocess.Popen[str]:
+def start(folder: Path, rounds: int, *arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "shmzero.train", str(folder), "--rounds", str(rounds), "--minutes", "30", *QUICK],
+        [sys.executable, "-m", "shmzero.train", str(folder), "--rounds", str(rounds), "--minutes", "30", *QUICK, *arguments],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, stdin=subprocess.DEVNULL,
     )
 
@@ -455,8 +477,7 @@ def records_of(folder: Path) -> dict[int, bytes]:
 @pytest.mark.timeout(180 + 120 * KILLS)
 def test_train_killed_anywhere_at_any_time_loses_and_doubles_no_record(tmp_path: Path) -> None:
     """Every kind of process, the parent too, is killed at random moments; the same command goes on each time."""
-    endless = 10**9
-    process = start(tmp_path, endless)
+    process = start(tmp_path, ENDLESS)
     left = list(KINDS) * KILLS
     kept: dict[int, bytes] = {}
     steps = 0
@@ -480,7 +501,7 @@ def test_train_killed_anywhere_at_any_time_loses_and_doubles_no_record(tmp_path:
             load_checkpoint(newest)  # the last good one is whole
             assert int(newest.stem) >= steps
             steps = int(newest.stem)
-        process = start(tmp_path, endless)
+        process = start(tmp_path, ENDLESS)
 
     wait_until(lambda: newest_checkpoint(tmp_path) is not None and rounds_in(tmp_path) > len(kept) + 3000, process)
     wait_until(lambda: reports(tmp_path), process)  # every session so far may have been too short for one
