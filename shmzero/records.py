@@ -72,7 +72,17 @@ def _connect(path: Path, writing: bool) -> sqlite3.Connection:
     return connection
 
 
+def _is_new(connection: sqlite3.Connection, path: Path) -> bool:
+    """Whether there are no tables: it was created just now, or its creator was killed before it had them."""
+    try:
+        return not connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+    except sqlite3.Error as error:
+        raise ConfigError(f"{path} is no record file of shmzero: {error}") from None
+
+
 def _check_schema(connection: sqlite3.Connection, path: Path) -> None:
+    if _is_new(connection, path):
+        raise ConfigError(f"there are no rounds in {path} yet")
     try:
         row = connection.execute("SELECT value FROM meta WHERE key = 'schema'").fetchone()
     except sqlite3.Error as error:
@@ -98,19 +108,19 @@ class RecordWriter:
         where another process writes there."""
         self.path = folder / FILE_NAME
         self._lock_fd = _lock(folder)
-        existed = self.path.exists()
         try:
             self._connection = _connect(self.path, writing=True)
         except RecordError:
             os.close(self._lock_fd)
             raise
         try:
-            if existed and self.path.stat().st_size > 0:
+            new = _is_new(self._connection, self.path)
+            if not new:
                 _check_schema(self._connection, self.path)
                 self._check_settings(settings)
             self._connection.execute("PRAGMA journal_mode = WAL")
             self._connection.execute("PRAGMA synchronous = NORMAL")
-            if not existed or self.path.stat().st_size == 0 or not self._has_schema():
+            if new:
                 rows = [("schema", str(SCHEMA_VERSION)), ("settings", json.dumps(dict(settings)))]
                 self._connection.execute("BEGIN IMMEDIATE")
                 for statement in _SCHEMA.split(";\n"):
@@ -124,10 +134,6 @@ class RecordWriter:
         except ConfigError:
             self.close()
             raise
-
-    def _has_schema(self) -> bool:
-        query = "SELECT count(*) FROM sqlite_master WHERE name = 'meta'"
-        return bool(self._connection.execute(query).fetchone()[0])
 
     def _check_settings(self, settings: Mapping[str, Any]) -> None:
         row = self._connection.execute("SELECT value FROM meta WHERE key = 'settings'").fetchone()

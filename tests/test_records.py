@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import re
+import signal
 import sqlite3
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -92,6 +97,34 @@ def test_records_reader_sees_whole_transactions_while_they_are_written(tmp_path:
     other.execute("ROLLBACK")
     other.close()
     writer.close()
+
+
+@pytest.mark.parametrize("statements", range(9))
+def test_record_writer_killed_while_it_creates_the_file_leaves_one_that_goes_on(
+    tmp_path: Path, statements: int, played: list[bytes], capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Killed(sqlite3.Connection):
+        left = statements
+
+        def execute(self, *arguments: Any) -> sqlite3.Cursor:
+            if self.left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            self.left -= 1
+            return super().execute(*arguments)
+
+    child = os.fork()
+    if not child:
+        with contextlib.suppress(BaseException):
+            sqlite3.connect = partial(sqlite3.connect, factory=Killed)  # type: ignore[assignment]
+            RecordWriter(tmp_path, SETTINGS)
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    if os.waitstatus_to_exitcode(status) == -signal.SIGKILL and (tmp_path / FILE_NAME).exists():
+        assert "there are no rounds" in refusal(capsys, 2, tmp_path)
+    writer = RecordWriter(tmp_path, SETTINGS)
+    assert writer.write([(0, [played[0]])]) == 1
+    writer.close()
+    assert list(Records(tmp_path)) == [played[0]] and Records(tmp_path).settings() == SETTINGS
 
 
 def test_records_of_another_schema_are_refused_untouched(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
