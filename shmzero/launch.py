@@ -107,9 +107,9 @@ class _Server:
     received: bytes = b""
     unsent: bytes = b""
     """Commands that it has no room for yet: it is busy, or hangs and will be replaced."""
-    started_at: float = field(default_factory=time.monotonic)
-    ready_at: float | None = None
-    """When it began to serve; requests may be older than it."""
+    ready: bool = False
+    still_s: float = 0.0
+    """For how long it has not begun to serve or, since, a request has waited and no batch was finished."""
     killed: bool = False
 
 
@@ -264,7 +264,7 @@ class Fleet:
     @property
     def ready(self) -> bool:
         """Whether every inference process serves; one that is starting still has to read its weights."""
-        return all(server.ready_at is not None for server in self._servers)
+        return all(server.ready for server in self._servers)
 
     @property
     def done(self) -> bool:
@@ -516,7 +516,7 @@ class Fleet:
             if event["event"] == "error":
                 raise ConfigError(event["message"])
             if event["event"] == "ready":
-                server.ready_at = time.monotonic()
+                server.ready, server.still_s = True, 0.0
                 self.events.append(f"inference process {server.index} serves {event['description']}")
             elif event["event"] in ("refused", "compiled"):
                 self.events.append(f"inference process {server.index}: {event['message']}")
@@ -551,12 +551,12 @@ class Fleet:
         for server in self._servers:
             if server.killed:
                 continue
-            if server.ready_at is None:
-                hangs, what = now - server.started_at > start_s, f"did not begin to serve within {start_s:g} s"
-            else:
-                hangs = now - server.ready_at > stall_s and self.segment.stalled_s(server.index) > stall_s
-                what = f"finished no batch for {stall_s:g} s"
-            if hangs:
+            server.still_s += passed_s
+            limit_s, what = start_s, f"did not begin to serve within {start_s:g} s"
+            if server.ready:
+                server.still_s = min(server.still_s, self.segment.stalled_s(server.index))
+                limit_s, what = stall_s, f"finished no batch for {stall_s:g} s"
+            if server.still_s > limit_s:
                 self.events.append(f"inference process {server.index} {what}")
                 server.killed = True
                 server.child.process.kill()

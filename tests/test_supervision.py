@@ -103,6 +103,23 @@ def test_fleet_inference_process_that_hangs_is_reported_replaced_and_costs_nothi
     assert [found[unit] for unit in range(2000)] == [[r] for r in play_rounds(HashEvaluator(), 2000, LIGHT)]
 
 
+def test_fleet_that_was_away_itself_takes_nobody_for_hanging() -> None:
+    """Parent and children stand still together, as when the machine does: no time that tells anything."""
+    config = SelfPlayConfig(evaluator="hash", preset="light", workers=2, stall_s=2)
+    with Fleet(config, range(1_000_000), 1_000_000) as fleet:
+        wait_for(lambda: fleet.poll(0.02))
+        family = [pid for pids in fleet.pids().values() for pid in pids]
+        for pid in family:
+            os.kill(pid, signal.SIGSTOP)
+        time.sleep(2.5)
+        fleet.poll(0.0)  # it looks before they go on
+        for pid in family:
+            os.kill(pid, signal.SIGCONT)
+        for _ in range(3):
+            wait_for(lambda: fleet.poll(0.02))
+        assert fleet.restarts == 0 and {pid for pids in fleet.pids().values() for pid in pids} == set(family)
+
+
 def test_fleet_that_fails_still_returns_what_has_come(monkeypatch: pytest.MonkeyPatch) -> None:
     """Both workers' pipes hold rounds when one dies and cannot be replaced; what is not returned is still to be played."""
     config = SelfPlayConfig(evaluator="hash", determinizations=1, simulations=2, workers=2)
