@@ -29,6 +29,8 @@ MATCH_SEED = 20_011
 ROUNDS_OF_A_GAME = 10
 """About so many: with whole games a match has so many fewer deals."""
 NICENESS = 5
+LEAST_WON = 1e-9
+"""Points a round: by less a checkpoint wins against its equal, by rounding."""
 GATE = "gate"
 """Mode of a match that decides whether self-play gets a checkpoint."""
 OLDER_RATED = 3
@@ -198,7 +200,7 @@ class Judge:
         for line in found:
             self._note(line)
             match = line.get("match", {})
-            if match.get("mode") == GATE and match["low"] > 0:
+            if match.get("mode") == GATE and match["low"] > LEAST_WON:
                 self.best = match["steps"]
         return found
 
