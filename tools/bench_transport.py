@@ -206,7 +206,7 @@ def _times_us(client: Any, rows: int, seconds: float) -> list[float]:
         call()
     times = []
     end = time.perf_counter() + seconds
-    while (start := time.perf_counter()) < end:
+    while (start := time.perf_counter()) < end or not times:
         call()
         times.append((time.perf_counter() - start) * 1e6)
     return times
