@@ -5,9 +5,10 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.processes import kill_started
 from tests.services import client, name, rng, server
 
-__all__ = ["client", "name", "rng", "server", "signals"]
+__all__ = ["client", "name", "processes", "rng", "server", "signals"]
 
 
 @pytest.fixture(autouse=True)
@@ -17,3 +18,10 @@ def signals() -> Iterator[None]:
     yield
     for number, handler in before:
         signal.signal(number, handler)
+
+
+@pytest.fixture(autouse=True)
+def processes() -> Iterator[None]:
+    """None outlives its test, also where that fails."""
+    yield
+    kill_started()

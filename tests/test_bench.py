@@ -31,10 +31,10 @@ from tools.measure import Result, machine, windowed
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def bench(*arguments: object, code: int = 0) -> subprocess.CompletedProcess[str]:
+def bench(*arguments: object, code: int | None = 0) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(ROOT / "tools" / "bench.py"), *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert done.returncode == code, done.stderr
+    assert code is None or done.returncode == code, done.stderr
     return done
 
 
@@ -77,8 +77,11 @@ def test_bench_tune_writes_settings_that_selfplay_takes(tmp_path: Path) -> None:
 
 def test_bench_training_plays_what_it_trained_without_and_with_search(tmp_path: Path) -> None:
     picture = ["--picture", tmp_path / "training.png"] if importlib.util.find_spec("matplotlib") else []
-    bench("training", "--quick", "--minutes", 0.2, "--deals", 6, "--opponents", "threshold", "--search", "1x4",
-          "--json", tmp_path / "training.json", *picture)  # fmt: skip
+    for minutes in (0.2, 0.6, 2):  # whatever a machine needs for a first checkpoint
+        done = bench("training", "--quick", "--minutes", minutes, "--deals", 6, "--opponents", "threshold", "--search", "1x4",
+                     "--json", tmp_path / "training.json", *picture, code=0 if minutes == 2 else None)  # fmt: skip
+        if done.returncode == 0:
+            break
     assert not picture or (tmp_path / "training.png").read_bytes()[:4] == b"\x89PNG"
     results = {r["name"]: r for r in json.loads((tmp_path / "training.json").read_text())["results"]}
     assert results["rounds"]["value"] > 100
@@ -181,7 +184,7 @@ def test_bench_transport_holds_the_ring_against_the_others(tmp_path: Path) -> No
 
 
 def test_bench_inference_and_numerics_serve_every_format(tmp_path: Path) -> None:
-    bench("inference", "--quick", "--repeats", 1, "--net", "quick", "--no-compile", "--device", "cpu", "--max-batch", 16,
+    bench("inference", "--quick", "--repeats", 3, "--net", "quick", "--no-compile", "--device", "cpu", "--max-batch", 16,
           "--json", tmp_path / "inference.json")  # fmt: skip
     results = {r["name"]: r["value"] for r in json.loads((tmp_path / "inference.json").read_text())["results"]}
     assert results["eager fp32 1 rows, one thread"] < results["eager fp32 16 rows, one thread"]
@@ -196,7 +199,7 @@ def test_bench_inference_and_numerics_serve_every_format(tmp_path: Path) -> None
 
 
 def test_bench_ablate_names_each_measure_and_each_setting_of_the_shell(tmp_path: Path) -> None:
-    bench("ablate", "--quick", "--repeats", 1, "--seconds", 0.05, "--evaluator", "hash",
+    bench("ablate", "--quick", "--repeats", 1, "--seconds", 0.3, "--evaluator", "hash",
           "--json", tmp_path / "ablate.json")  # fmt: skip
     results = {r["name"]: r["value"] for r in json.loads((tmp_path / "ablate.json").read_text())["results"]}
     assert results["engine"] > 0 and results["one row a batch (no batch submission)"] > 0

@@ -87,10 +87,9 @@ def test_utility_of_a_win_wants_games_and_no_search() -> None:
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
     """A run of some seconds, killed in the middle and continued."""
     folder = tmp_path_factory.mktemp("games")
-    command = [sys.executable, "-m", "shmzero.train", str(folder), "--games", "--utility", "win", "--cards", "3",
-               "--rounds", "20000", "--minutes", "30", "--lanes", "128", "--batch", "256", "--checkpoint-s", "1",
+    command = [sys.executable, "-m", "shmzero.train", str(folder), "--games", "--utility", "win", "--cards", "3", "--minutes", "30", "--lanes", "128", "--batch", "256", "--checkpoint-s", "1",
                "--publish-s", "0.2", "--buffer", "20000", "--opponents", "threshold", "--evaluate-s", "0", "--json"]
-    first = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    first = subprocess.Popen([*command, "--rounds", str(10**9)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         while newest_checkpoint(folder) is None and first.poll() is None:
             try:
@@ -100,7 +99,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
     finally:
         first.kill()
         first.wait()
-    done = subprocess.run(command, capture_output=True, text=True)
+    wanted = len(Records(folder)) + 3000
+    done = subprocess.run([*command, "--rounds", str(wanted)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return folder, json.loads(done.stdout)
 

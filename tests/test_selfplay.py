@@ -23,6 +23,9 @@ from shmzero.evaluators import HashEvaluator
 from shmzero.launch import Fleet
 from shmzero.net import BlobNet, save_checkpoint
 from shmzero.records import Records, RecordWriter
+from tests.processes import alive, children_of, committed, slowed, start, wait_for
+
+RUN = ("shmzero.selfplay", "--evaluator", "hash", "--json", "--rounds")
 
 
 def command(*arguments: object) -> subprocess.CompletedProcess[str]:
@@ -70,7 +73,7 @@ def test_fleet_killed_child_changes_no_record(monkeypatch: pytest.MonkeyPatch, k
     before = children_of(os.getpid())
     with Fleet(config, range(3000), 3000) as fleet:
         killed = 0
-        while not fleet.done or fleet.restarts < killed:
+        while not fleet.done or fleet.restarts < 20:
             for unit, records in fleet.poll(0.02):
                 assert unit not in units
                 units[unit] = records
@@ -88,61 +91,23 @@ def test_fleet_killed_child_changes_no_record(monkeypatch: pytest.MonkeyPatch, k
     assert units == calm
 
 
-def children_of(pid: int) -> set[int]:
-    found = set()
-    for entry in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = entry.read_text().rpartition(")")[2].split()
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        if int(fields[1]) == pid and fields[0] != "Z":
-            found.add(int(entry.parent.name))
-    return found
-
-
-def alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-
-
-def start(folder: Path, rounds: int) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "shmzero.selfplay", "--evaluator", "hash", "--rounds", str(rounds),
-         "--out", str(folder), "--json"],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )
-
-
-def committed(folder: Path) -> int:
-    try:
-        return len(Records(folder))
-    except Exception:  # not there yet
-        return 0
-
-
-def wait_for(condition) -> None:  # type: ignore[no-untyped-def]
-    while not condition():
-        time.sleep(0.01)
-
-
 def test_selfplay_killed_parent_leaves_no_process_and_no_memory_and_goes_on(tmp_path: Path) -> None:
-    before = set(os.listdir("/dev/shm"))
+    parents = []
     folder = tmp_path / "run"
     kept = 0
     for attempt in range(20):
-        process = start(folder, 100_000)
+        process = start(*RUN, 100_000, "--out", folder)
+        parents.append(process.pid)
         wait_for(lambda p=process: len(children_of(p.pid)) >= 2 or p.poll() is not None)
         if attempt % 2:
-            wait_for(lambda known=kept: committed(folder) > known)
+            wait_for(lambda known=kept: committed(folder) > known, process)
         children = children_of(process.pid)
         process.kill()
         process.communicate()
         wait_for(lambda c=children: not any(map(alive, c)))
         assert committed(folder) >= kept
         kept = committed(folder)
-    assert kept > 0 and set(os.listdir("/dev/shm")) == before
+    assert kept > 0 and not [name for pid in parents for name in os.listdir("/dev/shm") if f"-{pid}-" in name]
     done = command("--evaluator", "hash", "--rounds", kept + 50, "--out", folder, "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["complete"]
@@ -153,8 +118,8 @@ def test_selfplay_killed_parent_leaves_no_process_and_no_memory_and_goes_on(tmp_
 
 def test_selfplay_interrupt_commits_and_rerun_goes_on_then_has_nothing_to_do(tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    process = start(folder, 200_000)
-    wait_for(lambda: committed(folder) > 0)
+    process = start(*RUN, 200_000, "--out", folder)
+    wait_for(lambda: committed(folder) > 0, process)
     process.send_signal(signal.SIGINT)
     out, _ = process.communicate()
     assert process.returncode == 130
@@ -269,11 +234,8 @@ def test_selfplay_interrupted_games_keep_every_finished_round_and_go_on_from_the
     """No game is finished when it is interrupted, and still its rounds are there, and are not played again."""
     folder = tmp_path / "run"
     arguments = ("--evaluator", "hash", "--games", 2, "--cards", 13, "--preset", "light", "--out", folder, "--json")
-    process = subprocess.Popen(
-        [sys.executable, "-m", "shmzero.selfplay", *map(str, arguments)],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )
-    wait_for(lambda: committed(folder) > 0)
+    process = start("shmzero.selfplay", *arguments, path=slowed(tmp_path, 0.0005))
+    wait_for(lambda: committed(folder) > 0, process)
     process.send_signal(signal.SIGINT)
     first = json.loads(process.communicate()[0])
     assert process.returncode == 130 and first["new_rounds"] == len(Records(folder)) > 0

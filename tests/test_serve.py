@@ -120,6 +120,7 @@ def test_serve_follow_goes_on_after_weights_that_were_not_taken_up_in_time(
             while said.count("still the old weights, trying again: weights were not taken up") < 2:
                 said += capfd.readouterr().err
                 assert not running.done(), running.exception()
+            monkeypatch.setattr(serve, "SWAP_S", 10)  # one that has begun is not given up
             model.let_go.set()
             check(*asked, *pending.result())
             until(lambda: np.array_equal(client.evaluate_many(*asked)[1], echo(*asked)[1] + 1))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 import os
@@ -29,8 +28,8 @@ from shmzero.net import BlobNet, load_checkpoint, save_checkpoint
 from shmzero.records import Records, RecordWriter, newest_checkpoint
 from shmzero.selfplay import append_line, run_folder, write_whole
 from shmzero.train_config import TrainConfig
+from tests.processes import alive, children_of, wait_for
 from tests.test_bad_input import mounted
-from tests.test_selfplay import alive, children_of, wait_for
 
 QUICK = ["--minutes", "30", "--opponents", "", "--lanes", "256", "--batch", "256", "--publish-s", "0.2", "--checkpoint-s", "0.5",
          "--buffer", "20000", "--json"]  # fmt: skip
@@ -119,11 +118,11 @@ def ended(judge: Judge) -> list[str]:
 def judge_of(folder: Path, **settings: object) -> Judge:
     (folder / "checkpoints").mkdir(parents=True)
     save_checkpoint(BlobNet(NetConfig(width=16, hidden=16, blocks=1)), folder / "checkpoints" / "00000001.safetensors")
-    return Judge(TrainConfig(deals=2, evaluate_s=1, **settings), folder)  # type: ignore[arg-type]
+    return Judge(TrainConfig(**{"deals": 2, "evaluate_s": 1} | settings), folder)  # type: ignore[arg-type]
 
 
 def test_matches_whose_process_dies_are_said_and_counted(tmp_path: Path) -> None:
-    judge = judge_of(tmp_path)
+    judge = judge_of(tmp_path, deals=10**6)
     judge.poll(2.0, print)
     assert judge._child is not None
     judge._child.process.kill()
@@ -217,8 +216,12 @@ def test_learner_that_stands_still_while_self_play_waits_for_it_is_replaced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nothing more is sent to it then: only its silence tells."""
-    real = TrainConfig.self_play
-    monkeypatch.setattr(TrainConfig, "self_play", lambda *a: dataclasses.replace(real(*a), stall_s=2.0))
+    real = LearnerLink.kill_stalled
+
+    def soon(link: LearnerLink, stall_s: float, behind: bool) -> str | None:
+        return real(link, 2.0 if stopped else stall_s, behind)
+
+    monkeypatch.setattr(LearnerLink, "kill_stalled", soon)
     config = TrainConfig(rounds=10**9, minutes=30, lanes=256, batch=4096, buffer=20_000, replay_ratio=100, opponents="")
     said: list[str] = []
     stopped: list[int] = []
