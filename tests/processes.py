@@ -40,7 +40,7 @@ def wait_for(condition: Callable[[], object], process: subprocess.Popen[str] | N
     """Until it holds; fails where `process` ends first. pytest's time limit is the watchdog."""
     while not condition():
         assert process is None or process.poll() is None or condition(), process.communicate()
-        time.sleep(0.02)
+        time.sleep(0.01)
 
 
 def committed(folder: Path) -> int:

@@ -87,8 +87,8 @@ def test_utility_of_a_win_wants_games_and_no_search() -> None:
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
     """A run of some seconds, killed in the middle and continued."""
     folder = tmp_path_factory.mktemp("games")
-    command = [sys.executable, "-m", "shmzero.train", str(folder), "--games", "--utility", "win", "--cards", "3", "--minutes", "30", "--lanes", "128", "--batch", "256", "--checkpoint-s", "1",
-               "--publish-s", "0.2", "--buffer", "20000", "--opponents", "threshold", "--evaluate-s", "0", "--json"]
+    command = [sys.executable, "-m", "shmzero.train", str(folder), "--games", "--utility", "win", "--cards", "3",
+               "--minutes", "30", "--lanes", "128", "--batch", "256", "--checkpoint-s", "1", "--publish-s", "0.2", "--buffer", "20000", "--opponents", "threshold", "--evaluate-s", "0", "--json"]
     first = subprocess.Popen([*command, "--rounds", str(10**9)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         while newest_checkpoint(folder) is None and first.poll() is None:
