@@ -81,8 +81,6 @@ def _is_new(connection: sqlite3.Connection, path: Path) -> bool:
 
 
 def _check_schema(connection: sqlite3.Connection, path: Path) -> None:
-    if _is_new(connection, path):
-        raise ConfigError(f"there are no rounds in {path} yet")
     try:
         row = connection.execute("SELECT value FROM meta WHERE key = 'schema'").fetchone()
     except sqlite3.Error as error:
@@ -237,6 +235,8 @@ class Records:
             raise ConfigError(f"there is no record file {self.path}")
         self._connection = _connect(self.path, writing=False)
         try:
+            if _is_new(self._connection, self.path):
+                raise ConfigError(f"there are no rounds in {self.path} yet")
             _check_schema(self._connection, self.path)
         except ConfigError:
             self._connection.close()

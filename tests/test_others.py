@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -17,8 +18,9 @@ from shmzero.errors import ConfigError
 from shmzero.evaluators import HashEvaluator
 from shmzero.net import BlobNet, save_checkpoint
 from shmzero.net_device import CpuNetDevice
-from shmzero.records import Records
+from shmzero.records import Records, newest_checkpoint
 from shmzero.selfplay import run
+from tests.processes import committed, start, wait_for
 
 SMALL = NetConfig(width=16, hidden=16, blocks=1)
 
@@ -127,14 +129,15 @@ def test_network_in_the_other_seats_plays_its_best_action(tmp_path: Path) -> Non
 
 
 def test_training_against_older_checkpoints_and_bots(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "shmzero.train", str(tmp_path), "--others", "older:0.3,threshold:0.2", "--rounds", "3000",
-         "--minutes", "30", "--opponents", "", "--lanes", "256", "--batch", "256", "--checkpoint-s", "0.5", "--json"],
-        capture_output=True, text=True, stdin=subprocess.DEVNULL,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    summary = json.loads(done.stdout)
-    assert summary["complete"] and summary["steps"] > 10
+    process = start("shmzero.train", tmp_path, "--others", "older:0.3,threshold:0.2", "--rounds", 10**9, "--minutes", 30,
+                    "--opponents", "", "--lanes", 256, "--batch", 256, "--checkpoint-s", 0.5, "--json")  # fmt: skip
+    wait_for(lambda: newest_checkpoint(tmp_path), process)
+    known = committed(tmp_path)
+    wait_for(lambda: committed(tmp_path) > known + 2000, process)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate()
+    assert process.returncode == 130, err
+    assert json.loads(out)["steps"] > 10
     found = [agent for data in Records(tmp_path) for _, _, agent in decisions(data)]
     assert 0.55 < np.mean(found) < 0.7  # all but 0.5 of three seats in four
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 
-from shmzero import SearchConfig, play_rounds, plot, selfplay, train
+from shmzero import SearchConfig, _core, play_rounds, plot, selfplay, train
 from shmzero.arena import main as arena_main
 from shmzero.config import NetConfig
 from shmzero.errors import ConfigError, RecordError, WorkerDied
@@ -83,12 +83,19 @@ def test_disk_filling_up_keeps_what_was_committed_and_goes_on_with_space(tmp_pat
 def test_stages_of_a_run_need_shared_memory_for_one_fleet_at_a_time(tmp_path: Path) -> None:
     """36 MB each."""
     script = 'mount -t tmpfs -o size=60m tmpfs /dev/shm; "$@"; ls -A /dev/shm'
-    done = mounted(
-        script, sys.executable, "-m", "shmzero.train", tmp_path / "run", "--minutes", 0.3, "--targets", "visits", "--opponents", "",
-        "--search", "1x4,1x8", "--device", "cpu", "--max-batch", 24576, "--json",
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["complete"] and done.stdout.count("\n") == 1
+    searches: set[int] = set()
+    for minutes in (0.3, 1, 3):  # until there was time for both
+        done = mounted(
+            script, sys.executable, "-m", "shmzero.train", tmp_path / "run", "--minutes", minutes, "--targets", "visits",
+            "--opponents", "", "--search", "1x4,1x8", "--device", "cpu", "--max-batch", 24576, "--json",
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)["complete"] and done.stdout.count("\n") == 1
+        played = (_core.decode_record(data)["searched"] for data in Records(tmp_path / "run"))
+        searches = {sum(one["weights"].values()) for decisions in played for one in decisions}
+        if len(searches) == 2:
+            break
+    assert searches == {4, 8}
 
 
 def test_lines_are_added_after_one_that_was_cut_off_and_files_replaced_whole(tmp_path: Path) -> None:
