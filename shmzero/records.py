@@ -12,8 +12,9 @@ import os
 import sqlite3
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import quote
 
 import numpy as np
@@ -22,7 +23,16 @@ from numpy.typing import NDArray
 from shmzero import _core
 from shmzero.command import Parser, run_command
 from shmzero.config import SUITS
-from shmzero.errors import ConfigError, FolderBusy, RecordError
+from shmzero.errors import ConfigError, FolderBusy, RecordError, ShmzeroError
+from shmzero.files import (
+    MOST_TRIES,
+    append_line,
+    make_folder,
+    remove_empty,
+    remove_unfinished,
+    sync_folder,
+    write_whole,
+)
 
 SCHEMA_VERSION = 1
 FILE_NAME = "rounds.sqlite"
@@ -39,27 +49,54 @@ CREATE INDEX rounds_unit ON rounds (unit);
 """
 
 
-def _lock(folder: Path) -> int:
-    """A descriptor of the folder, locked as long as it is open. Raises FolderBusy."""
-    try:
-        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    except OSError as error:
-        raise RecordError(f"run folder {folder} cannot be opened: {error.strerror}") from None
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(fd)
-        raise FolderBusy(
-            f"run folder {folder} is being written by another process; wait for its end, or choose another --out"
-        ) from None
-    except OSError:
-        pass  # a file system without locks
-    return fd
+def _lock(folder: Path) -> tuple[int, list[Path]]:
+    """Lock a run folder, which is made where there is none.
+
+    Returns a descriptor, with whose end the lock ends, and the folders that this call made, the innermost
+    first. Raises FolderBusy; RecordError where the folder cannot be made or locked.
+    """
+    made: list[Path] = []
+    for _ in range(MOST_TRIES):
+        try:
+            made = make_folder(folder) + made
+        except OSError as error:
+            remove_empty(made)
+            raise RecordError(f"run folder {folder} cannot be made: {error.strerror}") from None
+        try:
+            if (fd := _open_locked(folder)) is not None:
+                return fd, made
+        except RecordError:
+            remove_empty(made)
+            raise
+    raise FolderBusy(f"run folder {folder} is made and removed again by other processes; choose another folder")
 
 
-def _connect(path: Path, writing: bool) -> sqlite3.Connection:
+def _open_locked(folder: Path) -> int | None:
+    """A descriptor of the folder, locked; None where a command that was refused has just removed the folder.
+
+    Raises FolderBusy, RecordError.
+    """
+    with ExitStack() as undo:
+        try:
+            fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+            undo.callback(os.close, fd)
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not os.path.samestat(os.fstat(fd), os.stat(folder)):
+                return None
+        except FileNotFoundError:
+            return None
+        except BlockingIOError:
+            raise FolderBusy(
+                f"run folder {folder} is being written by another process; wait for its end, or choose another --out"
+            ) from None
+        except OSError as error:
+            raise RecordError(f"run folder {folder} cannot be opened: {error.strerror}") from None
+        undo.pop_all()
+        return fd
+
+
+def _connect(path: Path, mode: Literal["ro", "rw"]) -> sqlite3.Connection:
     try:
-        mode = "rwc" if writing else "ro"
         connection = sqlite3.connect(
             f"file:{quote(str(path.absolute()))}?mode={mode}",
             uri=True,
@@ -99,17 +136,19 @@ def _query(connection: sqlite3.Connection, path: Path, query: str, values: Seque
 
 
 class RecordWriter:
-    """The one writer of a run folder's records. Finished means committed."""
+    """The one writer of a run folder's records, and of the files beside them. Finished means committed."""
 
     def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
-        """Open or create. Raises ConfigError where the folder holds a run of other settings, FolderBusy
-        where another process writes there."""
+        """Open or create, the folder as well. Raises ConfigError where it holds a run of other settings,
+        FolderBusy where another process writes there, RecordError; what it made is then removed again."""
         self.path = folder / FILE_NAME
-        self._lock_fd = _lock(folder)
+        self._lock_fd, self._made = _lock(folder)
+        """What this writer made and may remove: files, then folders, the innermost first."""
         try:
-            self._connection = _connect(self.path, writing=True)
-        except RecordError:
-            os.close(self._lock_fd)
+            self._create()
+            self._connection = _connect(self.path, "rw")
+        except ShmzeroError:
+            self._leave_as_found()
             raise
         try:
             new = _is_new(self._connection, self.path)
@@ -126,12 +165,44 @@ class RecordWriter:
                         self._connection.execute(statement)
                 self._connection.executemany("INSERT INTO meta VALUES (?, ?)", rows)
                 self._connection.execute("COMMIT")
+            remove_unfinished(folder)
         except sqlite3.Error as error:
-            self.close()
+            self._connection.close()
+            self._leave_as_found()
             raise RecordError(f"record file {self.path} cannot be written: {error}") from None
         except ConfigError:
-            self.close()
+            self._connection.close()
+            self._leave_as_found()
             raise
+
+    def _create(self) -> None:
+        """Make an empty file where there is none."""
+        try:
+            os.close(os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644))
+            # SQLite's own beside it are made by this connection, too.
+            self._made = [self.path, *(Path(f"{self.path}-{end}") for end in ("wal", "shm", "journal")), *self._made]
+            sync_folder(self.path.parent)
+        except FileExistsError:
+            pass
+        except OSError as error:
+            raise RecordError(f"record file {self.path} cannot be made: {error.strerror}") from None
+
+    def _leave_as_found(self) -> None:
+        """Remove what this writer made, and only then let others have the folder. The connection is closed."""
+        for path in self._made:
+            with suppress(OSError):  # a read-only disk keeps what it has, a folder what others put there
+                path.rmdir() if path.is_dir() else path.unlink()
+        os.close(self._lock_fd)
+
+    def write_file(self, name: str, text: str) -> None:
+        """Replace a file of the run beside the records, whole or not at all. Raises RecordError."""
+        if write_whole(self.path.parent / name, text):
+            self._made.insert(0, self.path.parent / name)
+
+    def append_line(self, name: str, line: dict[str, Any]) -> None:
+        """Add a line of JSON to a file of the run beside the records. Raises RecordError."""
+        if append_line(self.path.parent / name, line):
+            self._made.insert(0, self.path.parent / name)
 
     def _check_settings(self, settings: Mapping[str, Any]) -> None:
         row = self._connection.execute("SELECT value FROM meta WHERE key = 'settings'").fetchone()
@@ -219,8 +290,19 @@ class RecordWriter:
         return new
 
     def close(self) -> None:
+        """End writing; another process may then."""
         self._connection.close()
         os.close(self._lock_fd)
+
+    def abandon(self) -> None:
+        """End writing after an error: where no round is committed, what this writer made is removed again."""
+        empty = False
+        with suppress(RecordError):  # what cannot be counted may be there
+            empty = self.count() == 0
+        if not empty:
+            self._made.clear()
+        self._connection.close()
+        self._leave_as_found()
 
 
 class Records:
@@ -233,7 +315,7 @@ class Records:
             self.path = self.path / FILE_NAME
         if not self.path.exists():
             raise ConfigError(f"there is no record file {self.path}")
-        self._connection = _connect(self.path, writing=False)
+        self._connection = _connect(self.path, "ro")
         try:
             if _is_new(self._connection, self.path):
                 raise ConfigError(f"there are no rounds in {self.path} yet")

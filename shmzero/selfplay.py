@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import os
 import signal
 import sys
 import time
@@ -23,9 +22,8 @@ from typing import Any, Protocol
 from shmzero import _core
 from shmzero.command import STARTED, file_stamp, nothing_started, parse_flags, run_command
 from shmzero.config import OLDER, SelfPlayConfig, has_cuda, has_nvidia, read_toml, to_toml
-from shmzero.errors import ConfigError, FolderBusy, RecordError, ShmzeroError
+from shmzero.errors import ConfigError, ShmzeroError
 from shmzero.launch import Fleet, digest_of
-from shmzero.records import FILE_NAME as RECORD_FILE
 from shmzero.records import RecordWriter
 
 DEFAULT_ROUNDS = 100
@@ -158,46 +156,19 @@ def run(
 def run_folder(folder: Path, settings: dict[str, Any]) -> Iterator[RecordWriter]:
     """The writer of a run folder, which is made where there is none.
 
-    After an error in here before anything was committed, the records' file, settings and metrics that were made
-    are removed again, and the folder where nothing else is in it. Raises ConfigError where the folder holds a
-    run of other settings, FolderBusy, RecordError.
+    After an error in here before any round was committed, what the writer made is removed again. Raises
+    ConfigError where the folder holds a run of other settings, FolderBusy, RecordError.
     """
-    made = [path for path in (folder, *folder.parents) if not path.exists()]
-    ours = (RECORD_FILE, f"{RECORD_FILE}-wal", f"{RECORD_FILE}-shm", "config.toml", "metrics.jsonl")
-    fresh = [folder / name for name in ours if not (folder / name).exists()]
+    writer = RecordWriter(folder, settings)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        _remove_empty(made)
-        raise RecordError(f"run folder {folder} cannot be made: {error.strerror}") from None
-    try:
-        writer = RecordWriter(folder, settings)
-        try:
-            yield writer
-        except ShmzeroError:
-            empty = False
-            with suppress(RecordError):  # what cannot be counted may be there
-                empty = writer.count() == 0
-            if not empty:
-                fresh.clear()
-            raise
-        finally:
-            writer.close()
-    except FolderBusy:
-        raise  # what lies there is somebody else's
+        yield writer
     except ShmzeroError:
-        for path in fresh:  # nothing was committed: leave things as they were found
-            with suppress(OSError):  # a read-only disk keeps what it has
-                path.unlink()
-        _remove_empty(made)
+        writer.abandon()
         raise
-
-
-def _remove_empty(folders: list[Path]) -> None:
-    """Remove folders, the innermost first, as far as they are there and empty."""
-    for folder in folders:
-        with suppress(OSError):
-            folder.rmdir()
+    except BaseException:
+        writer.close()
+        raise
+    writer.close()
 
 
 def _run(
@@ -223,7 +194,7 @@ def _run(
     with Fleet(config, units, missing, _first_version(config, writer), begun) as fleet:
         writer.set_weights(fleet.served.version, fleet.served.digest())
         if not (folder / "config.toml").exists():
-            write_whole(folder / "config.toml", to_toml(_resolved(config, fleet)))
+            writer.write_file("config.toml", to_toml(_resolved(config, fleet)))
         plan = fleet.plan
         say(
             f"{plan.workers} workers x {plan.lanes} lanes, {len(plan.devices)} inference processes "
@@ -250,7 +221,7 @@ def _run(
             waiting.extend(finished)
             if first_round_s is None and any(records for _, records in uncommitted()):
                 first_round_s = time.monotonic() - started
-                write_whole(folder / "config.toml", to_toml(_resolved(config, fleet)))
+                writer.write_file("config.toml", to_toml(_resolved(config, fleet)))
 
         def uncommitted() -> list[tuple[int, list[bytes]]]:
             parts = [*waiting, *fleet.begun.items()]
@@ -282,7 +253,7 @@ def _run(
                     show(progress)
                     shown_at = now
                     if now - metrics_at >= METRICS_S:
-                        append_line(folder / "metrics.jsonl", dataclasses.asdict(progress))
+                        writer.append_line("metrics.jsonl", dataclasses.asdict(progress))
                         metrics_at = now
                         if config.follow and file_stamp(config.checkpoint) != checkpoint_seen:
                             checkpoint_seen = file_stamp(config.checkpoint)
@@ -338,29 +309,6 @@ def _resolved(config: SelfPlayConfig, fleet: Fleet) -> dict[str, Any]:
         "inference_threads": plan.threads,
         "max_batch": plan.max_batch,
     }
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Replace a file, whole or not at all. Raises RecordError."""
-    temporary = path.with_suffix(".tmp")
-    try:
-        temporary.write_text(text)
-        temporary.replace(path)
-    except OSError as error:
-        with suppress(OSError):
-            temporary.unlink()
-        raise RecordError(f"{path} cannot be written: {error.strerror}") from None
-
-
-def append_line(path: Path, line: dict[str, Any]) -> None:
-    """Add a line of JSON to a file, which a kill may have left without its last line's end. Raises RecordError."""
-    try:
-        with path.open("ab+") as file:
-            end = file.seek(0, os.SEEK_END)
-            cut_off = end > 0 and os.pread(file.fileno(), 1, end - 1) != b"\n"
-            file.write((b"\n" if cut_off else b"") + json.dumps(line).encode() + b"\n")
-    except OSError as error:
-        raise RecordError(f"{path} cannot be written: {error.strerror}") from None
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ from shmzero.learner import newest_version, remove_old_weights, weights_path
 from shmzero.learner_link import LearnerLink
 from shmzero.plot import METRICS_NAME, Board, TrainProgress, read_metrics
 from shmzero.records import RecordWriter, checkpoints, newest_checkpoint
-from shmzero.selfplay import Interrupt, Meter, Terminal, append_line, run_folder, write_whole
+from shmzero.selfplay import Interrupt, Meter, Terminal, run_folder
 from shmzero.train_config import DEALS, TRAIN_PRESETS, TrainConfig, read_train_toml
 
 TICK_S = 0.02
@@ -192,7 +192,7 @@ class Run:
 
     def _train(self) -> None:
         config = self.config
-        write_whole(self.folder / "config.toml", to_toml(resolved(config)))
+        self._writer.write_file("config.toml", to_toml(resolved(config)))
         version = self._judge.best_version if config.gate else newest_version(self.folder)
         self._learner.start(self.done, version, refill=self._rounds > 0)
         begun: dict[int, list[bytes]] = {}  # of games that the end of a stage found in progress
@@ -350,7 +350,7 @@ class Run:
 
     def _log(self, line: dict[str, Any], elapsed_s: float | None = None) -> None:
         line = {"elapsed_s": self.elapsed_s if elapsed_s is None else elapsed_s} | line
-        append_line(self.folder / METRICS_NAME, line)
+        self._writer.append_line(METRICS_NAME, line)
         if self._board:
             self._board.add(line, int(self._report.get("steps", 0)))
 

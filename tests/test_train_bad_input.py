@@ -21,12 +21,13 @@ from shmzero.arena import main as arena_main
 from shmzero.config import NetConfig
 from shmzero.errors import ConfigError, RecordError, WorkerDied
 from shmzero.evaluators import HashEvaluator
+from shmzero.files import append_line, write_whole
 from shmzero.judge import GATE, Judge
 from shmzero.learn import Learner, save_state
 from shmzero.learner_link import LearnerLink
 from shmzero.net import BlobNet, load_checkpoint, save_checkpoint
 from shmzero.records import Records, RecordWriter, newest_checkpoint
-from shmzero.selfplay import append_line, run_folder, write_whole
+from shmzero.selfplay import run_folder
 from shmzero.train_config import TrainConfig
 from tests.processes import alive, children_of, wait_for
 from tests.test_bad_input import mounted

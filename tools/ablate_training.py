@@ -34,9 +34,9 @@ from numpy.typing import NDArray
 
 from shmzero.command import Parser, run_command
 from shmzero.errors import ConfigError
+from shmzero.files import append_line
 from shmzero.plot import read_metrics
 from shmzero.records import newest_checkpoint
-from shmzero.selfplay import append_line
 from tools.measure import Result, json_flag, keep, machine
 
 MATCHES_NAME = "matches.jsonl"
