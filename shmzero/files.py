@@ -42,11 +42,15 @@ def sync_folder(folder: Path) -> None:
 def write_whole(path: Path, content: bytes | str) -> bool:
     """Replace a file, whole or not at all; returns whether there was none before.
 
-    Text is written as the file system encodes its names, so that any path may be in it. Raises RecordError;
-    the file is then as it was, and no other one is left behind.
+    A symbolic link stays, and what it leads to is replaced. Text is written as the file system encodes its
+    names, so that any path may be in it. Raises RecordError; the file is then as it was, and no other one is
+    left behind.
     """
     data = os.fsencode(content) if isinstance(content, str) else content
     try:
+        path = Path(os.path.realpath(path))
+        if path.exists() and not path.is_file():  # a device would be gone
+            raise RecordError(f"{path} cannot be written: it is no regular file")
         with _temporary(path.parent) as file:
             try:
                 file.write(data)

@@ -19,6 +19,7 @@ from typing import Any
 
 from shmzero import _core
 from shmzero.errors import ConfigError, RecordError
+from shmzero.files import make_folder, remove_unfinished
 from shmzero.inference import Control, child_main
 from shmzero.records import CHECKPOINT_FOLDER, FILE_NAME, Records, numbered, numbered_path
 from shmzero.train_config import TrainConfig
@@ -46,9 +47,10 @@ def newest_version(folder: Path) -> int:
 
 
 def remove_old_weights(folder: Path, kept: int) -> None:
-    """Remove all but the newest weights that were published."""
+    """Remove all but the newest weights that were published, by the names that they were given."""
     for old in numbered(folder / WEIGHTS_FOLDER)[:-kept]:
-        old.unlink(missing_ok=True)
+        if old == weights_path(folder, int(old.stem)):
+            old.unlink(missing_ok=True)
 
 
 class RecordPipe:
@@ -132,8 +134,8 @@ class LearnerProcess:
         self._first_step = 0
         self._to_the_end = False
         self._open: list[bytes] = []  # rounds of a game whose last one has not come yet
-        for left in self._folder.rglob(".*.safetensors.*"):
-            left.unlink(missing_ok=True)  # of a learner that was killed while it wrote
+        for place in (self._folder, self._folder / WEIGHTS_FOLDER, self._folder / CHECKPOINT_FOLDER):
+            remove_unfinished(place)  # of a learner that was killed while it wrote
         state = self._folder / STATE_NAME
         if state.exists():
             facts = learn.load_state(self._learner, state)
@@ -264,7 +266,7 @@ class LearnerProcess:
 
         self._version += 1
         path = weights_path(self._folder, self._version)
-        path.parent.mkdir(exist_ok=True)
+        make_folder(path.parent)
         save_checkpoint(self._learner.ema, path, self._config.utility)
         self._control.send(event="weights", path=str(path), version=self._version)
 
@@ -275,7 +277,7 @@ class LearnerProcess:
         if self._ahead is not None:
             self._ahead.result()  # a critic at rest; it is saved half a step ahead of the policy
         checkpoints = self._folder / CHECKPOINT_FOLDER
-        checkpoints.mkdir(exist_ok=True)
+        make_folder(checkpoints)
         path = numbered_path(checkpoints, self._learner.steps)
         save_checkpoint(self._learner.ema, path, self._config.utility)
         self._learn.save_state(self._learner, self._folder / STATE_NAME, {"rows": self._rows_new})

@@ -7,8 +7,6 @@ and the format. Nothing in it is executed or unpickled.
 from __future__ import annotations
 
 import json
-import os
-import secrets
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -22,6 +20,7 @@ from torch.nn import functional as F
 from shmzero import _core
 from shmzero.config import NetConfig
 from shmzero.errors import ConfigError
+from shmzero.files import write_whole
 
 FORMAT = "shmzero-net-1"
 
@@ -116,7 +115,10 @@ def masked_softmax(logits: Tensor, masks: Tensor) -> Tensor:
 
 
 def save_checkpoint(net: BlobNet, path: Path | str, utility: str = "points") -> None:
-    """Write a checkpoint whole or not at all. `utility`: what its values are of, see TrainConfig."""
+    """Write a checkpoint, whole or not at all. `utility`: what its values are of, see TrainConfig.
+
+    Raises RecordError.
+    """
     metadata = {
         "format": FORMAT,
         "net": json.dumps(asdict(net.config)),
@@ -127,17 +129,9 @@ def save_checkpoint(net: BlobNet, path: Path | str, utility: str = "points") -> 
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
-    """Write a safetensors file to a temporary name, synced, then renamed: whole or not at all."""
+    """Write a safetensors file, whole or not at all. Raises RecordError."""
     on_cpu = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
-        with temporary.open("wb") as file:
-            file.write(safetensors.torch.save(on_cpu, metadata))
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_whole(path, safetensors.torch.save(on_cpu, metadata))
 
 
 def check_searchable(path: Path | str) -> None:

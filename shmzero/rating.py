@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import secrets
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shmzero.errors import RecordError
+from shmzero.files import make_folder, write_whole
 
 POINTS_PER_NAT = 400 / math.log(10)
 """Ratings are on Elo's scale: 400 points are odds of ten to one between two."""
@@ -59,19 +58,11 @@ class Ratings:
     def save(self, folder: Path) -> Path:
         """Write ratings.json into the folder, whole or not at all. Raises RecordError."""
         path = folder / "ratings.json"
-        temporary = folder / f".{path.name}.{secrets.token_hex(4)}"
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            with temporary.open("w") as file:
-                file.write(json.dumps(self.as_dict(), indent=1) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
+            make_folder(folder)
         except OSError as error:
             raise RecordError(f"{path} cannot be written: {error.strerror}") from None
-        finally:
-            if folder.is_dir():
-                temporary.unlink(missing_ok=True)
+        write_whole(path, json.dumps(self.as_dict(), indent=1) + "\n")
         return path
 
 

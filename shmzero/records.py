@@ -289,6 +289,16 @@ class RecordWriter:
             ) from None
         return new
 
+    def sync(self) -> None:
+        """Have what is committed on the disk, whatever becomes of the power. Raises RecordError.
+
+        A commit alone leaves that to the system, and a power cut may then cost the last ones.
+        """
+        try:
+            self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+        except sqlite3.Error as error:
+            raise RecordError(f"record file {self.path} cannot be written: {error}") from None
+
     def close(self) -> None:
         """End writing; another process may then."""
         self._connection.close()

@@ -254,6 +254,7 @@ def _run(
                     shown_at = now
                     if now - metrics_at >= METRICS_S:
                         writer.append_line("metrics.jsonl", dataclasses.asdict(progress))
+                        writer.sync()
                         metrics_at = now
                         if config.follow and file_stamp(config.checkpoint) != checkpoint_seen:
                             checkpoint_seen = file_stamp(config.checkpoint)
@@ -264,6 +265,7 @@ def _run(
         finally:
             take(fleet.close())
             commit()
+            writer.sync()
     progress_rounds = max(new_rounds, 1)
     return summary | {
         "rounds": writer.count(),

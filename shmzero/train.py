@@ -174,6 +174,7 @@ class Run:
             if self._board:
                 self._board.close()
             self._commit()
+            self._writer.sync()
         new_rounds = self._rounds - self._rounds_before
         return {
             "run": str(self.folder),
@@ -289,6 +290,7 @@ class Run:
                     "self_play_waits": waits,
                     "learner": self._report,
                 })
+                self._writer.sync()
                 self._metrics_at = now
 
     def _hear(self, fleet: Fleet | None) -> None:
@@ -301,8 +303,10 @@ class Run:
                     fleet.publish(event["path"], event["version"])
                 if fleet.ready:
                     remove_old_weights(self.folder, WEIGHTS_KEPT)
-            elif kind == "checkpoint" and fleet is not None:
-                self._seat_older(fleet)
+            elif kind == "checkpoint":
+                self._writer.sync()  # it has learned from these rounds
+                if fleet is not None:
+                    self._seat_older(fleet)
             elif kind == "pause":
                 self._learner_is_behind = event["on"]
             elif kind == "metrics":
