@@ -28,7 +28,7 @@ from shmzero.command import Parser, run_command
 from shmzero.config import BUILT_IN, SearchConfig, built_in_bot, check_choice, check_number, cores, play_settings
 from shmzero.errors import ConfigError
 from shmzero.rating import Ratings, draw_tables, ratings
-from shmzero.records import newest_checkpoint
+from shmzero.records import is_folder, newest_checkpoint
 from shmzero.search import Evaluator
 from shmzero.train_config import DEALS
 
@@ -105,7 +105,7 @@ def _checkpoint(spec: str, device: str, threads: int) -> Agent:
             opponents="maximise" if found[4] else "policy", solved_cards=int(found[5] or 0),
         )
         check_number(f"simulations of {spec}", search.simulations, 1, 10**6)
-    if Path(path).is_dir():  # of a training run: its newest
+    if is_folder(Path(path)):  # of a training run: its newest
         path = str(newest_checkpoint(Path(path)) or path)
     if not Path(path).is_file():
         raise ConfigError(
@@ -408,7 +408,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     if args.exploit:
         if args.agents or args.rating or args.games:
             raise ConfigError("--exploit is set with agents, --rating or --games; allowed: it alone, on rounds")
-        if args.exploit.is_dir():
+        if is_folder(args.exploit):
             args.exploit = newest_checkpoint(args.exploit) or args.exploit
         if not args.exploit.is_file():
             raise ConfigError(f"--exploit {args.exploit} is no checkpoint and no run with one")

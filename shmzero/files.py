@@ -82,7 +82,7 @@ def _temporary(folder: Path) -> BinaryIO:
 
 def remove_unfinished(folder: Path) -> None:
     """Remove from a folder what a killed process of this user left of a `write_whole`."""
-    with suppress(FileNotFoundError), os.scandir(folder) as entries:
+    with suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
             if TEMPORARY.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
                 with suppress(OSError):

@@ -12,6 +12,7 @@ import importlib
 import importlib.util
 import itertools
 import json
+import os
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shmzero.command import Parser, run_command
-from shmzero.errors import ConfigError
+from shmzero.errors import ConfigError, RecordError
 
 if TYPE_CHECKING:
     from shmzero.selfplay import Progress
@@ -29,14 +30,18 @@ LOSSES = {"value_loss": "value", "critic_loss": "critic", "utility_variance": "a
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Lines of a metrics file in order; one that a kill cut off is left out. Raises ConfigError."""
-    if not path.exists():
-        raise ConfigError(f"there is no {path}; give the folder of a training run")
+    """Lines of a metrics file in order; one that a kill cut off is left out. Raises ConfigError, RecordError."""
+    try:
+        data = path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        raise ConfigError(f"there is no {path}; give the folder of a training run") from None
+    except OSError as error:
+        raise RecordError(f"{path} cannot be read: {error.strerror}") from None
     lines = []
-    for text in path.read_text().splitlines():
+    for text in data.splitlines():
         try:
             lines.append(json.loads(text))
-        except json.JSONDecodeError:
+        except ValueError:  # no JSON, or no text
             continue
     return lines
 
@@ -120,13 +125,19 @@ class Board:
     """A run's metrics for TensorBoard. Needs tensorboard: pip install tensorboard."""
 
     @staticmethod
-    def check() -> None:
-        """Raises ConfigError where tensorboard is missing."""
+    def check(folder: Path) -> None:
+        """Raises ConfigError where tensorboard is missing, or cannot write to such a folder."""
         if importlib.util.find_spec("tensorboard") is None:
             raise ConfigError("tensorboard is set and not installed; install it with: pip install tensorboard")
+        try:
+            str(folder).encode()
+        except UnicodeEncodeError:
+            raise ConfigError(
+                f"tensorboard is set with the folder {folder}; allowed: a folder whose path is UTF-8"
+            ) from None
 
     def __init__(self, folder: Path) -> None:
-        self.check()
+        self.check(folder)
         self._writer = importlib.import_module("torch.utils.tensorboard").SummaryWriter(str(folder))
 
     def add(self, line: dict[str, Any], steps: int) -> None:
@@ -148,6 +159,11 @@ def numbers(line: dict[str, Any], path: str = "") -> Iterator[tuple[str, float]]
             yield from numbers(value, f"{path}/{name}" if path else name)
         elif isinstance(value, (int, float)):
             yield (f"{path}/{name}" if path else name), float(value)
+
+
+def _label(text: str) -> str:
+    """A name as matplotlib shall show it: bytes that are no text replaced, dollars as they are."""
+    return os.fsencode(text).decode(errors="replace").replace("$", r"\$")
 
 
 def plot(folder: Path, out: Path) -> None:
@@ -176,13 +192,13 @@ def plot(folder: Path, out: Path) -> None:
         minutes = [m["elapsed_s"] / 60 for m in own]
         seats = "one seat" if mode == "one" else "all seats but one"
         strength.errorbar(
-            minutes, mean, yerr=[below, above], capsize=3, label=f"{opponent}, {seats}",
+            minutes, mean, yerr=[below, above], capsize=3, label=f"{_label(opponent)}, {seats}",
             color=f"C{opponents.index(opponent)}", marker="o" if mode == "one" else "s",
             markerfacecolor=None if mode == "one" else "white",
         )
     strength.axhline(0, color="grey", linewidth=0.8)
     strength.set_ylabel("points a round more than the others")
-    strength.set_title(folder.resolve().name)
+    strength.set_title(_label(folder.resolve().name))
     if matches:
         figure.legend(*strength.get_legend_handles_labels(), loc="outside upper center", ncols=2)
     minutes = [report["elapsed_s"] / 60 for report in reports]
@@ -205,7 +221,8 @@ def plot(folder: Path, out: Path) -> None:
     try:
         figure.savefig(out)
     except (OSError, ValueError) as error:
-        raise ConfigError(f"the picture cannot be written to {out}: {error}") from None
+        why = error.strerror if isinstance(error, OSError) else error
+        raise ConfigError(f"the picture cannot be written to {out}: {why}; choose a file with --out") from None
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -6,6 +6,7 @@ schema version and the run's settings. `python -m shmzero.records FILE` shows on
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -95,18 +96,56 @@ def _open_locked(folder: Path) -> int | None:
         return fd
 
 
-def _connect(path: Path, mode: Literal["ro", "rw"]) -> sqlite3.Connection:
+def _connect(path: Path, how: Literal["mode=ro", "mode=rw", "mode=ro&immutable=1"]) -> sqlite3.Connection:
+    """A connection that has read from the file. Raises RecordError."""
     try:
         connection = sqlite3.connect(
-            f"file:{quote(str(path.absolute()))}?mode={mode}",
-            uri=True,
-            isolation_level=None,
-            timeout=30,
+            f"file://{quote(os.fsencode(path.absolute()))}?{how}", uri=True, isolation_level=None, timeout=30
         )
         connection.execute("PRAGMA schema_version")
     except sqlite3.Error as error:
         raise RecordError(f"record file {path} cannot be opened: {error}") from None
     return connection
+
+
+Stamp = tuple[int, int, int]
+
+
+def _stamp(path: Path) -> Stamp | None:
+    """What a record file looks like; None where there is more to it beside it. Raises RecordError."""
+    real = os.path.realpath(path)
+    try:
+        for end in ("wal", "journal"):
+            with suppress(FileNotFoundError):
+                if os.stat(f"{real}-{end}").st_size:
+                    return None
+        status = os.stat(real)
+    except OSError as error:
+        raise RecordError(f"record file {path} cannot be looked at: {error.strerror}") from None
+    return status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def _connect_to_read(path: Path) -> tuple[sqlite3.Connection, Stamp | None]:
+    """A connection, and the stamp that the file has to keep where it is read without locks. Raises RecordError.
+
+    SQLite writes beside a file that a killed run left even to read it. Where the folder cannot be written it is
+    read alone: that is all there is to it, and that it stays so is looked at again after each query.
+    """
+    if not os.access(path, os.R_OK, effective_ids=True):
+        raise RecordError(f"record file {path} cannot be opened: {os.strerror(errno.EACCES)}")
+    try:
+        return _connect(path, "mode=ro"), None
+    except RecordError:
+        folder = os.path.dirname(os.path.realpath(path))
+        if os.access(folder, os.W_OK, effective_ids=True):
+            raise
+        if (stamp := _stamp(path)) is None:
+            raise RecordError(
+                f"record file {path} cannot be read where {folder} cannot be written: its last rounds lie in "
+                f"{path.name}-wal, perhaps of a run that is still going on; copy both files to a folder of yours, or "
+                "have the owner give the run's command once more"
+            ) from None
+        return _connect(path, "mode=ro&immutable=1"), stamp
 
 
 def _is_new(connection: sqlite3.Connection, path: Path) -> bool:
@@ -142,11 +181,12 @@ class RecordWriter:
         """Open or create, the folder as well. Raises ConfigError where it holds a run of other settings,
         FolderBusy where another process writes there, RecordError; what it made is then removed again."""
         self.path = folder / FILE_NAME
+        self._writes_ahead = False
         self._lock_fd, self._made = _lock(folder)
         """What this writer made and may remove: files, then folders, the innermost first."""
         try:
             self._create()
-            self._connection = _connect(self.path, "rw")
+            self._connection = _connect(self.path, "mode=rw")
         except ShmzeroError:
             self._leave_as_found()
             raise
@@ -155,9 +195,8 @@ class RecordWriter:
             if not new:
                 _check_schema(self._connection, self.path)
                 self._check_settings(settings)
-            self._connection.execute("PRAGMA journal_mode = WAL")
-            self._connection.execute("PRAGMA synchronous = NORMAL")
-            if new:
+            else:
+                self._write_ahead()
                 rows = [("schema", str(SCHEMA_VERSION)), ("settings", json.dumps(dict(settings)))]
                 self._connection.execute("BEGIN IMMEDIATE")
                 for statement in _SCHEMA.split(";\n"):
@@ -186,6 +225,13 @@ class RecordWriter:
             pass
         except OSError as error:
             raise RecordError(f"record file {self.path} cannot be made: {error.strerror}") from None
+
+    def _write_ahead(self) -> None:
+        """From the first change on: who only looks leaves the file as it is. Raises sqlite3.Error."""
+        if not self._writes_ahead:
+            self._connection.execute("PRAGMA journal_mode = WAL")
+            self._connection.execute("PRAGMA synchronous = NORMAL")
+            self._writes_ahead = True
 
     def _leave_as_found(self) -> None:
         """Remove what this writer made, and only then let others have the folder. The connection is closed."""
@@ -253,6 +299,7 @@ class RecordWriter:
     def set_weights(self, version: int, digest: str | None) -> None:
         """Note the weights that play from now on. Raises RecordError."""
         try:
+            self._write_ahead()
             self._connection.execute(
                 "INSERT OR REPLACE INTO meta VALUES ('weights', ?)", (json.dumps([version, digest]),)
             )
@@ -275,6 +322,7 @@ class RecordWriter:
                 head = np.frombuffer(record, "<u8", 1, offset=8)
                 rows.append((int(head[0]), unit, record[1], record[2], record))
         try:
+            self._write_ahead()
             self._connection.execute("BEGIN IMMEDIATE")
             before = self._connection.total_changes
             self._connection.executemany("INSERT OR IGNORE INTO rounds VALUES (?, ?, ?, ?, ?)", rows)
@@ -301,8 +349,15 @@ class RecordWriter:
 
     def close(self) -> None:
         """End writing; another process may then."""
-        self._connection.close()
+        self._disconnect()
         os.close(self._lock_fd)
+
+    def _disconnect(self) -> None:
+        """Close the file so that nothing lies beside it, and it can be read where nothing can be written."""
+        with suppress(sqlite3.Error):  # a reader has it open, or the disk is full: it stays as it is
+            self._connection.execute("PRAGMA busy_timeout = 0")
+            self._connection.execute("PRAGMA journal_mode = DELETE")
+        self._connection.close()
 
     def abandon(self) -> None:
         """End writing after an error: where no round is committed, what this writer made is removed again."""
@@ -311,7 +366,7 @@ class RecordWriter:
             empty = self.count() == 0
         if not empty:
             self._made.clear()
-        self._connection.close()
+        self._disconnect()
         self._leave_as_found()
 
 
@@ -321,11 +376,11 @@ class Records:
     def __init__(self, path: Path | str) -> None:
         """Raises ConfigError or RecordError where it is none that this version reads."""
         self.path = Path(path)
-        if self.path.is_dir():
+        if is_folder(self.path):
             self.path = self.path / FILE_NAME
-        if not self.path.exists():
+        if not is_there(self.path):
             raise ConfigError(f"there is no record file {self.path}")
-        self._connection = _connect(self.path, "ro")
+        self._connection, self._stamp = _connect_to_read(self.path)
         try:
             if _is_new(self._connection, self.path):
                 raise ConfigError(f"there are no rounds in {self.path} yet")
@@ -334,12 +389,18 @@ class Records:
             self._connection.close()
             raise
 
+    def _query(self, query: str, values: Sequence[Any] = ()) -> list[Any]:
+        rows = _query(self._connection, self.path, query, values)
+        if self._stamp is not None and _stamp(self.path) != self._stamp:
+            raise RecordError(f"record file {self.path} is being written again; open it once more")
+        return rows
+
     def __len__(self) -> int:
-        return int(_query(self._connection, self.path, "SELECT count(*) FROM rounds")[0][0])
+        return int(self._query("SELECT count(*) FROM rounds")[0][0])
 
     def settings(self) -> dict[str, Any]:
         """Settings of the run that made the rounds."""
-        rows = _query(self._connection, self.path, "SELECT value FROM meta WHERE key = 'settings'")
+        rows = self._query("SELECT value FROM meta WHERE key = 'settings'")
         settings: dict[str, Any] = json.loads(rows[0][0])
         return settings
 
@@ -351,11 +412,8 @@ class Records:
         """Records with ids from `first` on, at most `most`; read in short transactions."""
         left = most if most is not None else sys.maxsize
         while left > 0:
-            rows = _query(
-                self._connection,
-                self.path,
-                "SELECT id, record FROM rounds WHERE id >= ? ORDER BY id LIMIT ?",
-                (first, min(left, 1000)),
+            rows = self._query(
+                "SELECT id, record FROM rounds WHERE id >= ? ORDER BY id LIMIT ?", (first, min(left, 1000))
             )
             yield from (record for _, record in rows)
             if len(rows) < min(left, 1000):
@@ -366,7 +424,7 @@ class Records:
     def newest(self, most: int) -> list[bytes]:
         """The `most` records with the highest ids, by ascending id."""
         query = "SELECT record FROM rounds ORDER BY id DESC LIMIT ?"
-        return [row[0] for row in _query(self._connection, self.path, query, (most,))][::-1]
+        return [row[0] for row in self._query(query, (most,))][::-1]
 
     def replay(
         self, first: int = 0, most: int | None = None, seat_seed: int = 0
@@ -417,9 +475,35 @@ def numbered_path(folder: Path, number: int) -> Path:
     return folder / f"{number:08d}.safetensors"
 
 
+def is_there(path: Path) -> bool:
+    """Whether there is such a file or folder. Raises RecordError where that cannot be looked at."""
+    try:
+        os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        raise RecordError(f"{path} cannot be looked at: {error.strerror}") from None
+    return True
+
+
+def is_folder(path: Path) -> bool:
+    """Whether there is such a folder. Raises RecordError where that cannot be looked at."""
+    return is_there(path) and path.is_dir()
+
+
 def numbered(folder: Path) -> list[Path]:
-    """The weights in a folder that are named by nothing but a number, in its order; `int(path.stem)` is it."""
-    found = [path for path in folder.glob("*.safetensors") if path.stem.isdecimal()]
+    """The weights in a folder that are named by nothing but a number, in its order; `int(path.stem)` is it.
+
+    Raises RecordError where the folder cannot be looked at.
+    """
+    try:
+        names = os.listdir(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise RecordError(f"folder {folder} cannot be looked at: {error.strerror}") from None
+    paths = (folder / name for name in names if name.endswith(".safetensors"))
+    found = [path for path in paths if path.stem.isdecimal()]
     return sorted(found, key=lambda path: int(path.stem))
 
 

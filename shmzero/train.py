@@ -392,7 +392,7 @@ def train(
         if name:
             make_agent(name)
     if config.tensorboard:
-        Board.check()
+        Board.check(folder)
     resolved(config)  # refuses sizes that cannot be before anything is made
     started = time.monotonic() if started is None else started
     with run_folder(folder, config.identity()) as writer:

@@ -264,9 +264,9 @@ def _main() -> int:
     described = machine()
     from shmzero.evaluators import NetEvaluator
     from shmzero.net import load_checkpoint
-    from shmzero.records import newest_checkpoint
+    from shmzero.records import is_folder, newest_checkpoint
 
-    path = newest_checkpoint(given.agent) if given.agent.is_dir() else given.agent
+    path = newest_checkpoint(given.agent) if is_folder(given.agent) else given.agent
     if path is None:
         raise ConfigError(f"{given.agent} has no checkpoint; allowed: a training run's folder, or a checkpoint")
     results = measure(NetEvaluator(load_checkpoint(path)))
