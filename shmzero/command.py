@@ -6,6 +6,7 @@ The package imports this before anything else.
 from __future__ import annotations
 
 import argparse
+import codecs
 import contextlib
 import errno
 import io
@@ -72,12 +73,25 @@ def file_stamp(path: Path | None) -> tuple[int, int] | None:
     return (status.st_mtime_ns, status.st_ino) if status else None
 
 
+def _bytes_or_escapes(error: UnicodeError) -> tuple[str | bytes, int]:
+    """For text that an encoding lacks: the bytes that a path had, or else an escape."""
+    try:
+        return codecs.lookup_error("surrogateescape")(error)
+    except UnicodeError:
+        return codecs.lookup_error("backslashreplace")(error)
+
+
+codecs.register_error("shmzero", _bytes_or_escapes)
+
+
 def run_command(body: Callable[[], int]) -> int:
     """`body`'s exit code: 0 done, 130 interrupted; or what an error makes of it, said in one line on
     standard error: 2 the user's (ConfigError), 1 the environment's (every other ShmzeroError)."""
     try:
         if signal.getsignal(signal.SIGINT) is leave:
             signal.signal(signal.SIGINT, signal.default_int_handler)
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="shmzero")  # paths are bytes, in whatever language
         try:
             return body()
         finally:

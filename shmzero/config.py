@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import json
 import math
 import os
 import re
@@ -534,7 +535,7 @@ def read_toml(path: Path) -> dict[str, Any]:
 def read_settings(path: Path, kind: type[Any]) -> dict[str, Any]:
     """What a TOML file sets of the fields of dataclass `kind`. Raises ConfigError for anything else."""
     try:
-        table = tomllib.loads(path.read_text())
+        table = tomllib.loads(os.fsdecode(path.read_bytes()))  # paths in it may be no text
     except OSError as error:
         raise ConfigError(f"--config {path}: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -551,14 +552,13 @@ def read_settings(path: Path, kind: type[Any]) -> dict[str, Any]:
 
 
 def to_toml(settings: Mapping[str, Any]) -> str:
-    """Flat settings as TOML; None is left out."""
+    """Flat settings as TOML; None is left out. The bytes of a path that is no text are those of os.fsencode."""
 
     def literal(value: Any) -> str:
         if isinstance(value, bool):
             return str(value).lower()
         if isinstance(value, (int, float)):
             return repr(value)
-        text = str(value).replace("\\", "\\\\").replace('"', '\\"')
-        return f'"{text}"'
+        return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")  # TOML's escapes are JSON's
 
     return "".join(f"{key} = {literal(value)}\n" for key, value in settings.items() if value is not None)

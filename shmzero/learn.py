@@ -26,7 +26,7 @@ from torch.nn import functional as F
 from shmzero import _core
 from shmzero.config import NETS, NetConfig
 from shmzero.errors import ConfigError, ModelFailed
-from shmzero.net import BlobNet, Block, masked_softmax, write_tensors
+from shmzero.net import BlobNet, Block, masked_softmax, open_tensors, write_tensors
 from shmzero.net_device import bf16_is_faster
 from shmzero.train_config import TrainConfig
 
@@ -440,7 +440,7 @@ def save_state(learner: Learner, path: Path, facts: dict[str, Any]) -> None:
 def read_facts(path: Path) -> dict[str, Any]:
     """The facts of a saved state. Raises ConfigError where the file is none."""
     try:
-        with safetensors.safe_open(str(path), framework="pt") as file:
+        with open_tensors(path) as file:
             metadata = file.metadata() or {}
     except (OSError, safetensors.SafetensorError, ValueError) as error:
         raise ConfigError(f"learner state {path} cannot be read: {error}") from None
@@ -456,7 +456,8 @@ def read_facts(path: Path) -> dict[str, Any]:
 def load_state(learner: Learner, path: Path) -> dict[str, Any]:
     """Put a learner where it was saved; returns the caller's facts. Raises ConfigError."""
     facts = read_facts(path)
-    tensors = safetensors.torch.load_file(path)
+    with open_tensors(path) as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 
     def part(prefix: str) -> dict[str, Tensor]:
         return {name[len(prefix) :]: t for name, t in tensors.items() if name.startswith(prefix)}

@@ -7,9 +7,11 @@ and the format. Nothing in it is executed or unpickled.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import safetensors
 import safetensors.torch
@@ -134,9 +136,16 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str,
     write_whole(path, safetensors.torch.save(on_cpu, metadata))
 
 
+@contextmanager
+def open_tensors(path: Path | str) -> Iterator[Any]:
+    """A safetensors.safe_open of a file, whose name need not be UTF-8. Raises OSError, SafetensorError."""
+    with open(path, "rb") as file, safetensors.safe_open(f"/proc/self/fd/{file.fileno()}", framework="pt") as found:
+        yield found
+
+
 def check_searchable(path: Path | str) -> None:
     """Raises ConfigError for a checkpoint whose values a search, which ends in points, cannot use."""
-    with safetensors.safe_open(str(path), framework="pt") as file:
+    with open_tensors(path) as file:
         utility = (file.metadata() or {}).get("utility", "points")
     if utility != "points":
         raise ConfigError(
@@ -148,10 +157,12 @@ def check_searchable(path: Path | str) -> None:
 def load_checkpoint(path: Path | str) -> BlobNet:
     """The network of a checkpoint. Raises ConfigError for anything that is not exactly one."""
     try:
-        with safetensors.safe_open(str(path), framework="pt") as file:
+        with open_tensors(path) as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, safetensors.SafetensorError, ValueError) as error:
+    except OSError as error:
+        raise ConfigError(f"checkpoint {path} cannot be read: {error.strerror or error}") from None
+    except (safetensors.SafetensorError, ValueError) as error:
         raise ConfigError(f"checkpoint {path} cannot be read: {error}") from None
     if metadata.get("format") != FORMAT:
         raise ConfigError(f"checkpoint {path} has format {metadata.get('format')!r}; allowed: {FORMAT}")
