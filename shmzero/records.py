@@ -34,6 +34,7 @@ from shmzero.files import (
     sync_folder,
     write_whole,
 )
+from shmzero.ledger import UnitLedger
 
 SCHEMA_VERSION = 1
 FILE_NAME = "rounds.sqlite"
@@ -265,10 +266,11 @@ class RecordWriter:
                 "use them, or another folder"
             )
 
-    def units(self) -> set[int]:
-        """Ids of the units that are finished."""
-        found = {row[0] for row in _query(self._connection, self.path, "SELECT DISTINCT unit FROM rounds")}
-        return found - self.begun().keys()
+    def units(self) -> UnitLedger:
+        """The units that are finished."""
+        begun = self.begun()
+        found = self._each("SELECT DISTINCT unit FROM rounds ORDER BY unit")
+        return UnitLedger(unit for (unit,) in found if unit not in begun)
 
     def begun(self) -> dict[int, list[bytes]]:
         """Games of which only the first rounds are there, with the records of these in order."""
@@ -276,10 +278,11 @@ class RecordWriter:
         try:
             if not some or _core.decode_record(some[0][0])["rounds_of_game"] == 0:
                 return {}
-            lasts = "SELECT max(id) FROM rounds GROUP BY unit"  # the index alone tells
-            query = f"SELECT unit, record FROM rounds WHERE id IN ({lasts})"
             found = {}
-            for unit, record in _query(self._connection, self.path, query):
+            # The index alone tells the last rounds, and one record at a time is in memory.
+            lasts = "SELECT max(id) AS last FROM rounds GROUP BY unit"
+            query = f"SELECT unit, record FROM ({lasts}) CROSS JOIN rounds ON id = last"
+            for unit, record in self._each(query):
                 last = _core.decode_record(record)
                 if last["round_of_game"] + 1 < last["rounds_of_game"]:
                     query = "SELECT record FROM rounds WHERE unit = ? ORDER BY id"
@@ -287,6 +290,13 @@ class RecordWriter:
             return found
         except ValueError as error:
             raise RecordError(f"record file {self.path} holds what is no round: {error}") from None
+
+    def _each(self, query: str) -> Iterator[Any]:
+        """Rows of a query one by one. Raises RecordError where the file is damaged or gone."""
+        try:
+            yield from self._connection.execute(query)
+        except sqlite3.Error as error:
+            raise RecordError(f"record file {self.path} cannot be read: {error}") from None
 
     def weights(self) -> tuple[int, str | None] | None:
         """Version and digest of the weights that played last; None where nothing says."""

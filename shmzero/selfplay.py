@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import json
 import signal
 import sys
@@ -182,14 +183,14 @@ def _run(
 ) -> dict[str, Any]:
     wanted = config.games or config.rounds or DEFAULT_ROUNDS
     done = writer.units()
-    missing = wanted - sum(1 for unit in done if unit < wanted)
+    missing = wanted - done.count_below(wanted)
     summary: dict[str, Any] = {"records": str(writer.path), "rounds": writer.count(), "new_rounds": 0}
     if missing == 0:
         say(f"{folder} already holds {wanted} {'games' if config.games else 'rounds'}: nothing to do")
         return summary | {"complete": True, "rounds_per_min": 0.0, "distinct_evaluations_per_s": 0.0,
                           "mean_batch_rows": 0.0}
     begun = {unit: records for unit, records in writer.begun().items() if unit < wanted}
-    units: Iterator[int] = (unit for unit in range(wanted) if unit not in done)
+    units = itertools.takewhile(lambda unit: unit < wanted, done.missing())
     checkpoint_seen = file_stamp(config.checkpoint)  # before it is read: what replaces it meanwhile is another
     with Fleet(config, units, missing, _first_version(config, writer), begun) as fleet:
         writer.set_weights(fleet.served.version, fleet.served.digest())

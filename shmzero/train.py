@@ -13,7 +13,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -57,31 +57,6 @@ EXAMPLES = """examples:
   python -m shmzero.train runs/mine --config run.toml --seed 7"""
 
 
-class UnitLedger:
-    """Which units are finished, small even after millions: all below a mark, and some above it."""
-
-    def __init__(self, finished: Iterable[int] = ()) -> None:
-        self._mark = 0
-        self._above: set[int] = set()
-        for unit in finished:
-            self.add(unit)
-
-    def add(self, unit: int) -> None:
-        self._above.add(unit)
-        while self._mark in self._above:
-            self._above.remove(self._mark)
-            self._mark += 1
-
-    def missing(self) -> Iterator[int]:
-        """Units that are not finished when their turn comes, without end, by ascending id."""
-        unit = 0
-        while True:
-            unit = max(unit, self._mark)
-            if unit not in self._above:
-                yield unit
-            unit += 1
-
-
 class Run:
     """One training run in its folder."""
 
@@ -100,7 +75,7 @@ class Run:
         self.folder = folder
         self._say, self._show, self._stopped = say, show, stopped
         self._writer = writer
-        self._ledger = UnitLedger(sorted(self._writer.units()))
+        self._ledger = self._writer.units()
         self._rounds_before = self._rounds = self._writer.count()
         self._waiting: list[tuple[int, list[bytes]]] = []
         before = read_metrics(folder / METRICS_NAME) if (folder / METRICS_NAME).exists() else []

@@ -31,31 +31,11 @@ from shmzero.net import BlobNet, load_checkpoint, save_checkpoint
 from shmzero.plot import TrainProgress
 from shmzero.records import Records
 from shmzero.selfplay import Progress
-from shmzero.train import UnitLedger, describe, newest_checkpoint, parse, resolved, train
+from shmzero.train import describe, newest_checkpoint, parse, resolved, train
 from shmzero.train_config import DEALS, TRAIN_PRESETS, TrainConfig
 from tests.processes import alive, children_of, committed, start, wait_for
 
 HAS_TENSORBOARD = importlib.util.find_spec("tensorboard") is not None
-
-
-def test_unit_ledger_yields_what_is_missing_in_any_order() -> None:
-    rng = random.Random(3)
-    finished = rng.sample(range(200), 120)
-    ledger = UnitLedger(finished)
-    units = ledger.missing()
-    expected = sorted(set(range(200)) - set(finished))
-    assert [next(units) for _ in expected] == expected
-    assert next(units) == 200
-
-
-def test_unit_ledger_yields_nothing_that_was_finished_since_it_was_asked() -> None:
-    ledger = UnitLedger([2])
-    units = ledger.missing()
-    for expected in (0, 1):
-        unit = next(units)
-        assert unit == expected
-        ledger.add(unit)
-    assert next(units) == 3  # 2 was there from the start, and the mark has passed it
 
 
 # --- settings ----------------------------------------------------------------------------------------------------------------------
