@@ -38,6 +38,12 @@ from shmzero.ledger import UnitLedger
 
 SCHEMA_VERSION = 1
 FILE_NAME = "rounds.sqlite"
+UNLOCKABLE = "files cannot be locked there, as on some network file systems; use a folder on a local disk"
+_LOCK_ERRORS = (
+    sqlite3.SQLITE_IOERR_LOCK, sqlite3.SQLITE_IOERR_RDLOCK, sqlite3.SQLITE_IOERR_UNLOCK,
+    sqlite3.SQLITE_IOERR_CHECKRESERVEDLOCK, sqlite3.SQLITE_IOERR_SHMLOCK, sqlite3.SQLITE_IOERR_SHMOPEN,
+    sqlite3.SQLITE_IOERR_SHMMAP,
+)  # fmt: skip
 CHECKPOINT_FOLDER = "checkpoints"
 """Of a training run's folder."""
 
@@ -92,6 +98,8 @@ def _open_locked(folder: Path) -> int | None:
                 f"run folder {folder} is being written by another process; wait for its end, or choose another --out"
             ) from None
         except OSError as error:
+            if error.errno in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF, errno.EINVAL):
+                raise RecordError(f"run folder {folder} cannot be locked: {error.strerror}: {UNLOCKABLE}") from None
             raise RecordError(f"run folder {folder} cannot be opened: {error.strerror}") from None
         undo.pop_all()
         return fd
@@ -105,7 +113,7 @@ def _connect(path: Path, how: Literal["mode=ro", "mode=rw", "mode=ro&immutable=1
         )
         connection.execute("PRAGMA schema_version")
     except sqlite3.Error as error:
-        raise RecordError(f"record file {path} cannot be opened: {error}") from None
+        raise RecordError(f"record file {path} cannot be opened: {_why(error)}") from None
     return connection
 
 
@@ -149,19 +157,37 @@ def _connect_to_read(path: Path) -> tuple[sqlite3.Connection, Stamp | None]:
         return _connect(path, "mode=ro&immutable=1"), stamp
 
 
+def _why(error: sqlite3.Error) -> str:
+    """What SQLite says, and what to do about a lock."""
+    code = getattr(error, "sqlite_errorcode", 0)
+    if code & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+        return f"{error}: another program has it locked, such as a database browser, or {UNLOCKABLE}"
+    if code & 0xFF == sqlite3.SQLITE_PROTOCOL or code in _LOCK_ERRORS:
+        return f"{error}: {UNLOCKABLE}"
+    return str(error)
+
+
+def _not_readable(path: Path, error: sqlite3.Error) -> ShmzeroError:
+    """ConfigError for a file that is another one, RecordError for one that only cannot be read now."""
+    strange = (sqlite3.SQLITE_ERROR, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT)
+    if getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF in strange:
+        return ConfigError(f"{path} is no record file of shmzero: {error}")
+    return RecordError(f"record file {path} cannot be read: {_why(error)}")
+
+
 def _is_new(connection: sqlite3.Connection, path: Path) -> bool:
     """Whether there are no tables: it was created just now, or its creator was killed before it had them."""
     try:
         return not connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
     except sqlite3.Error as error:
-        raise ConfigError(f"{path} is no record file of shmzero: {error}") from None
+        raise _not_readable(path, error) from None
 
 
 def _check_schema(connection: sqlite3.Connection, path: Path) -> None:
     try:
         row = connection.execute("SELECT value FROM meta WHERE key = 'schema'").fetchone()
     except sqlite3.Error as error:
-        raise ConfigError(f"{path} is no record file of shmzero: {error}") from None
+        raise _not_readable(path, error) from None
     if row is None or row[0] != str(SCHEMA_VERSION):
         found = row[0] if row else "none"
         raise ConfigError(f"{path} has schema version {found}; this program reads {SCHEMA_VERSION}")
@@ -172,7 +198,7 @@ def _query(connection: sqlite3.Connection, path: Path, query: str, values: Seque
     try:
         return connection.execute(query, values).fetchall()
     except sqlite3.Error as error:
-        raise RecordError(f"record file {path} cannot be read: {error}") from None
+        raise RecordError(f"record file {path} cannot be read: {_why(error)}") from None
 
 
 class RecordWriter:
@@ -209,8 +235,8 @@ class RecordWriter:
         except sqlite3.Error as error:
             self._connection.close()
             self._leave_as_found()
-            raise RecordError(f"record file {self.path} cannot be written: {error}") from None
-        except ConfigError:
+            raise RecordError(f"record file {self.path} cannot be written: {_why(error)}") from None
+        except ShmzeroError:
             self._connection.close()
             self._leave_as_found()
             raise
@@ -296,7 +322,7 @@ class RecordWriter:
         try:
             yield from self._connection.execute(query)
         except sqlite3.Error as error:
-            raise RecordError(f"record file {self.path} cannot be read: {error}") from None
+            raise RecordError(f"record file {self.path} cannot be read: {_why(error)}") from None
 
     def weights(self) -> tuple[int, str | None] | None:
         """Version and digest of the weights that played last; None where nothing says."""
@@ -314,7 +340,7 @@ class RecordWriter:
                 "INSERT OR REPLACE INTO meta VALUES ('weights', ?)", (json.dumps([version, digest]),)
             )
         except sqlite3.Error as error:
-            raise RecordError(f"record file {self.path} cannot be written: {error}") from None
+            raise RecordError(f"record file {self.path} cannot be written: {_why(error)}") from None
 
     def count(self) -> int:
         """Rounds in the file."""
@@ -342,7 +368,7 @@ class RecordWriter:
             if self._connection.in_transaction:
                 self._connection.execute("ROLLBACK")
             raise RecordError(
-                f"record file {self.path} cannot be written: {error}; "
+                f"record file {self.path} cannot be written: {_why(error)}; "
                 "everything committed before is intact"
             ) from None
         return new
@@ -355,7 +381,7 @@ class RecordWriter:
         try:
             self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
         except sqlite3.Error as error:
-            raise RecordError(f"record file {self.path} cannot be written: {error}") from None
+            raise RecordError(f"record file {self.path} cannot be written: {_why(error)}") from None
 
     def close(self) -> None:
         """End writing; another process may then."""
@@ -395,7 +421,7 @@ class Records:
             if _is_new(self._connection, self.path):
                 raise ConfigError(f"there are no rounds in {self.path} yet")
             _check_schema(self._connection, self.path)
-        except ConfigError:
+        except ShmzeroError:
             self._connection.close()
             raise
 

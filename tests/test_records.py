@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
+import platform
 import re
 import signal
 import sqlite3
+import subprocess
+import sys
 import tracemalloc
 from functools import partial
 from itertools import islice, takewhile
@@ -294,3 +298,67 @@ def test_record_writer_that_goes_on_needs_no_memory_for_what_is_finished(tmp_pat
         assert ledger.count_below(10**6) == many - 1 and list(islice(ledger.missing(), 2)) == [0, many]
         assert peak_bytes < 200_000
         writer.close()
+
+
+WITHOUT_LOCKS = """
+import ctypes, os, struct, sys
+# A filter of the kernel's: the calls whose numbers are given fail, as on a file system that knows no locks.
+numbers, words = [int(number) for number in sys.argv[1].split(",")], []
+words.append(struct.pack("HBBI", 0x20, 0, 0, 0))  # load the call's number
+for left, number in zip(range(len(numbers), 0, -1), numbers):
+    words.append(struct.pack("HBBI", 0x15, left, 0, number))
+words += [struct.pack("HBBI", 6, 0, 0, 0x7FFF0000), struct.pack("HBBI", 6, 0, 0, 0x00050000 | int(sys.argv[2]))]
+code = ctypes.create_string_buffer(b"".join(words))
+program = ctypes.create_string_buffer(struct.pack("HxxxxxxP", len(words), ctypes.addressof(code)))
+libc = ctypes.CDLL(None, use_errno=True)
+if libc.prctl(38, 1, 0, 0, 0) or libc.prctl(22, 2, program, 0, 0):
+    sys.exit(77)
+del sys.argv[:3]
+"""
+
+
+@pytest.mark.parametrize("error", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF])
+def test_record_writer_says_that_a_folder_cannot_be_locked_and_leaves_nothing(tmp_path: Path, error: int) -> None:
+    flock = {"x86_64": 73, "aarch64": 32}.get(platform.machine())
+    if flock is None:
+        pytest.skip(f"the number of flock is not known on {platform.machine()}")
+    program = WITHOUT_LOCKS + (
+        "from shmzero.records import RecordWriter\nfrom shmzero.command import run_command\n"
+        f"sys.exit(run_command(lambda: RecordWriter(__import__('pathlib').Path({str(tmp_path / 'run')!r}), {{}}) and 0))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(flock), str(error), ""], capture_output=True, text=True
+    )
+    if done.returncode == 77:
+        pytest.skip("filters of system calls are not permitted")
+    assert done.returncode == 1 and list(tmp_path.iterdir()) == []
+    assert re.fullmatch(r"error: run folder \S+ cannot be locked: .*use a folder on a local disk\n", done.stderr), done.stderr
+
+
+@pytest.mark.parametrize("code", [sqlite3.SQLITE_BUSY, sqlite3.SQLITE_PROTOCOL, sqlite3.SQLITE_IOERR_SHMOPEN])
+def test_records_that_cannot_be_locked_are_not_said_to_be_another_file(
+    folder: Path, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Unlockable(sqlite3.Connection):
+        def execute(self, *arguments: Any) -> sqlite3.Cursor:
+            if "sqlite_master" in arguments[0]:
+                error = sqlite3.OperationalError("locking protocol")
+                error.sqlite_errorcode = code
+                raise error
+            return super().execute(*arguments)
+
+    monkeypatch.setattr(sqlite3, "connect", partial(sqlite3.connect, factory=Unlockable))
+    line = refusal(capsys, 1, folder)
+    assert "cannot be read: locking protocol: " in line and "use a folder on a local disk" in line
+    with pytest.raises(RecordError, match="cannot be read: locking protocol"):
+        RecordWriter(folder, SETTINGS)
+
+
+def test_record_file_that_another_program_has_locked_says_so(folder: Path, played: list[bytes]) -> None:
+    writer = RecordWriter(folder, SETTINGS)
+    writer._connection.execute("PRAGMA busy_timeout = 0")
+    with contextlib.closing(sqlite3.connect(folder / FILE_NAME, isolation_level=None)) as browser:
+        browser.execute("BEGIN IMMEDIATE")
+        with pytest.raises(RecordError, match="database is locked: another program has it locked, such as a database browser"):
+            writer.set_weights(1, None)
+    writer.close()
