@@ -45,3 +45,7 @@ class ServerGone(ShmzeroError, RuntimeError):
 
 class ModelFailed(ShmzeroError, RuntimeError):
     """The network raised while serving; carries its message."""
+
+
+class NotCompiled(ShmzeroError):
+    """The network's compiled form cannot be kept, made or loaded; it is served eagerly, which is slower."""

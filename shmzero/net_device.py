@@ -13,10 +13,12 @@ import inspect
 import json
 import math
 import os
-import shutil
 import subprocess
 import sys
+import tempfile
 import time
+import zipfile
+import zlib
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import cache
@@ -29,7 +31,7 @@ from torch.nn import functional as F
 
 from shmzero import _core
 from shmzero.config import NetConfig
-from shmzero.errors import ConfigError, ModelFailed
+from shmzero.errors import ConfigError, ModelFailed, NotCompiled
 from shmzero.evaluators import BatchDevice, Staging, new_staging
 from shmzero.net import BlobNet, check_searchable, load_checkpoint, masked_softmax
 
@@ -44,6 +46,8 @@ PAD_FROM_ROWS = 128
 kernel for each number of rows that it meets, and one that is no multiple of its tile costs a tenth of the rate."""
 LOOK_S = 0.5
 """How often a server looks whether the compiled callable is there."""
+CUDA_PACKAGES_FROM = (2, 13)
+"""The first torch that loads a CUDA package from a folder that it is given."""
 
 Callable3 = Callable[..., tuple[Tensor, Tensor]]
 
@@ -170,20 +174,46 @@ def package_path(net: InferenceNet, device: str) -> Path:
     return cache_folder() / f"{hashlib.sha256(made_from).hexdigest()[:24]}-{kind}-{net.precision}.pt2"
 
 
-def load_package(path: Path) -> Callable3:
-    """The callable of a cached package; leaves nothing in the temporary folder."""
-    # The C++ loader itself: its public face, torch._inductor.aoti_load_package, first imports Inductor,
-    # which takes two seconds, and flattens the arguments of every call.
-    loader = torch._C._aoti.AOTIModelPackageLoader(str(path), "model", True, 1, -1)
-    # The loader unpacks to a folder that it removes at a normal exit. A server may be killed: remove
-    # it now, what is mapped stays mapped.
-    for line in Path("/proc/self/maps").read_text().splitlines():
-        name = line.partition("/")[2]
-        if name.endswith("wrapper.so") and name.startswith("tmp/"):
-            shutil.rmtree(Path("/") / Path(name).parts[0] / Path(name).parts[1], ignore_errors=True)
+def load_package(path: Path, device: str, weights: list[Tensor]) -> Callable3:
+    """The callable of a cached package, after a first call with `weights` and two rows. Raises NotCompiled.
+
+    The package is unpacked to a new folder that only this user can open, inside the temporary folder (TMPDIR).
+    That folder is removed as soon as the package is loaded: what is mapped stays mapped. So a process that is
+    killed leaves nothing behind, unless it is killed during these few milliseconds. The first call comes before
+    that because CUDA kernels are read from their files when they are first called.
+    """
+    # The C++ loaders themselves: their public face, torch._inductor.aoti_load_package, first imports Inductor,
+    # which takes two seconds, and flattens the arguments of every call. The loader of packages takes a folder from
+    # torch 2.13 on; older ones unpack to a folder whose name they do not tell. A CPU's library can be loaded
+    # without it. On CUDA it is needed: it alone can run without the locks that a graph cannot capture.
+    rows = [
+        torch.zeros(2, _core.NUM_FEATURES, dtype=torch.float16, device=weights[0].device),
+        torch.ones(2, dtype=torch.int64, device=weights[0].device),
+    ]
+    runner: Any
+    try:
+        with (
+            path.open("rb") as file,
+            tempfile.TemporaryDirectory(prefix="shmzero-", ignore_cleanup_errors=True) as folder,
+        ):
+            with zipfile.ZipFile(file) as package:
+                package.extractall(folder)  # which compares the checksums
+            if device == "cpu":
+                (library,) = Path(folder).glob("*/data/aotinductor/model/*.so")
+                runner = torch._C._aoti.AOTIModelContainerRunnerCpu(str(library), 1)
+            else:
+                runner = torch._C._aoti.AOTIModelPackageLoader(folder, "model", True, 1, -1)
+            with torch.inference_mode():
+                runner.run([*rows, *weights])
+    except OSError as error:
+        raise NotCompiled(f"{path} cannot be unpacked to be loaded ({error})") from None
+    except (RuntimeError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise NotCompiled(
+            f"{path} cannot be loaded ({_last_line(str(error))}); without it, it is compiled anew"
+        ) from None
 
     def call(*arguments: Tensor) -> tuple[Tensor, Tensor]:
-        policies, values = loader.run(list(arguments))
+        policies, values = runner.run(list(arguments))
         return policies, values
 
     return call
@@ -212,6 +242,10 @@ def _last_line(text: str) -> str:
     return text.strip().rpartition("\n")[2]
 
 
+def _torch_version() -> tuple[int, ...]:
+    return tuple(int(part) for part in torch.__version__.split(".")[:2])
+
+
 class _NetDevice:
     """What CPU and CUDA share: weights, and the callable that serves."""
 
@@ -231,7 +265,9 @@ class _NetDevice:
         self._looked_at = 0.0
         self._compiler = None
         how = "eagerly"
-        if compiled:
+        if compiled and device != "cpu" and _torch_version() < CUDA_PACKAGES_FROM:
+            how = f"eagerly: torch {torch.__version__} cannot load its compiled form on CUDA, torch 2.13 can"
+        elif compiled:
             self._package = package_path(self.inference_net, device)
             self._said = os.fdopen(os.memfd_create("shmzero-stderr"), "w+b")
             self._compiler = start_compiler(self.inference_net, device, self._said)
@@ -250,9 +286,9 @@ class _NetDevice:
             return None
         self._package = None
         try:
-            self.compiled = load_package(path)
-        except (RuntimeError, OSError) as error:
-            return f"eagerly: {path} cannot be loaded ({_last_line(str(error))}); without it, it is compiled anew"
+            self.compiled = load_package(path, self.device, self.weights)
+        except NotCompiled as error:
+            return f"eagerly: {error}"
         return "compiled"
 
     def poll(self) -> str | None:

@@ -5,10 +5,11 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.compiled import cache
 from tests.processes import kill_started
 from tests.services import client, name, rng, server
 
-__all__ = ["client", "name", "processes", "rng", "server", "signals"]
+__all__ = ["cache", "client", "name", "processes", "rng", "server", "signals"]
 
 
 @pytest.fixture(autouse=True)

@@ -22,14 +22,13 @@ from shmzero.errors import ConfigError
 from shmzero.evaluators import HashEvaluator, NetEvaluator, Staging, new_staging
 from shmzero.inference import Control, serve
 from shmzero.net import BlobNet, load_checkpoint, save_checkpoint
-from shmzero.net_device import PAD_FROM_ROWS, PAD_ROWS_TO, CpuNetDevice, cpu_has_bf16, resolve_precision
+from shmzero.net_device import PAD_FROM_ROWS, PAD_ROWS_TO, CpuNetDevice, resolve_precision
 from shmzero.segment import create_private
+from tests.compiled import COMPILED, compiled_precision
 
 SMALL = NetConfig(width=32, hidden=64, blocks=2)
 PRECISIONS = ["fp32", "bf16", "fp16"]
-COMPILED = NetConfig(width=32, hidden=32, blocks=1)
-"""The one that is compiled here: half a minute."""
-COMPILED_PRECISION = "bf16" if cpu_has_bf16() else "fp32"
+COMPILED_PRECISION = compiled_precision()
 
 
 @pytest.fixture(scope="module")
@@ -137,20 +136,6 @@ def confident(rows: dict[str, np.ndarray]) -> BlobNet:
         loss.backward()
         optimiser.step()
     return net
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A cache folder with the compiled form of COMPILED in COMPILED_PRECISION."""
-    folder = tmp_path_factory.mktemp("cache")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SHMZERO_CACHE", str(folder))
-        device = CpuNetDevice(BlobNet(COMPILED), COMPILED_PRECISION, True, 16)
-        assert device._compiler is not None and not device.compiled
-        assert device._compiler.wait() == 0
-        device._looked_at = 0.0
-        assert device.poll() == "serves the compiled network" and device.compiled
-    return folder
 
 
 @pytest.mark.parametrize("form", ["bf16", "fp16", "compiled"])

@@ -137,6 +137,7 @@ def _empty_cache(folder: str) -> Iterator[None]:
 
 def compile_times(given: argparse.Namespace) -> list[Result]:
     """Seconds to the compiled network that `auto` serves, from an empty cache and from a full one."""
+    from shmzero.net import BlobNet
     from shmzero.net_device import InferenceNet, load_package, package_path, resolve_precision, start_compiler
 
     device = device_name(given)
@@ -152,8 +153,9 @@ def compile_times(given: argparse.Namespace) -> list[Result]:
                 raise WorkerDied(f"the compile helper ({precision}, {device}) ended with status {helper.returncode}")
             cold = time.perf_counter() - start
             path = package_path(*made)
+        weights = made[0].weights(BlobNet(NETS[given.net]), device)
         start = time.perf_counter()
-        load_package(path)
+        load_package(path, device, weights)
         warm = time.perf_counter() - start
         if not kept.exists():  # the devices below would only make it again
             kept.parent.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,32 @@
+"""A small network and its compiled form, which is made once for all test files: half a minute."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from shmzero.config import NetConfig
+
+COMPILED = NetConfig(width=32, hidden=32, blocks=1)
+"""The one network that is compiled."""
+
+
+def compiled_precision() -> str:
+    """What COMPILED is compiled in."""
+    from shmzero.net_device import cpu_has_bf16
+
+    return "bf16" if cpu_has_bf16() else "fp32"
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache folder with the compiled form of COMPILED in compiled_precision()."""
+    from shmzero.net_device import InferenceNet, start_compiler
+
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SHMZERO_CACHE", str(folder))
+        helper = start_compiler(InferenceNet(COMPILED, compiled_precision()), "cpu")
+    assert helper is not None and helper.wait() == 0
+    return folder
