@@ -1,7 +1,8 @@
 """Helper process: compiles the serving function, for batches of any size, into the on-disk cache.
 
 Runs at low priority beside a server that serves eagerly meanwhile, one at a time, and dies
-with it. Read next: net_device.py, which loads what this makes.
+with it. All that it writes, Inductor's own files too, goes to the cache folder, which this user alone can
+write to. Read next: net_device.py, which loads what this makes.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda number, frame: os.killpg(0, signal.SIGKILL))
     _core.die_with_parent(spec["parent_pid"], signal.SIGTERM)
     os.nice(5)  # a saturated machine never finishes a compilation at 19
+    os.umask(0o077)
     os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = spec["inductor"]
 
     import torch
 
@@ -47,7 +50,6 @@ def main() -> None:
     device, precision = spec["device"], spec["precision"]
     function = InferenceNet(config, precision, spec["values"])
     weights = function.weights(BlobNet(config), device)
-    cache_folder().mkdir(parents=True, exist_ok=True)
     with (cache_folder() / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # servers started together share one compilation
         path = package_path(function, device)
@@ -62,7 +64,12 @@ def main() -> None:
                 Exported(function), (features, masks, *weights), dynamic_shapes=shapes
             )
             temporary = path.with_name(f"{os.getpid()}-{path.name}")
-            torch._inductor.aoti_compile_and_package(exported, package_path=str(temporary))
+            torch._inductor.aoti_compile_and_package(
+                exported,
+                package_path=str(temporary),
+                # They take hundreds of megabytes, and pay only where many networks are compiled.
+                inductor_configs={"aot_inductor.precompile_headers": False},
+            )
         temporary.replace(path)
 
 

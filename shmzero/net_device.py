@@ -13,6 +13,8 @@ import inspect
 import json
 import math
 import os
+import pwd
+import stat
 import subprocess
 import sys
 import tempfile
@@ -158,20 +160,61 @@ class InferenceNet:
 
 
 def cache_folder() -> Path:
-    """SHMZERO_CACHE, or shmzero in the user's cache folder."""
+    """SHMZERO_CACHE, or shmzero in the user's cache folder. Raises NotCompiled where there is none."""
     if given := os.environ.get("SHMZERO_CACHE"):
-        return Path(given)
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "shmzero"
+        return Path(given).absolute()
+    base = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    if base.is_absolute():  # its specification has any other value ignored
+        return base / "shmzero"
+    home = Path(os.environ.get("HOME", ""))
+    if not home.is_absolute():
+        try:
+            home = Path(pwd.getpwuid(os.getuid()).pw_dir)
+        except KeyError:
+            raise NotCompiled(
+                f"HOME is not set and user {os.getuid()} has no home folder to keep it in; "
+                "name a folder of yours in SHMZERO_CACHE"
+            ) from None
+    return home / ".cache" / "shmzero"
 
 
 def package_path(net: InferenceNet, device: str) -> Path:
-    """Where a serving function's callable is cached. Its name changes with whatever it was made from."""
+    """Where a serving function's callable is cached. Its name changes with whatever it was made from.
+
+    Raises NotCompiled where there is no cache folder.
+    """
     kind = "cpu" if device == "cpu" else "cuda"
     machine = sorted(cpu_flags()) if kind == "cpu" else torch.cuda.get_device_capability(device)
     parts = [asdict(net.config), net.trunks, net.precision, kind, MOST_ROWS, torch.__version__, str(machine)]
     sources = [inspect.getsource(part) for part in (InferenceNet, masked_softmax)]
     made_from = json.dumps([*parts, *sources]).encode()
     return cache_folder() / f"{hashlib.sha256(made_from).hexdigest()[:24]}-{kind}-{net.precision}.pt2"
+
+
+def _check_ours(path: Path, found: os.stat_result) -> None:
+    """Raises NotCompiled unless this user alone can have written what `found` describes: it is run as code."""
+    if found.st_uid != os.geteuid():
+        raise NotCompiled(
+            f"{path} belongs to user {found.st_uid}, and what it holds would run as user {os.geteuid()}; "
+            "name a folder of your own in SHMZERO_CACHE"
+        )
+    if found.st_mode & 0o022:
+        raise NotCompiled(
+            f"{path} can be written by others (mode {stat.S_IMODE(found.st_mode):o}), and what it holds is run; "
+            "remove it, or take their permission away with chmod go-w"
+        )
+
+
+def _is_cached(path: Path) -> bool:
+    """Whether a package is there, in a folder that this user alone can write to. Raises NotCompiled for any other."""
+    try:
+        _check_ours(path.parent, path.parent.stat())
+        path.stat()
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise NotCompiled(f"the cache {path.parent} cannot be read ({error.strerror})") from None
+    return True
 
 
 def load_package(path: Path, device: str, weights: list[Tensor]) -> Callable3:
@@ -196,6 +239,7 @@ def load_package(path: Path, device: str, weights: list[Tensor]) -> Callable3:
             path.open("rb") as file,
             tempfile.TemporaryDirectory(prefix="shmzero-", ignore_cleanup_errors=True) as folder,
         ):
+            _check_ours(path, os.fstat(file.fileno()))
             with zipfile.ZipFile(file) as package:
                 package.extractall(folder)  # which compares the checksums
             if device == "cpu":
@@ -222,17 +266,31 @@ def load_package(path: Path, device: str, weights: list[Tensor]) -> Callable3:
 def start_compiler(
     net: InferenceNet, device: str, said: int | IO[bytes] = subprocess.DEVNULL
 ) -> subprocess.Popen[bytes] | None:
-    """Start the helper that fills the cache, unless it is filled. It dies with this process; `said` gets its stderr."""
-    if package_path(net, device).exists():
-        return None
+    """Start the helper that fills the cache, unless it is filled. It dies with this process; `said` gets its stderr.
+
+    Raises NotCompiled where it cannot be started.
+    """
+    path = package_path(net, device)
     spec = {"net": asdict(net.config), "precision": net.precision, "values": net.trunks == net.config.trunks,
-            "device": device, "parent_pid": os.getpid()}  # fmt: skip
-    return subprocess.Popen(
-        [sys.executable, "-m", "shmzero.compile_net", json.dumps(spec)],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=said,
-    )
+            "device": device, "parent_pid": os.getpid(), "inductor": str(path.with_name("inductor"))}  # fmt: skip
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _check_ours(path.parent, path.parent.stat())
+        if _is_cached(path):
+            return None
+    except OSError as error:
+        raise NotCompiled(
+            f"the cache {path.parent} cannot be written ({error.strerror}); name another folder in SHMZERO_CACHE"
+        ) from None
+    try:
+        return subprocess.Popen(
+            [sys.executable, "-m", "shmzero.compile_net", json.dumps(spec)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=said,
+        )
+    except OSError as error:
+        raise NotCompiled(f"the compile helper cannot be started ({error.strerror})") from None
 
 
 # --- devices ----------------------------------------------------------------------------------------
@@ -263,15 +321,19 @@ class _NetDevice:
         self.compiled: Callable3 | None = None
         self._package: Path | None = None
         self._looked_at = 0.0
-        self._compiler = None
+        self._compiler: subprocess.Popen[bytes] | None = None
         how = "eagerly"
-        if compiled and device != "cpu" and _torch_version() < CUDA_PACKAGES_FROM:
-            how = f"eagerly: torch {torch.__version__} cannot load its compiled form on CUDA, torch 2.13 can"
-        elif compiled:
-            self._package = package_path(self.inference_net, device)
+        if compiled:
             self._said = os.fdopen(os.memfd_create("shmzero-stderr"), "w+b")
-            self._compiler = start_compiler(self.inference_net, device, self._said)
-            how = self._load_package() or "eagerly until its compiled form is ready"
+            try:
+                if device != "cpu" and _torch_version() < CUDA_PACKAGES_FROM:
+                    raise NotCompiled(f"torch {torch.__version__} cannot load it on CUDA, torch 2.13 can")
+                self._package = package_path(self.inference_net, device)
+                self._compiler = start_compiler(self.inference_net, device, self._said)
+                how = "compiled" if self._load_package() else "eagerly until its compiled form is ready"
+            except NotCompiled as error:
+                self._package = None
+                how = f"eagerly: {error}"
         self.description = f"{device} {self.inference_net.precision}, {how}"
 
     @property
@@ -279,17 +341,13 @@ class _NetDevice:
         """Whether a compiled callable may still appear."""
         return self._package is not None
 
-    def _load_package(self) -> str | None:
-        """Take up the compiled callable where it is in the cache; returns how it is served from then on."""
-        path = self._package
-        if path is None or not path.exists():
-            return None
+    def _load_package(self) -> bool:
+        """Take up the compiled callable where it is in the cache. Raises NotCompiled where it cannot be used."""
+        if self._package is None or not _is_cached(self._package):
+            return False
+        self.compiled = load_package(self._package, self.device, self.weights)
         self._package = None
-        try:
-            self.compiled = load_package(path, self.device, self.weights)
-        except NotCompiled as error:
-            return f"eagerly: {error}"
-        return "compiled"
+        return True
 
     def poll(self) -> str | None:
         """Takes up the compiled callable once it has appeared in the cache."""
@@ -297,13 +355,18 @@ class _NetDevice:
         if self._package is None or now - self._looked_at < LOOK_S:
             return None
         self._looked_at = now
-        if how := self._load_package():
-            return "serves the compiled network" if self.compiled else f"serves {how}"
-        if self._compiler is not None and self._compiler.poll() not in (None, 0):
+        try:
+            ended = self._compiler is not None and self._compiler.poll() is not None
+            if self._load_package():
+                return "serves the compiled network"
+            if ended:
+                assert self._compiler is not None
+                self._said.seek(0)
+                words = _last_line(self._said.read().decode(errors="replace")) or "it said nothing"
+                raise NotCompiled(f"the compile helper ended with status {self._compiler.returncode} ({words})")
+        except NotCompiled as error:
             self._package = None
-            self._said.seek(0)
-            words = _last_line(self._said.read().decode(errors="replace")) or "it said nothing"
-            return f"serves eagerly: the compile helper ended with status {self._compiler.returncode} ({words})"
+            return f"serves eagerly: {error}"
         return None
 
     def new_weights(self, path: str) -> list[Tensor]:

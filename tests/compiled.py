@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -30,3 +31,12 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
         helper = start_compiler(InferenceNet(COMPILED, compiled_precision()), "cpu")
     assert helper is not None and helper.wait() == 0
     return folder
+
+
+def copied(cache: Path, folder: Path) -> Path:
+    """The package of `cache` in a new folder, both as a helper makes them: for this user alone."""
+    (package,) = cache.glob("*.pt2")
+    folder.mkdir(mode=0o700)
+    shutil.copy(package, folder)
+    (folder / package.name).chmod(0o600)
+    return folder / package.name

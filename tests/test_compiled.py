@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import pwd
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -12,9 +14,19 @@ import numpy as np
 import pytest
 import torch
 
+from shmzero import net_device
 from shmzero.net import BlobNet, save_checkpoint
-from shmzero.net_device import CUDA_PACKAGES_FROM, CpuNetDevice, _torch_version, load_package, package_path
-from tests.compiled import COMPILED, compiled_precision
+from shmzero.net_device import (
+    CUDA_PACKAGES_FROM,
+    CpuNetDevice,
+    InferenceNet,
+    _torch_version,
+    cache_folder,
+    load_package,
+    package_path,
+    start_compiler,
+)
+from tests.compiled import COMPILED, compiled_precision, copied
 
 LOADS = (
     "from tests.compiled import COMPILED, compiled_precision; from shmzero.net import BlobNet;"
@@ -95,10 +107,8 @@ def test_package_loader_of_cuda_takes_the_folder_that_it_is_given(
 def test_damaged_package_is_refused_whichever_byte_is_wrong(
     mine: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (package,) = cache.glob("*.pt2")
-    whole, rng = package.read_bytes(), np.random.default_rng(1)
-    damaged = tmp_path / "cache" / package.name
-    damaged.parent.mkdir(mode=0o700)
+    damaged = copied(cache, tmp_path / "cache")
+    whole, rng = damaged.read_bytes(), np.random.default_rng(1)
     monkeypatch.setenv("SHMZERO_CACHE", str(damaged.parent))
     monkeypatch.setattr(tempfile, "tempdir", str(mine))
     for at in rng.integers(0, len(whole), 20):
@@ -109,3 +119,96 @@ def test_damaged_package_is_refused_whichever_byte_is_wrong(
         device = CpuNetDevice(BlobNet(COMPILED), compiled_precision(), True, 16)
         device.launch(0, 16)  # where it did not matter it is loaded, and answers
     assert is_as_it_was(mine)
+
+
+# --- whose cache it is ------------------------------------------------------------------------------
+
+
+def set_or_delete(patch: pytest.MonkeyPatch, **variables: str | None) -> None:
+    for name, value in variables.items():
+        if value is None:
+            patch.delenv(name, raising=False)
+        else:
+            patch.setenv(name, value)
+
+
+HOME = pwd.getpwuid(os.getuid()).pw_dir
+
+
+@pytest.mark.parametrize("given, base, home, want", [
+    ("/given", "/base", "/home/me", "/given"),
+    (None, "/base", "/home/me", "/base/shmzero"),
+    ("", "", "/home/me", "/home/me/.cache/shmzero"),
+    (None, "relative/base", "/home/me", "/home/me/.cache/shmzero"),
+    (None, None, "/home/me", "/home/me/.cache/shmzero"),
+    (None, None, "", f"{HOME}/.cache/shmzero"),
+    (None, None, None, f"{HOME}/.cache/shmzero"),
+    (None, "/base", None, "/base/shmzero"),
+])  # fmt: skip
+def test_cache_folder_is_where_the_environment_says(
+    given: str | None, base: str | None, home: str | None, want: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_or_delete(monkeypatch, SHMZERO_CACHE=given, XDG_CACHE_HOME=base, HOME=home)
+    assert cache_folder() == Path(want)
+
+
+def test_user_without_a_home_is_served_eagerly_and_told_why() -> None:
+    """As in `docker run --user 12345`, here in a user namespace."""
+    nobody = ["unshare", "--user", "--map-user=12345", "--map-group=12345"]
+    if shutil.which("unshare") is None or subprocess.run([*nobody, "true"], capture_output=True).returncode:
+        pytest.skip("unshare makes no user namespace here")
+    environment = {name: value for name, value in os.environ.items()
+                   if name not in ("HOME", "SHMZERO_CACHE", "XDG_CACHE_HOME", "USER", "LOGNAME")}  # fmt: skip
+    done = subprocess.run([*nobody, sys.executable, "-c", LOADS], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "eagerly: HOME is not set and user 12345 has no home folder" in done.stdout
+    assert "name a folder of yours in SHMZERO_CACHE" in done.stdout
+
+
+@pytest.mark.parametrize("where", ["/proc/nowhere", "file/cache"])
+def test_cache_that_cannot_be_made_is_said_once_and_the_network_served_eagerly(
+    where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    folder = tmp_path / where  # which is `where` if that is absolute
+    monkeypatch.setenv("SHMZERO_CACHE", str(folder))
+    monkeypatch.setattr(net_device, "LOOK_S", 0.0)
+    device = CpuNetDevice(BlobNet(COMPILED), compiled_precision(), True, 16)
+    said = [device.description] if not device.compiling else [line for _ in range(3) if (line := device.poll())]
+    (line,) = said
+    assert f"eagerly: the cache {folder} cannot be " in line and not device.compiling and device.poll() is None
+    device.launch(0, 16)
+
+
+@pytest.mark.parametrize("what", ["folder", "package"])
+@pytest.mark.parametrize("how", ["group", "others", "owner"])
+def test_package_that_somebody_else_could_have_put_there_is_passed_over_and_said(
+    what: str, how: str, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if how == "owner" and os.getuid() != 0:
+        pytest.skip("only root can give a file to another user")
+    package = copied(cache, tmp_path / "cache")
+    monkeypatch.setenv("SHMZERO_CACHE", str(package.parent))
+    assert CpuNetDevice(BlobNet(COMPILED), compiled_precision(), True, 16).description.endswith(", compiled")
+    wrong = package if what == "package" else package.parent
+    if how == "owner":
+        os.chown(wrong, 65534, -1)
+    else:
+        wrong.chmod(wrong.stat().st_mode | (0o020 if how == "group" else 0o002))
+    device = CpuNetDevice(BlobNet(COMPILED), compiled_precision(), True, 16)
+    why = "belongs to user 65534" if how == "owner" else "can be written by others (mode "
+    assert f"eagerly: {wrong} {why}" in device.description
+    assert device.compiled is None and not device.compiling
+    device.launch(0, 16)
+
+
+def test_cache_folder_that_is_made_is_its_users_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SHMZERO_CACHE", str(tmp_path / "new" / "cache"))
+    monkeypatch.setattr(sys, "executable", "/bin/true")
+    before = os.umask(0o002)
+    try:
+        helper = start_compiler(InferenceNet(COMPILED, "fp32"), "cpu")
+    finally:
+        os.umask(before)
+    assert helper is not None and helper.wait() == 0
+    assert (tmp_path / "new" / "cache").stat().st_mode & 0o777 == 0o700

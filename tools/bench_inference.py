@@ -122,17 +122,15 @@ def frozen_body(given: argparse.Namespace, precision: str, rows: int) -> Callabl
 
 @contextmanager
 def _empty_cache(folder: str) -> Iterator[None]:
-    names = ("SHMZERO_CACHE", "TORCHINDUCTOR_CACHE_DIR")
-    before = {name: os.environ.get(name) for name in names}
-    os.environ.update(dict.fromkeys(names, folder))
+    before = os.environ.get("SHMZERO_CACHE")
+    os.environ["SHMZERO_CACHE"] = folder
     try:
         yield
     finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
+        if before is None:
+            del os.environ["SHMZERO_CACHE"]
+        else:
+            os.environ["SHMZERO_CACHE"] = before
 
 
 def compile_times(given: argparse.Namespace) -> list[Result]:
@@ -158,7 +156,7 @@ def compile_times(given: argparse.Namespace) -> list[Result]:
         load_package(path, device, weights)
         warm = time.perf_counter() - start
         if not kept.exists():  # the devices below would only make it again
-            kept.parent.mkdir(parents=True, exist_ok=True)
+            kept.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             shutil.copy(path, f"{kept}.{os.getpid()}")
             Path(f"{kept}.{os.getpid()}").replace(kept)
     return [
