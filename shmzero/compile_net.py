@@ -1,28 +1,46 @@
 """Helper process: compiles the serving function, for batches of any size, into the on-disk cache.
 
-Runs at low priority beside a server that serves eagerly meanwhile, one at a time, and dies
-with it. All that it writes, Inductor's own files too, goes to the cache folder, which this user alone can
-write to. Read next: net_device.py, which loads what this makes.
+Runs beside a server that serves eagerly meanwhile, and dies with it. It has one thread of ordinary priority, in a
+session of its own, so that on busy cores as well the kernel gives it as much as any other thread: at a lower priority
+it might never get done, and its seconds are spent once for all later runs. Of all the helpers of a cache folder one
+runs at a time: it inherits the folder's lock from the server that starts it. What it keeps, Inductor's own files too,
+goes to that folder, which this user alone can write to. Read next: net_device.py, which starts it and loads what it
+makes.
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import signal
 import sys
+from contextlib import suppress
 
 from shmzero import _core
+
+END_S = 5
+"""The compilers have so long to remove their temporary files after a SIGTERM."""
+
+
+def leave(number: int, frame: object) -> None:
+    """End the compilers, which remove their temporary files, then whatever is left of the group and this process."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGALRM, lambda number, frame: os.killpg(0, signal.SIGKILL))
+    signal.alarm(END_S)
+    os.killpg(0, signal.SIGTERM)
+    with suppress(ChildProcessError):
+        while True:
+            os.wait()
+    os.killpg(0, signal.SIGKILL)
 
 
 def main() -> None:
     spec = json.loads(sys.argv[1])
-    # Its compilers go with it: they are of its process group, which ends as a whole.
-    os.setpgrp()
-    signal.signal(signal.SIGTERM, lambda number, frame: os.killpg(0, signal.SIGKILL))
+    # Its compilers go with it: they are of its process group, which ends as a whole. In a session of its own it
+    # also has a share of its own where the kernel divides the cores among sessions.
+    os.setsid()
+    signal.signal(signal.SIGTERM, leave)
     _core.die_with_parent(spec["parent_pid"], signal.SIGTERM)
-    os.nice(5)  # a saturated machine never finishes a compilation at 19
     os.umask(0o077)
     os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = spec["inductor"]
@@ -31,7 +49,7 @@ def main() -> None:
 
     from shmzero.config import NetConfig
     from shmzero.net import BlobNet
-    from shmzero.net_device import MOST_ROWS, InferenceNet, cache_folder, package_path
+    from shmzero.net_device import MOST_ROWS, InferenceNet, package_path
 
     class Exported(torch.nn.Module):
         """torch.export wants a module."""
@@ -50,27 +68,26 @@ def main() -> None:
     device, precision = spec["device"], spec["precision"]
     function = InferenceNet(config, precision, spec["values"])
     weights = function.weights(BlobNet(config), device)
-    with (cache_folder() / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # servers started together share one compilation
-        path = package_path(function, device)
-        if path.exists():
-            return
-        features = torch.zeros(512, _core.NUM_FEATURES, dtype=torch.float16, device=device)
-        masks = torch.ones(512, dtype=torch.int64, device=device)
-        rows = {0: torch.export.Dim("rows", min=1, max=MOST_ROWS)}
-        shapes = {"features": rows, "masks": rows, "weights": tuple({} for _ in weights)}
+    features = torch.zeros(512, _core.NUM_FEATURES, dtype=torch.float16, device=device)
+    masks = torch.ones(512, dtype=torch.int64, device=device)
+    rows = {0: torch.export.Dim("rows", min=1, max=MOST_ROWS)}
+    shapes = {"features": rows, "masks": rows, "weights": tuple({} for _ in weights)}
+    path = package_path(function, device)
+    part = path.with_name(f"part-{path.name}")  # written by the holder of the lock alone
+    try:
         with torch.no_grad():
             exported = torch.export.export(
                 Exported(function), (features, masks, *weights), dynamic_shapes=shapes
             )
-            temporary = path.with_name(f"{os.getpid()}-{path.name}")
             torch._inductor.aoti_compile_and_package(
                 exported,
-                package_path=str(temporary),
+                package_path=str(part),
                 # They take hundreds of megabytes, and pay only where many networks are compiled.
                 inductor_configs={"aot_inductor.precompile_headers": False},
             )
-        temporary.replace(path)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ batches of any size, comes from compile_net.py; until it is there the same funct
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import inspect
 import json
@@ -48,8 +49,12 @@ PAD_FROM_ROWS = 128
 kernel for each number of rows that it meets, and one that is no multiple of its tile costs a tenth of the rate."""
 LOOK_S = 0.5
 """How often a server looks whether the compiled callable is there."""
+COMPILE_AFTER_S = 2.0
+"""So long after its start a server starts the compile helper; until then a run's first rounds have the cores."""
 CUDA_PACKAGES_FROM = (2, 13)
 """The first torch that loads a CUDA package from a folder that it is given."""
+LOCK = "shmzero.lock"
+"""In the cache folder; locked by the compile helper at work."""
 
 Callable3 = Callable[..., tuple[Tensor, Tensor]]
 
@@ -266,8 +271,10 @@ def load_package(path: Path, device: str, weights: list[Tensor]) -> Callable3:
 def start_compiler(
     net: InferenceNet, device: str, said: int | IO[bytes] = subprocess.DEVNULL
 ) -> subprocess.Popen[bytes] | None:
-    """Start the helper that fills the cache, unless it is filled. It dies with this process; `said` gets its stderr.
+    """Start the helper that fills the cache. It dies with the calling thread; `said` gets its stderr.
 
+    None where the cache is filled already, or while the helper of another process is at work in it: of all the
+    processes that share a cache one compiles at a time. The lock is the helper's for as long as it lives.
     Raises NotCompiled where it cannot be started.
     """
     path = package_path(net, device)
@@ -276,21 +283,35 @@ def start_compiler(
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         _check_ours(path.parent, path.parent.stat())
-        if _is_cached(path):
-            return None
+        lock = os.open(path.parent / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise NotCompiled(
             f"the cache {path.parent} cannot be written ({error.strerror}); name another folder in SHMZERO_CACHE"
         ) from None
     try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(lock)
+        return None
+    except OSError as error:
+        os.close(lock)
+        raise NotCompiled(
+            f"the cache {path.parent} cannot be locked ({error.strerror}); name another folder in SHMZERO_CACHE"
+        ) from None
+    try:
+        if _is_cached(path):
+            return None
         return subprocess.Popen(
             [sys.executable, "-m", "shmzero.compile_net", json.dumps(spec)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=said,
+            pass_fds=[lock],
         )
     except OSError as error:
         raise NotCompiled(f"the compile helper cannot be started ({error.strerror})") from None
+    finally:
+        os.close(lock)
 
 
 # --- devices ----------------------------------------------------------------------------------------
@@ -320,7 +341,7 @@ class _NetDevice:
         self._other: tuple[InferenceNet, list[Tensor]] | None = None
         self.compiled: Callable3 | None = None
         self._package: Path | None = None
-        self._looked_at = 0.0
+        self._began_at = self._looked_at = time.monotonic()
         self._compiler: subprocess.Popen[bytes] | None = None
         how = "eagerly"
         if compiled:
@@ -329,7 +350,6 @@ class _NetDevice:
                 if device != "cpu" and _torch_version() < CUDA_PACKAGES_FROM:
                     raise NotCompiled(f"torch {torch.__version__} cannot load it on CUDA, torch 2.13 can")
                 self._package = package_path(self.inference_net, device)
-                self._compiler = start_compiler(self.inference_net, device, self._said)
                 how = "compiled" if self._load_package() else "eagerly until its compiled form is ready"
             except NotCompiled as error:
                 self._package = None
@@ -350,7 +370,7 @@ class _NetDevice:
         return True
 
     def poll(self) -> str | None:
-        """Takes up the compiled callable once it has appeared in the cache."""
+        """Takes up the compiled callable once it has appeared in the cache, and has it made if nobody else does."""
         now = time.monotonic()
         if self._package is None or now - self._looked_at < LOOK_S:
             return None
@@ -358,12 +378,15 @@ class _NetDevice:
         try:
             ended = self._compiler is not None and self._compiler.poll() is not None
             if self._load_package():
-                return "serves the compiled network"
+                clock, seconds = time.strftime("%H:%M:%S"), now - self._began_at
+                return f"serves the compiled network from {clock} on, {seconds:.0f} s after it began to serve"
             if ended:
                 assert self._compiler is not None
                 self._said.seek(0)
                 words = _last_line(self._said.read().decode(errors="replace")) or "it said nothing"
                 raise NotCompiled(f"the compile helper ended with status {self._compiler.returncode} ({words})")
+            if self._compiler is None and now - self._began_at >= COMPILE_AFTER_S:
+                self._compiler = start_compiler(self.inference_net, self.device, self._said)
         except NotCompiled as error:
             self._package = None
             return f"serves eagerly: {error}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pwd
+import re
 import shutil
 import subprocess
 import sys
@@ -27,6 +28,7 @@ from shmzero.net_device import (
     start_compiler,
 )
 from tests.compiled import COMPILED, compiled_precision, copied
+from tests.processes import wait_for
 
 LOADS = (
     "from tests.compiled import COMPILED, compiled_precision; from shmzero.net import BlobNet;"
@@ -173,6 +175,7 @@ def test_cache_that_cannot_be_made_is_said_once_and_the_network_served_eagerly(
     folder = tmp_path / where  # which is `where` if that is absolute
     monkeypatch.setenv("SHMZERO_CACHE", str(folder))
     monkeypatch.setattr(net_device, "LOOK_S", 0.0)
+    monkeypatch.setattr(net_device, "COMPILE_AFTER_S", 0.0)
     device = CpuNetDevice(BlobNet(COMPILED), compiled_precision(), True, 16)
     said = [device.description] if not device.compiling else [line for _ in range(3) if (line := device.poll())]
     (line,) = said
@@ -212,3 +215,108 @@ def test_cache_folder_that_is_made_is_its_users_alone(tmp_path: Path, monkeypatc
         os.umask(before)
     assert helper is not None and helper.wait() == 0
     assert (tmp_path / "new" / "cache").stat().st_mode & 0o777 == 0o700
+
+
+# --- the helper that fills it -----------------------------------------------------------------------
+
+
+@pytest.fixture
+def helpers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache; what is started there as a compile helper waits to be killed."""
+    monkeypatch.setenv("SHMZERO_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "helper").write_text("#!/bin/sh\nexec sleep 600\n")
+    (tmp_path / "helper").chmod(0o700)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "helper"))
+    monkeypatch.setattr(net_device, "LOOK_S", 0.0)
+    monkeypatch.setattr(net_device, "COMPILE_AFTER_S", 0.0)
+    return tmp_path / "cache"
+
+
+def end(helper: subprocess.Popen[bytes]) -> None:
+    helper.kill()
+    helper.wait()
+
+
+def test_of_two_servers_one_starts_a_helper_and_both_take_up_what_it_makes(helpers: Path, cache: Path) -> None:
+    servers = [CpuNetDevice(BlobNet(COMPILED), compiled_precision(), True, 16) for _ in range(2)]
+    assert [server.description.endswith("eagerly until its compiled form is ready") for server in servers] == [True] * 2
+    assert all(server.poll() is None for _ in range(3) for server in servers)
+    started = [server._compiler for server in servers if server._compiler is not None]
+    assert len(started) == 1
+    package = copied(cache, helpers.with_name("arriving"))
+    package.replace(helpers / package.name)
+    for server in servers:
+        line = server.poll() or ""
+        assert re.fullmatch(r"serves the compiled network from \d\d:\d\d:\d\d on, \d+ s after it began to serve", line)
+        assert server.compiled is not None
+    end(started[0])
+
+
+def test_helper_that_was_killed_is_followed_by_that_of_another_server(helpers: Path) -> None:
+    net = InferenceNet(COMPILED, "fp32")
+    first = start_compiler(net, "cpu")
+    assert first is not None and start_compiler(net, "cpu") is None
+    end(first)
+    second = start_compiler(net, "cpu")
+    assert second is not None
+    end(second)
+
+
+def test_helper_is_started_after_the_first_rounds(helpers: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(net_device, "COMPILE_AFTER_S", 3600.0)
+    device = CpuNetDevice(BlobNet(COMPILED), compiled_precision(), True, 16)
+    assert device.poll() is None and device._compiler is None and device.compiling
+    device._began_at -= 3600
+    assert device.poll() is None and device._compiler is not None
+    end(device._compiler)
+
+
+def test_helper_that_fails_or_cannot_be_started_is_said_and_the_network_served_eagerly(
+    helpers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "helper").write_text("#!/bin/sh\necho all is well >&2; echo the compiler is broken >&2; exit 3\n")
+    device = CpuNetDevice(BlobNet(COMPILED), compiled_precision(), True, 16)
+    assert device.poll() is None and device._compiler is not None and device._compiler.wait() == 3
+    assert device.poll() == "serves eagerly: the compile helper ended with status 3 (the compiler is broken)"
+    (tmp_path / "helper").unlink()
+    device = CpuNetDevice(BlobNet(COMPILED), compiled_precision(), True, 16)
+    assert device.poll() == "serves eagerly: the compile helper cannot be started (No such file or directory)"
+    assert device.poll() is None and not device.compiling
+    device.launch(0, 16)
+
+
+def test_compile_helper_shares_the_cores_ends_with_whoever_started_it_and_leaves_nothing(mine: Path, tmp_path: Path) -> None:
+    """The starter is killed while a compiler runs: a moment later no process of the helper's group is left."""
+    code = (
+        "from shmzero.net_device import InferenceNet, start_compiler; from tests.compiled import COMPILED;"
+        "helper = start_compiler(InferenceNet(COMPILED, 'fp32'), 'cpu'); print(helper.pid, flush=True); input()"
+    )
+    environment = os.environ | {"SHMZERO_CACHE": str(tmp_path / "cache"), "TMPDIR": str(mine)}
+    starter = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+                               env=environment)  # fmt: skip
+    assert starter.stdout is not None
+    helper = int(starter.stdout.readline())
+
+    def group() -> list[str]:
+        """Commands of the living processes of the helper's group."""
+        found = []
+        for folder in Path("/proc").glob("[0-9]*"):
+            try:
+                fields = (folder / "stat").read_text().rpartition(")")[2].split()
+                if int(fields[2]) == helper and fields[0] != "Z":
+                    found.append((folder / "cmdline").read_text().replace("\0", " "))
+            except (OSError, ValueError):
+                pass
+        return found
+
+    try:
+        # The driver runs the compiler proper once it has made its temporary files.
+        wait_for(lambda: any("cc1plus" in command or "clang" in command for command in group()), starter)
+        assert os.getsid(helper) == helper
+        assert os.getpriority(os.PRIO_PROCESS, helper) == os.getpriority(os.PRIO_PROCESS, 0)
+    finally:
+        starter.kill()
+        starter.communicate()
+    wait_for(lambda: not group())
+    assert is_as_it_was(mine)
+    assert not list((tmp_path / "cache").glob("*.pt2"))

@@ -5,10 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
-import subprocess
-import sys
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -418,41 +415,3 @@ def test_cuda_device_two_stages_equal_the_eager_network(rows: dict[str, np.ndarr
             want = eager(net, rows["features"][:100], rows["masks"][:100])
             assert np.abs(device.staging(stage).policies[:100] - want[0]).max() < 5e-3
         device.swap(str(tmp_path / "next.safetensors"))
-
-
-def test_compile_helper_and_its_compilers_die_with_whoever_started_it(tmp_path: Path) -> None:
-    """The starter is killed while a compiler runs: a moment later no process of the helper's group is left."""
-    code = (
-        "import os, sys, time; from shmzero.config import NetConfig; from shmzero.net_device import InferenceNet, start_compiler;"
-        "helper = start_compiler(InferenceNet(NetConfig(width=32, hidden=32, blocks=1), 'fp32'), 'cpu');"
-        "print(helper.pid, flush=True); time.sleep(600)"
-    )
-    environment = os.environ | {"SHMZERO_CACHE": str(tmp_path)}
-    starter = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=environment)
-    assert starter.stdout is not None
-    helper = int(starter.stdout.readline())
-
-    def group() -> list[str]:
-        """Commands of the living processes of the helper's group."""
-        found = []
-        for folder in Path("/proc").glob("[0-9]*"):
-            try:
-                fields = (folder / "stat").read_text().rpartition(")")[2].split()
-                if int(fields[2]) == helper and fields[0] != "Z":
-                    found.append((folder / "cmdline").read_text().replace("\0", " "))
-            except (OSError, ValueError):
-                pass
-        return found
-
-    def wait_for(what: Any, seconds: float) -> bool:
-        until = time.monotonic() + seconds
-        while not (seen := what()) and time.monotonic() < until:
-            time.sleep(0.05)
-        return bool(seen)
-
-    try:
-        assert wait_for(lambda: any("++" in command or "cc1plus" in command for command in group()), 240)
-    finally:
-        starter.kill()
-        starter.communicate()
-    assert wait_for(lambda: not group(), 20), group()
