@@ -1,4 +1,4 @@
-"""What the commands share: Ctrl-C, flags into settings, errors into one line and an exit code.
+"""What the commands share: signals, flags into settings, errors into one line and an exit code.
 
 The package imports this before anything else.
 """
@@ -12,6 +12,7 @@ import errno
 import io
 import os
 import re
+import select
 import signal
 import sys
 import time
@@ -27,6 +28,8 @@ T = TypeVar("T")
 STARTED = time.monotonic()
 """When this process began to load the package. Its own age will not do: env/run, which becomes the
 command, may have spent a minute on making the environment."""
+DOUBLE_S = 0.3
+"""A Ctrl-C that follows another so soon is the same wish: terminals, shells and process groups send doubles."""
 
 
 def leave(number: int, frame: FrameType | None) -> None:
@@ -62,6 +65,42 @@ def nothing_started() -> Iterator[None]:
     finally:
         if signal.getsignal(signal.SIGINT) is leave:
             signal.signal(signal.SIGINT, before)
+            _merge_double_interrupts()
+
+
+class Interrupt:
+    """The wish to stop: a Ctrl-C, a SIGTERM (as often as it comes: timeout(1) sends two) or a SIGHUP asks for it.
+
+    A second Ctrl-C ends the process at once, whatever that waits for; one within DOUBLE_S of the first is no
+    second. A SIGHUP that is ignored from the start, as nohup(1) has it, stays ignored. The signals are taken over
+    by the process's main thread, for as long as the process lives.
+    """
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._bell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+                signal.signal(number, self._handle)
+        _merge_double_interrupts()
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        self.asked = True
+        os.eventfd_write(self._bell, 1)
+
+    def wait(self, seconds: float) -> bool:
+        """Until the wish comes, at most so long; whether it has come."""
+        bell = select.poll()
+        bell.register(self._bell, select.POLLIN)
+        bell.poll(seconds * 1e3)
+        return self.asked
+
+
+def _merge_double_interrupts() -> None:
+    """Python's own handler of SIGINT, which has just been set, gets only the first."""
+    from shmzero import _core  # not before Ctrl-C is taken over
+
+    _core.merge_double_interrupts(DOUBLE_S)
 
 
 def file_stamp(path: Path | None) -> tuple[int, int] | None:
@@ -86,10 +125,15 @@ codecs.register_error("shmzero", _bytes_or_escapes)
 
 def run_command(body: Callable[[], int]) -> int:
     """`body`'s exit code: 0 done, 130 interrupted; or what an error makes of it, said in one line on
-    standard error: 2 the user's (ConfigError), 1 the environment's (every other ShmzeroError)."""
+    standard error: 2 the user's (ConfigError), 1 the environment's (every other ShmzeroError).
+
+    Unless `body` has an Interrupt, a first Ctrl-C raises KeyboardInterrupt in it and a second ends the process;
+    SIGTERM and SIGHUP do so at once.
+    """
     try:
-        if signal.getsignal(signal.SIGINT) is leave:
+        if signal.getsignal(signal.SIGINT) in (leave, signal.default_int_handler):
             signal.signal(signal.SIGINT, signal.default_int_handler)
+            _merge_double_interrupts()
         if isinstance(sys.stdout, io.TextIOWrapper):
             sys.stdout.reconfigure(errors="shmzero")  # paths are bytes, in whatever language
         try:

@@ -10,18 +10,16 @@ import argparse
 import dataclasses
 import itertools
 import json
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any, Protocol
 
 from shmzero import _core
-from shmzero.command import STARTED, file_stamp, nothing_started, parse_flags, run_command
+from shmzero.command import STARTED, Interrupt, file_stamp, nothing_started, parse_flags, run_command
 from shmzero.config import OLDER, SelfPlayConfig, has_cuda, has_nvidia, read_toml, to_toml
 from shmzero.errors import ConfigError, ShmzeroError
 from shmzero.launch import Fleet, digest_of
@@ -118,20 +116,6 @@ def decisions_in_a_unit(play: _core.PlaySettings) -> float:
                 weights += share * other_share
                 decisions += share * other_share * players * sum(sizes)
     return decisions / weights
-
-
-class Interrupt:
-    """The first Ctrl-C or SIGTERM asks the run to stop; a second Ctrl-C ends it at once, whatever it waits for."""
-
-    def __init__(self) -> None:
-        self.asked = False
-        signal.signal(signal.SIGINT, self._handle)
-        signal.signal(signal.SIGTERM, self._handle)
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGINT:  # a SIGTERM often comes twice: timeout(1) sends it to the group as well
-            signal.signal(number, signal.SIG_DFL)  # the children die with us
-        self.asked = True
 
 
 def run(

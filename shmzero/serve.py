@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import json
 import os
-import signal
 import sys
 import threading
 import time
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from shmzero import _core
-from shmzero.command import file_stamp, parse_flags, run_command
+from shmzero.command import Interrupt, file_stamp, parse_flags, run_command
 from shmzero.config import NETS, NetName, cores, has_cuda
 from shmzero.errors import ConfigError, ServerGone
 from shmzero.inference import take_up
@@ -189,7 +188,7 @@ class Meter:
         ]
 
 
-def run(config: ServeConfig, stop: threading.Event) -> dict[str, Any]:
+def run(config: ServeConfig, stop: Interrupt | threading.Event) -> dict[str, Any]:
     """Serve until `stop`; returns the sums. Says what happens on standard error."""
     from rich.console import Console
     from rich.live import Live
@@ -247,17 +246,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _main(arguments: list[str] | None) -> int:
     import tyro
 
-    stop = threading.Event()
-
-    def leave(number: int, _: object) -> None:
-        # A second Ctrl-C: at once; a restart takes the requests over. A second SIGTERM is no such wish:
-        # timeout(1) sends one to the process and one to its group.
-        if stop.is_set() and number == signal.SIGINT:
-            os._exit(130)
-        stop.set()
-
-    signal.signal(signal.SIGINT, leave)
-    signal.signal(signal.SIGTERM, leave)
+    interrupt = Interrupt()
     config = parse_flags(
         ServeConfig,
         prog="python -m shmzero.serve",
@@ -267,7 +256,7 @@ def _main(arguments: list[str] | None) -> int:
         config=(tyro.conf.OmitArgPrefixes,),
     )
     config.check()
-    summary = run(config, stop)
+    summary = run(config, interrupt)
     if config.json:
         print(json.dumps(summary))
     return 0

@@ -21,7 +21,7 @@ import numpy as np
 import tyro
 
 from shmzero.arena import make_agent
-from shmzero.command import STARTED, Parser, parse_flags, run_command
+from shmzero.command import STARTED, Interrupt, Parser, parse_flags, run_command
 from shmzero.config import OLDER, to_toml
 from shmzero.errors import ConfigError, WorkerDied
 from shmzero.fleet_plan import plan_fleet
@@ -31,7 +31,7 @@ from shmzero.learner import newest_version, remove_old_weights, weights_path
 from shmzero.learner_link import LearnerLink
 from shmzero.plot import METRICS_NAME, Board, TrainProgress, read_metrics
 from shmzero.records import RecordWriter, checkpoints, newest_checkpoint
-from shmzero.selfplay import Interrupt, Meter, Terminal, run_folder
+from shmzero.selfplay import Meter, Terminal, run_folder
 from shmzero.train_config import DEALS, TRAIN_PRESETS, TrainConfig, read_train_toml
 
 TICK_S = 0.02

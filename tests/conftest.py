@@ -15,7 +15,7 @@ __all__ = ["cache", "client", "name", "processes", "rng", "server", "signals"]
 @pytest.fixture(autouse=True)
 def signals() -> Iterator[None]:
     """A command's main() takes the signals over; give them back."""
-    before = [(number, signal.getsignal(number)) for number in (signal.SIGINT, signal.SIGTERM)]
+    before = [(number, signal.getsignal(number)) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
     yield
     for number, handler in before:
         signal.signal(number, handler)

@@ -149,18 +149,6 @@ def test_run_folder_keeps_what_cannot_be_counted(tmp_path: Path, monkeypatch: py
         assert not kept or len(Records(tmp_path / name)) == 3
 
 
-def test_interrupt_sigterm_that_comes_twice_asks_like_one_and_a_second_ctrl_c_ends() -> None:
-    """timeout(1) sends one SIGTERM to the process and one to its group."""
-    program = (
-        "import signal; from shmzero.selfplay import Interrupt; interrupt = Interrupt()\n"
-        "for name in ('SIGTERM', 'SIGTERM', 'SIGINT', 'SIGINT'):\n"
-        "    signal.raise_signal(getattr(signal, name)); print(name, interrupt.asked, flush=True)"
-    )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert done.returncode == -signal.SIGINT
-    assert done.stdout == "SIGTERM True\nSIGTERM True\nSIGINT True\n"
-
-
 def test_selfplay_checkpoint_replaced_while_the_fleet_starts_is_followed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

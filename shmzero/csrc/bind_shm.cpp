@@ -3,6 +3,8 @@
 #include <pybind11/stl.h>
 #include <sys/prctl.h>
 
+#include <atomic>
+#include <cerrno>
 #include <csignal>
 #include <memory>
 
@@ -40,6 +42,44 @@ auto translated(Body&& body) {
     raise_error("ModelFailed", error.what());
   }
 }
+
+/// Which SIGINT reaches the handler that Python has for it: the first. One within `double_ns_` of
+/// it is the same wish; a later one ends the process at once, also where Python's main thread waits
+/// in C and would not look.
+class FirstInterrupt {
+ public:
+  static void install(double double_s) {
+    struct sigaction found = {};
+    sigaction(SIGINT, nullptr, &found);
+    if (found.sa_handler == &on_interrupt || found.sa_handler == SIG_DFL ||
+        found.sa_handler == SIG_IGN) {
+      return;
+    }
+    python_handler_.store(found.sa_handler, std::memory_order_relaxed);  // sigaction orders
+    double_ns_.store(static_cast<std::uint64_t>(double_s * 1e9), std::memory_order_relaxed);
+    first_ns_.store(0, std::memory_order_relaxed);
+    found.sa_handler = &on_interrupt;
+    sigaction(SIGINT, &found, nullptr);
+  }
+
+ private:
+  static void on_interrupt(int number) {
+    const int error = errno;
+    const std::uint64_t now = now_ns();
+    std::uint64_t first = 0;
+    if (first_ns_.compare_exchange_strong(first, now, std::memory_order_relaxed)) {
+      python_handler_.load(std::memory_order_relaxed)(number);
+    } else if (now >= first + double_ns_.load(std::memory_order_relaxed)) {
+      std::signal(number, SIG_DFL);
+      std::raise(number);  // is delivered when this handler returns
+    }
+    errno = error;
+  }
+
+  static inline std::atomic<void (*)(int)> python_handler_ = nullptr;
+  static inline std::atomic<std::uint64_t> double_ns_ = 0;
+  static inline std::atomic<std::uint64_t> first_ns_ = 0;  ///< Relaxed: publishes nothing else.
+};
 
 std::uint64_t ns_of_ms(double ms) { return static_cast<std::uint64_t>(ms * 1e6); }
 
@@ -530,6 +570,9 @@ void bind_shm(py::module_& m) {
         if (getppid() != parent_pid) _exit(1);  // it died before the line above
       },
       py::arg("parent_pid"), py::arg("signal") = SIGKILL);
+  m.def("merge_double_interrupts", &FirstInterrupt::install, py::arg("double_s"),
+        "Python's handler of SIGINT gets the first; one within so many seconds is no further wish, "
+        "a later one ends the process.");
 }
 
 }  // namespace shmzero
