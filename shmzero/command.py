@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TextIO, TypeVar
 
 from shmzero.errors import ConfigError, ShmzeroError
 
@@ -96,11 +96,42 @@ class Interrupt:
         return self.asked
 
 
+def end_at_interrupt() -> None:
+    """Until there is an Interrupt, a Ctrl-C ends this process as SIGTERM and SIGHUP do, by the kernel and at once.
+
+    For other people's code, which may block in C or catch every exception, before anything of ours is there that
+    could be left behind.
+    """
+    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def _merge_double_interrupts() -> None:
     """Python's own handler of SIGINT, which has just been set, gets only the first."""
     from shmzero import _core  # not before Ctrl-C is taken over
 
     _core.merge_double_interrupts(DOUBLE_S)
+
+
+_aside: TextIO | None = None
+"""The standard output, where it has been put aside."""
+
+
+def put_stdout_aside() -> None:
+    """From here on the standard output takes what `print_result` prints and nothing else.
+
+    What other people's code prints in this process, be it from C, and in processes that it starts, goes to
+    standard error; for as long as this process lives.
+    """
+    global _aside
+    sys.stdout.flush()
+    _aside = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+
+
+def print_result(line: str) -> None:
+    """Print what this command was asked for on its standard output. Raises OSError where that fails."""
+    print(line, file=_aside or sys.stdout, flush=True)
 
 
 def file_stamp(path: Path | None) -> tuple[int, int] | None:
@@ -144,7 +175,8 @@ def run_command(body: Callable[[], int]) -> int:
         failure = _output_failure()
         if failure is None:
             raise
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still to be flushed
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, (_aside or sys.stdout).fileno())  # for what is still to be flushed
         if failure.errno != errno.EPIPE:  # a reader, `head` say, that has seen enough is no error
             print(f"error: standard output cannot be written: {failure.strerror}", file=sys.stderr)
         return 1
@@ -159,7 +191,7 @@ def run_command(body: Callable[[], int]) -> int:
 def _output_failure() -> OSError | None:
     """Why the standard output takes no further line, if that is so: an error of another file is not its."""
     try:
-        print(flush=True)
+        print_result("")
     except OSError as failure:
         return failure
     return None

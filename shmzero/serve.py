@@ -13,7 +13,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 from shmzero import _core
-from shmzero.command import Interrupt, file_stamp, parse_flags, run_command
+from shmzero.command import (
+    Interrupt,
+    end_at_interrupt,
+    file_stamp,
+    parse_flags,
+    print_result,
+    put_stdout_aside,
+    run_command,
+)
 from shmzero.config import NETS, NetName, cores, has_cuda
 from shmzero.errors import ConfigError, ServerGone
 from shmzero.inference import take_up
@@ -79,6 +87,10 @@ class ServeConfig:
     json: bool = False
     """Print one JSON object at the end and nothing else on standard output."""
 
+    def wire_type(self) -> str:
+        """How states travel."""
+        return self.wire or ("float32" if self.model else "float16")
+
     def check(self) -> None:
         """Raises ConfigError for a setting that cannot be."""
         service_path(self.name)
@@ -112,10 +124,11 @@ def load_model(text: str) -> Any:
     return factory()
 
 
-def make_server(config: ServeConfig) -> InferenceServer:
-    """The server of these settings, serving."""
+def load_device(config: ServeConfig) -> Any:
+    """The BatchDevice of these settings, with the weights to begin with. Runs the user's code and nothing of ours
+    that has to be cleared away."""
     threads = config.threads or max(cores() - 1, 1)
-    wire = config.wire or ("float32" if config.model else "float16")
+    wire = config.wire_type()
     widths = (config.state_dim, config.action_dim, config.value_dim)
     if config.model:
         model = load_model(config.model)
@@ -129,8 +142,14 @@ def make_server(config: ServeConfig) -> InferenceServer:
     device = device_of(model, *widths, wire, config.max_batch, config.device)
     if config.model and config.weights:
         take_up(device, config.weights)  # before anybody is answered
+    return device
+
+
+def make_server(config: ServeConfig, device: Any) -> InferenceServer:
+    """The server of these settings, serving what `load_device` has made."""
+    widths = (config.state_dim, config.action_dim, config.value_dim)
     return InferenceServer(
-        device, *widths, device=config.device, name=config.name, wire=wire, max_batch=config.max_batch,
+        device, *widths, device=config.device, name=config.name, wire=config.wire_type(), max_batch=config.max_batch,
         slots=config.slots, rows_per_slot=config.rows_per_slot, timeout_ms=config.timeout_ms,
         spin_us=config.spin_us,
     )  # fmt: skip
@@ -188,8 +207,11 @@ class Meter:
         ]
 
 
-def run(config: ServeConfig, stop: Interrupt | threading.Event) -> dict[str, Any]:
-    """Serve until `stop`; returns the sums. Says what happens on standard error."""
+def run(config: ServeConfig, stop: threading.Event | None = None) -> dict[str, Any]:
+    """Serve until `stop`, or else until an Interrupt; returns the sums. Says what happens on standard error.
+
+    An Interrupt is made when the model is there: it leaves the signals alone as long as that is loaded.
+    """
     from rich.console import Console
     from rich.live import Live
     from rich.text import Text
@@ -200,7 +222,9 @@ def run(config: ServeConfig, stop: Interrupt | threading.Event) -> dict[str, Any
         console.print(line, markup=False, soft_wrap=True)
 
     seen, failures = file_stamp(config.weights), 0  # before they are read: a replacement is never missed
-    with make_server(config) as server:
+    device = load_device(config)
+    until = stop or Interrupt()
+    with make_server(config, device) as server:
         say(f"serving {server.name!r}: {getattr(server.device, 'description', config.model)}")
         start = looked_at = time.monotonic()
         meter = Meter(server)
@@ -208,7 +232,7 @@ def run(config: ServeConfig, stop: Interrupt | threading.Event) -> dict[str, Any
         if live:
             live.start()
         try:
-            while not stop.wait(FOLLOW_S):
+            while not until.wait(FOLLOW_S):
                 if server.error is not None:
                     raise ServerGone(f"the server ended:\n{server.last_failure}")
                 stats = server.stats()
@@ -246,7 +270,6 @@ def main(arguments: list[str] | None = None) -> int:
 def _main(arguments: list[str] | None) -> int:
     import tyro
 
-    interrupt = Interrupt()
     config = parse_flags(
         ServeConfig,
         prog="python -m shmzero.serve",
@@ -256,9 +279,11 @@ def _main(arguments: list[str] | None) -> int:
         config=(tyro.conf.OmitArgPrefixes,),
     )
     config.check()
-    summary = run(config, interrupt)
+    put_stdout_aside()
+    end_at_interrupt()
+    summary = run(config)
     if config.json:
-        print(json.dumps(summary))
+        print_result(json.dumps(summary))
     return 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import pty
 import re
@@ -135,7 +136,7 @@ def test_serve_without_a_model_serves_blobs_own_network_and_swaps_its_checkpoint
     from shmzero.config import NETS
     from shmzero.evaluators import NetEvaluator
     from shmzero.net import BlobNet, save_checkpoint
-    from shmzero.serve import ServeConfig, make_server
+    from shmzero.serve import ServeConfig, load_device, make_server
 
     save_checkpoint(BlobNet(NETS["small"], seed=5), tmp_path / "a.safetensors")
     save_checkpoint(BlobNet(NETS["small"], seed=6), tmp_path / "b.safetensors")
@@ -144,7 +145,7 @@ def test_serve_without_a_model_serves_blobs_own_network_and_swaps_its_checkpoint
         name=name, net="small", compile=False, precision="fp32", device="cpu", weights=tmp_path / "a.safetensors"
     )
     deal = _core.Round.deal(players=4, cards=5, trump=1, seed=11)
-    with make_server(config) as server:
+    with make_server(config, load_device(config)) as server:
         client = server.client()
         for seed in (5, 6):
             direct = NetEvaluator(BlobNet(NETS["small"], seed=seed))
@@ -184,3 +185,41 @@ def test_serve_mistakes_are_one_line_and_exit_code_2(arguments: tuple[str, ...],
     done = subprocess.run([sys.executable, "-m", "shmzero.serve", *arguments], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2 and words in done.stderr
     assert done.stderr.startswith("error: ") and len(done.stderr.splitlines()) == 1
+
+
+PRINTS = """
+import ctypes, os, subprocess
+import numpy as np
+
+def say(where):
+    print("python", where)
+    os.write(1, f"file 1 {where}\\n".encode())
+    ctypes.CDLL(None).puts(f"C {where}".encode())
+    subprocess.run(["echo", f"child {where}"])
+
+say("import")
+
+def make():
+    say("factory")
+    def model(states, masks):
+        say("batch")
+        return masks * 1.0, states[:, :1]
+    return model
+"""
+
+
+def test_serve_standard_output_holds_nothing_that_a_model_prints(name: str, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(PRINTS)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "shmzero.serve", "--name", name, "--model", "mine:make", "--json"],
+        cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])},
+    )  # fmt: skip
+    with Client(name, connect_timeout=60) as client:
+        client.evaluate_many(np.zeros((1, _core.NUM_FEATURES)), np.ones((1, _core.NUM_ACTIONS), bool))
+    process.terminate()
+    out, err = process.communicate()
+    assert process.returncode == 0 and out.count("\n") == 1 and json.loads(out)["rows"] == 1, (out, err)
+    for way in ("python", "file 1", "C", "child"):
+        for where in ("import", "factory", "batch"):
+            assert f"{way} {where}" in err

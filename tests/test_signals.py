@@ -80,3 +80,30 @@ def test_serve_signal_that_comes_twice_removes_its_segment(name: str, number: si
     out, err = server.communicate()
     assert server.returncode == 0 and out.startswith("{"), err
     assert f"shmzero-{name}" not in os.listdir("/dev/shm")
+
+
+LOADS = {
+    "swallows every exception": (
+        "    while True:\n"
+        "        try:\n"
+        "            open('loading', 'w').close()\n"
+        "            while True: time.sleep(0.01)\n"
+        "        except BaseException: pass\n"
+    ),
+    "is in C": "    open('loading', 'w').close()\n    return 3 ** (1 << 40)\n",
+}
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("load", LOADS)
+def test_serve_signal_while_a_model_is_being_made_ends_it_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, load: str, number: signal.Signals
+) -> None:
+    (tmp_path / "mine.py").write_text("import time\n\ndef make():\n" + LOADS[load])
+    monkeypatch.chdir(tmp_path)
+    process = start("shmzero.serve", "--name", name, "--model", "mine:make", path=tmp_path)
+    wait_for((tmp_path / "loading").exists, process)
+    process.send_signal(number)
+    out, err = process.communicate()
+    assert (process.returncode, out, err) == (-number, "", "")
+    assert f"shmzero-{name}" not in os.listdir("/dev/shm")
