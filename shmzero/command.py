@@ -1,4 +1,4 @@
-"""What the commands share: signals, flags into settings, errors into one line and an exit code.
+"""What the commands share: signals, standard files, flags into settings, errors into one line and an exit code.
 
 The package imports this before anything else.
 """
@@ -38,19 +38,56 @@ def leave(number: int, frame: FrameType | None) -> None:
     os._exit(130)
 
 
-def take_over_ctrl_c() -> None:
-    """Where this process is `python -m shmzero...`: until its command runs, Ctrl-C is `leave`.
-
-    A program that merely imports shmzero keeps its signals as they are.
-    """
-    command = any(
+def is_command() -> bool:
+    """Whether this process is `python -m shmzero...` and no program that merely imports shmzero, which keeps its
+    signals and files as they are."""
+    return any(
         flag == "-m" and module.partition(".")[0] == "shmzero"
         for flag, module in zip(sys.orig_argv, sys.orig_argv[1:], strict=False)
     )
-    if command and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+
+
+def open_standard_files() -> None:
+    """Open those of the files 0 to 2 that this process was started without, as /dev/null.
+
+    Otherwise whatever is opened next gets their numbers, and what is printed goes into a segment or a socket.
+    """
+    for fd, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free: this one
+            os.set_inheritable(fd, True)
+        if getattr(sys, name) is None:  # what Python makes of a closed file
+            setattr(sys, name, open(fd, mode, closefd=False))  # noqa: SIM115
+
+
+class _Unfailing(io.RawIOBase):
+    """Standard error as far as it can be written: a terminal that is gone or a full disk ends no work."""
+
+    def fileno(self) -> int:
+        return 2
+
+    def isatty(self) -> bool:
+        return os.isatty(2)
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        with contextlib.suppress(OSError):
+            os.write(2, data)
+        return len(data)
+
+
+def take_over_ctrl_c() -> None:
+    """Where this process is a command: until it runs, Ctrl-C is `leave`."""
+    if is_command() and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, leave)
 
 
+if is_command():
+    open_standard_files()  # before anything else opens a file
 take_over_ctrl_c()
 
 
@@ -161,6 +198,11 @@ def run_command(body: Callable[[], int]) -> int:
     Unless `body` has an Interrupt, a first Ctrl-C raises KeyboardInterrupt in it and a second ends the process;
     SIGTERM and SIGHUP do so at once.
     """
+    open_standard_files()  # for a command that is no module of this package
+    if sys.__stderr__ is not None and sys.stderr is sys.__stderr__:
+        sys.stderr = io.TextIOWrapper(
+            io.BufferedWriter(_Unfailing()), sys.__stderr__.encoding, "backslashreplace", line_buffering=True
+        )
     try:
         if signal.getsignal(signal.SIGINT) in (leave, signal.default_int_handler):
             signal.signal(signal.SIGINT, signal.default_int_handler)
