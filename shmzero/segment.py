@@ -6,6 +6,7 @@ serves holds a lock on the file, and a file that nobody holds is a dead leftover
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import re
@@ -245,11 +246,20 @@ def _allocate(
             fd, servers, workers, slots, rows, state_dim, action_dim, value_dim, wire, secrets.randbits(63)
         )
     except OSError as error:
+        if error.errno == errno.EFBIG:
+            raise SegmentError(
+                f"a segment of {size / 1e6:.1f} MB is larger than a file of this process may be; "
+                "allow larger ones (ulimit -f), or use fewer slots, rows or lanes"
+            ) from None
+        if error.errno != errno.ENOSPC:
+            raise SegmentError(f"a segment of {size / 1e6:.1f} MB cannot be made: {error.strerror}") from None
         raise SegmentError(
             f"/dev/shm has no room for {size / 1e6:.1f} MB ({error.strerror}); "
             f"{_free_bytes() / 1e6:.1f} MB are free: use fewer slots, rows or lanes, a smaller --max-batch, "
             "or a larger /dev/shm"
         ) from None
+    except RuntimeError as error:  # of the core: it cannot be mapped
+        raise SegmentError(f"a segment of {size / 1e6:.1f} MB cannot be made: {error} (limits: ulimit -a)") from None
     except ValueError as error:
         raise ConfigError(f"segment cannot be made: {error}") from None
     os.set_inheritable(fd, False)

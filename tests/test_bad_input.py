@@ -62,6 +62,21 @@ def test_shared_memory_too_small_ends_with_one_line_and_leaves_nothing(tmp_path:
     assert done.stdout == "" and list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("limit", "named"), [("RLIMIT_FSIZE, (10**6, -1)", "ulimit -f"), ("RLIMIT_AS, (pages * resource.getpagesize() + 10**6, -1)", "Cannot allocate memory")]
+)
+def test_limit_of_a_process_is_not_called_a_full_shared_memory(limit: str, named: str) -> None:
+    program = (
+        "import resource; from pathlib import Path; from shmzero.segment import create_private\n"
+        "pages = int(Path('/proc/self/statm').read_text().split()[0])\n"
+        f"resource.setrlimit(resource.{limit})\n"
+        "create_private(1, 2, 4, 4096)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("shmzero.errors.SegmentError: a segment of ") and named in last and "/dev/shm" not in last
+
+
 def test_disk_filling_up_keeps_what_was_committed_and_goes_on_with_space(tmp_path: Path) -> None:
     """A disk of 1 MB takes 50 rounds and not 5000; with more room the same command completes them."""
     disk, kept = tmp_path / "disk", tmp_path / "kept"

@@ -40,7 +40,7 @@ def programs(folder: Path, *names: str, **scripts: str) -> str:
     return str(folder)
 
 
-BASIC = ("bash", "env", "cat", "cksum", "tr", "dirname", "flock", "mkdir", "rm", "grep", "tail", "sed", "head")
+BASIC = ("bash", "env", "cat", "mv", "readlink", "cksum", "tr", "dirname", "flock", "mkdir", "rm", "grep", "tail", "sed", "head")
 
 
 def env_run(copy: Path, path: str, **more: str) -> subprocess.CompletedProcess[str]:
@@ -120,6 +120,53 @@ def test_run_asks_a_second_interpreter_of_the_same_version_for_its_own_torch(cop
     again = env_run(copy, path, SHMZERO_PYTHON=str(first))
     assert again.returncode == 0 and again.stderr == ""
     assert "is no Python" in complaint(env_run(copy, path, SHMZERO_PYTHON="true"))
+
+
+def test_run_through_a_link_and_with_cdpath_uses_its_own_folder(tmp_path: Path) -> None:
+    (tmp_path / "run").symlink_to(ROOT / "env" / "run")
+    (tmp_path / "env").symlink_to(ROOT / "env")
+    (tmp_path / "path" / "env").mkdir(parents=True)
+    look = 'echo "${PYTHONPATH%%:*} $CDPATH"'
+    environment = os.environ | {"CDPATH": str(tmp_path / "path")}
+    for program, folder in ((tmp_path / "run", tmp_path), (tmp_path / "env" / "run", tmp_path), ("env/run", ROOT)):
+        done = subprocess.run([program, "bash", "-c", look], cwd=folder, env=environment, capture_output=True, text=True)
+        assert (done.stdout, done.stderr) == (f"{ROOT.resolve()} {tmp_path / 'path'}\n", "")
+
+
+def test_run_that_cannot_look_or_write_says_so_and_makes_nothing_anew(copy: Path, tmp_path: Path) -> None:
+    path = programs(tmp_path / "bin", *BASIC, **{"true": "exit 0", "c++": "exit 0"})
+    given = {"SHMZERO_PYTHON": str(interpreter(tmp_path / "first", torch=0))}
+    assert env_run(copy, path, **given).returncode == 0
+    (site,) = copy.glob(".site-*")
+    stamps = {file: (file.read_text(), file.stat().st_ino) for file in (site / ".packages", site / ".build")}
+    for status, named in ((1, f"cannot tell whether {site}/.packages is up to date"), (254, "ulimit -u")):
+        blind = programs(tmp_path / f"bin-{status}", cat=f"exit {status}")  # 254: what bash says where it cannot fork
+        assert named in complaint(env_run(copy, f"{blind}:{path}", **given))
+    assert stamps == {file: (file.read_text(), file.stat().st_ino) for file in stamps}
+    (copy / "setup.py").write_text("changed")
+    limited = ["bash", "-c", 'ulimit -f 0; exec "$0" true', str(copy / "env" / "run")]
+    done = subprocess.run(limited, env={"PATH": path, "HOME": str(copy), **given}, capture_output=True, text=True)
+    assert done.returncode == 1 and f"{site}/.build cannot be written" in done.stderr.splitlines()[-1]
+    assert (site / ".build").read_text() == stamps[site / ".build"][0]
+
+
+def test_run_that_meets_a_limit_while_it_installs_names_it(copy: Path, tmp_path: Path) -> None:
+    path = programs(tmp_path / "bin", *BASIC, **{"true": "exit 0", "c++": "exit 0"})
+    for words, named in (
+        ("OSError: [Errno 28] No space left on device", "the disk is full"),
+        ("OSError: [Errno 27] File too large", "ulimit -f"),
+        ("BlockingIOError: [Errno 11] Resource temporarily unavailable", "ulimit -u"),
+        ("c++: fatal error: cannot allocate memory", "ulimit -v"),
+        ("", "is the disk full?"),
+    ):
+        (tmp_path / "python").write_text(
+            f'#!/bin/bash\ncase "$*" in *setup.py*) echo "{words}" >&2; exit 1 ;; *"import torch"*|*"-m pip"*) exit 0 ;; esac\n'
+            f'exec {sys.executable} "$@"\n'
+        )
+        (tmp_path / "python").chmod(0o755)
+        if not words:
+            (tmp_path / "python").write_text((tmp_path / "python").read_text().replace('echo "" >&2; ', ""))
+        assert named in complaint(env_run(copy, path, SHMZERO_PYTHON=str(tmp_path / "python")))
 
 
 SETUPTOOLS = "class Anything:\n    def __init__(self, *a, **k): pass\n    def install(self): pass\n\nsetup = Anything\n"
