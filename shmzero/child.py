@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from shmzero.errors import StartError, WorkerDied
+from shmzero.segment import nameless_file
 
 MOST_DEATHS = 5
 DEATH_WINDOW_S = 60.0
@@ -113,11 +114,11 @@ def start_child(module: str, spec: dict[str, Any], fds: list[int], threads: int)
         [str(Path(__file__).parent.parent), *filter(None, [environment.get("PYTHONPATH")])]
     )
     with starting(f"a process of {module}") as undo, ExitStack() as theirs:
-        spec_fd = os.memfd_create("shmzero-spec")
+        spec_fd = nameless_file("shmzero-spec")
         theirs.callback(os.close, spec_fd)
         os.write(spec_fd, json.dumps(spec | {"parent_pid": os.getpid()}).encode())
         os.lseek(spec_fd, 0, os.SEEK_SET)
-        stderr_fd = os.memfd_create("shmzero-stderr")
+        stderr_fd = nameless_file("shmzero-stderr")
         undo.callback(os.close, stderr_fd)
         inherited = [spec_fd, *fds]
         end_fd = -1

@@ -27,7 +27,7 @@ from shmzero.child import GLANCE_S, START_S, Child, Deaths, start_child, startin
 from shmzero.config import NETS, OLDER, SelfPlayConfig
 from shmzero.errors import ConfigError
 from shmzero.fleet_plan import plan_fleet
-from shmzero.segment import create_private
+from shmzero.segment import create_private, nameless_file
 
 GRANT = struct.Struct("=QI4x8h")
 """A unit as the workers read it: id, first round, points of the seats before that (csrc/lane.h, Unit)."""
@@ -60,7 +60,7 @@ class Weights:
     def copied(cls, version: int, path: Path | str) -> Weights:
         """Of a checkpoint file. Raises OSError."""
         with open(path, "rb") as file:
-            fd = os.memfd_create("shmzero-weights")
+            fd = nameless_file("shmzero-weights")
             with open(fd, "wb", closefd=False) as copy:
                 shutil.copyfileobj(file, copy)
         return cls(version, str(path), fd)

@@ -37,6 +37,7 @@ from shmzero.config import NetConfig
 from shmzero.errors import ConfigError, ModelFailed, NotCompiled
 from shmzero.evaluators import BatchDevice, Staging, new_staging
 from shmzero.net import BlobNet, check_searchable, load_checkpoint, masked_softmax
+from shmzero.segment import nameless_file
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 MOST_ROWS = 1 << 22
@@ -345,7 +346,7 @@ class _NetDevice:
         self._compiler: subprocess.Popen[bytes] | None = None
         how = "eagerly"
         if compiled:
-            self._said = os.fdopen(os.memfd_create("shmzero-stderr"), "w+b")
+            self._said = os.fdopen(nameless_file("shmzero-stderr"), "w+b")
             try:
                 if device != "cpu" and _torch_version() < CUDA_PACKAGES_FROM:
                     raise NotCompiled(f"torch {torch.__version__} cannot load it on CUDA, torch 2.13 can")

@@ -1,7 +1,8 @@
 """Makes and finds segments in /dev/shm: names, room, life locks. The layout is csrc/shm_layout.h.
 
-A run's segment is private: its name goes as soon as it is open. A service keeps a name; whoever
-serves holds a lock on the file, and a file that nobody holds is a dead leftover.
+A private segment, of a run or a BatchedEvaluator, is a file in memory without a name, sealed against
+other sizes. A service keeps a name in /dev/shm; whoever serves holds a lock on the file, and a file that
+nobody holds is a dead leftover.
 """
 
 from __future__ import annotations
@@ -13,7 +14,10 @@ import re
 import secrets
 import time
 import weakref
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
 import posix_ipc
@@ -27,6 +31,8 @@ PRIVATE = re.compile(PREFIX + r"\d+-[0-9a-f]{16}$")
 FOLDER = "/dev/shm"
 SWEEP_S = 0.5
 """How long a start tries again for a lock that a sweep may be holding."""
+CACHE = ("active_file", "inactive_file")
+"""Of a control group's memory.stat: what the kernel gives up before it kills."""
 
 
 @dataclass
@@ -50,22 +56,39 @@ def create_private(
     value_dim: int = 1,
     wire: str = "float16",
 ) -> PrivateSegment:
-    """Create, unlink, allocate and map a segment of `rows` rows a slot.
+    """Allocate and map a segment of `rows` rows a slot, in memory that has no name.
 
-    The room is really allocated: a full /dev/shm raises SegmentError here and is no SIGBUS later.
-    The name is gone before anything else is done; what somebody left who was killed between the two
-    is removed first.
+    The room is really allocated: where there is too little, this raises SegmentError, and nothing dies
+    of it later. What others left who were killed is removed first.
     """
     sweep_leftovers(pattern=PRIVATE)
-    name = f"{PREFIX}{os.getpid()}-{secrets.token_hex(8)}"
-    fd = _create(name)
-    _unlink(name)
+    try:
+        fd = nameless_file("shmzero-segment")
+    except OSError as error:
+        raise SegmentError(f"memory for a segment cannot be had: {error.strerror}") from None
     try:
         segment = _allocate(fd, servers, workers, slots, rows, state_dim, action_dim, value_dim, wire)
     except BaseException:
         os.close(fd)
         raise
     return PrivateSegment(segment, fd)
+
+
+def nameless_file(label: str) -> int:
+    """The descriptor of a new, empty file in memory without a name. `label` is what /proc shows for it.
+
+    Where the kernel or a sandbox has no memfd_create, it is a file of /dev/shm whose name goes at once.
+    Raises OSError where there are no descriptors left, SegmentError where there is no such /dev/shm either.
+    """
+    try:
+        return _core.memory_file(label)
+    except OSError as error:
+        if error.errno not in (errno.ENOSYS, errno.EPERM, errno.EACCES):
+            raise
+    path = f"{PREFIX}{os.getpid()}-{secrets.token_hex(8)}"
+    fd = _create(path)
+    _unlink(path)
+    return fd
 
 
 class ServiceSegment:
@@ -175,7 +198,7 @@ def find_service(name: str) -> tuple[_core.Segment, int] | None:
     except (OSError, posix_ipc.Error) as error:
         raise SegmentError(f"service {name!r} cannot be opened: {error}") from None
     try:
-        return _core.Segment.attach(fd), os.fstat(fd).st_ino
+        return _attach(fd), os.fstat(fd).st_ino
     finally:
         os.close(fd)
 
@@ -241,29 +264,27 @@ def _allocate(
 ) -> _core.Segment:  # fmt: skip
     try:
         size = _core.segment_bytes(servers, workers, slots, rows, state_dim, action_dim, value_dim, wire)
+        free = _free_memory()
+        if free is not None and size > free:  # the kernel would kill instead of refusing
+            raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
         os.posix_fallocate(fd, 0, size)
         segment = _core.Segment.create(
             fd, servers, workers, slots, rows, state_dim, action_dim, value_dim, wire, secrets.randbits(63)
         )
     except OSError as error:
-        if error.errno == errno.EFBIG:
-            raise SegmentError(
-                f"a segment of {size / 1e6:.1f} MB is larger than a file of this process may be; "
-                "allow larger ones (ulimit -f), or use fewer slots, rows or lanes"
-            ) from None
-        if error.errno != errno.ENOSPC:
-            raise SegmentError(f"a segment of {size / 1e6:.1f} MB cannot be made: {error.strerror}") from None
-        raise SegmentError(
-            f"/dev/shm has no room for {size / 1e6:.1f} MB ({error.strerror}); "
-            f"{_free_bytes() / 1e6:.1f} MB are free: use fewer slots, rows or lanes, a smaller --max-batch, "
-            "or a larger /dev/shm"
-        ) from None
-    except RuntimeError as error:  # of the core: it cannot be mapped
-        raise SegmentError(f"a segment of {size / 1e6:.1f} MB cannot be made: {error} (limits: ulimit -a)") from None
+        raise SegmentError(_no_room(fd, size, error)) from None
     except ValueError as error:
         raise ConfigError(f"segment cannot be made: {error}") from None
     os.set_inheritable(fd, False)
     return segment
+
+
+def _attach(fd: int) -> _core.Segment:
+    """Raises SegmentCorrupt where it is no segment, SegmentError where there is no room to map it."""
+    try:
+        return _core.Segment.attach(fd)
+    except OSError as error:
+        raise SegmentError(f"a segment cannot be mapped: {error.strerror}") from None
 
 
 def _same(
@@ -272,7 +293,7 @@ def _same(
 ) -> _core.Segment | None:  # fmt: skip
     """A dead predecessor's segment, if it is one that these sizes make."""
     try:
-        segment = _core.Segment.attach(fd)
+        segment = _attach(fd)
     except SegmentCorrupt:
         return None
     found = (
@@ -286,21 +307,64 @@ def _same(
 def _next_version(fd: int) -> int:
     """The version of weights after the last that a dead server answered with; 0 where that is not to be known."""
     try:
-        return int(_core.Segment.attach(fd).server_counters(0)["version"] + 1) % 2**32
+        return int(_attach(fd).server_counters(0)["version"] + 1) % 2**32
     except SegmentCorrupt:
         return 0
 
 
 def _holder(fd: int) -> str:
     try:
-        return f"process {_core.identity_pid(_core.Segment.attach(fd).service_owner)}"
-    except SegmentCorrupt:
+        return f"process {_core.identity_pid(_attach(fd).service_owner)}"
+    except SegmentError:
         return "another process"
 
 
-def _free_bytes() -> int:
+def _no_room(fd: int, size: int, error: OSError) -> str:
+    """What there was too little of, and what can be done."""
+    wanted, less = f"{size / 1e6:.1f} MB", "use fewer slots, rows or lanes, or a smaller --max-batch"
+    if error.errno == errno.EFBIG:
+        return f"a segment of {wanted} is larger than files may be here: raise `ulimit -f`, or {less}"
+    in_folder = os.path.isdir(FOLDER) and os.fstat(fd).st_dev == os.stat(FOLDER).st_dev
+    if error.errno != errno.ENOSPC or not in_folder:
+        free = _free_memory()
+        known = "" if free is None else f"; {free / 1e6:.1f} MB are free"
+        return f"memory has no room for {wanted} ({error.strerror}){known}: {less}"
+    stats = os.statvfs(FOLDER)
+    return (
+        f"{FOLDER} has no room for {wanted} ({error.strerror}); {stats.f_bavail * stats.f_frsize / 1e6:.1f} MB are "
+        f"free: {less}, or a larger {FOLDER}"
+    )
+
+
+def _free_memory() -> int | None:
+    """Bytes of memory that this process may still take: the least of what the machine and its control groups
+    have left, page cache counted as free. None where that is not to be known."""
+    rooms = list(_group_rooms())
+    with suppress(OSError):
+        available = re.search(r"^MemAvailable: +(\d+) kB", Path("/proc/meminfo").read_text(), re.MULTILINE)
+        if available:
+            rooms.append(int(available[1]) * 1024)
+    return max(min(rooms), 0) if rooms else None
+
+
+def _group_rooms() -> Iterator[int]:
+    """What is left of the limits of the control groups that this process is in: both versions, cgroups(7)."""
     try:
-        stats = os.statvfs(FOLDER)
+        lines = Path("/proc/self/cgroup").read_text().splitlines()
     except OSError:
-        return 0
-    return stats.f_bavail * stats.f_frsize
+        return
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if not controllers:
+            root, limit, usage = "/sys/fs/cgroup", "memory.max", "memory.current"
+        elif "memory" in controllers.split(","):
+            root, limit, usage = "/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes"
+        else:
+            continue
+        group = Path(root + path)
+        for folder in (group, *group.parents):  # a container may see the last of them only
+            with suppress(OSError, ValueError):  # not there, or no limit ("max")
+                most, used = (int((folder / file).read_text()) for file in (limit, usage))
+                counts = dict(each.split() for each in (folder / "memory.stat").read_text().splitlines())
+                cache = sum(int(counts.get(f"total_{kind}", counts.get(kind, 0))) for kind in CACHE)
+                yield most - used + cache

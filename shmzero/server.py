@@ -340,7 +340,8 @@ class BatchedEvaluator(Client):
     """Puts the rows of a process's threads together into batches: Client's calls, without a service.
 
     The arguments are InferenceServer's. Threads meet in slots of private memory under the same firing
-    rules. Belongs to one process: it cannot be pickled, and the child of a fork gets ServerGone.
+    rules. Belongs to one process: it cannot be pickled, and the child of a fork gets ServerGone. Needs no
+    /dev/shm. Raises SegmentError where there is too little memory.
     """
 
     def __init__(

@@ -31,6 +31,7 @@ from shmzero.selfplay import run_folder
 from shmzero.train_config import TrainConfig
 from tests.processes import alive, children_of, wait_for
 from tests.test_bad_input import mounted
+from tests.users import forbid_memfd
 
 QUICK = ["--minutes", "30", "--opponents", "", "--lanes", "256", "--batch", "256", "--publish-s", "0.2", "--checkpoint-s", "0.5",
          "--buffer", "20000", "--json"]  # fmt: skip
@@ -82,13 +83,14 @@ def test_disk_filling_up_keeps_what_was_committed_and_goes_on_with_space(tmp_pat
 
 
 def test_stages_of_a_run_need_shared_memory_for_one_fleet_at_a_time(tmp_path: Path) -> None:
-    """36 MB each."""
+    """36 MB each, which come out of /dev/shm where the kernel has no files in memory."""
     script = 'mount -t tmpfs -o size=60m tmpfs /dev/shm; "$@"; ls -A /dev/shm'
     searches: set[int] = set()
     for minutes in (0.3, 1, 3):  # until there was time for both
         done = mounted(
             script, sys.executable, "-m", "shmzero.train", tmp_path / "run", "--minutes", minutes, "--targets", "visits",
             "--opponents", "", "--search", "1x4,1x8", "--device", "cpu", "--max-batch", 24576, "--json",
+            before=forbid_memfd,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
         assert json.loads(done.stdout)["complete"] and done.stdout.count("\n") == 1

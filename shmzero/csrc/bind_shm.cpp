@@ -1,12 +1,16 @@
 // Python's face of the segment, the ports and the worker's loop.
 #include <pybind11/numpy.h>
 #include <pybind11/stl.h>
+#include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include <atomic>
 #include <cerrno>
 #include <csignal>
 #include <memory>
+#include <system_error>
 
 #include "bind.h"
 #include "client.h"
@@ -31,7 +35,13 @@ SegmentSizes make_sizes(std::uint32_t servers, std::uint32_t workers, std::uint3
   return sizes;
 }
 
-/// Calls `body` and turns the core's exceptions into shmzero.errors.
+[[noreturn]] void raise_os_error(int code) {
+  errno = code;
+  PyErr_SetFromErrno(PyExc_OSError);
+  throw py::error_already_set();
+}
+
+/// Calls `body` and turns the core's exceptions into shmzero.errors and OSError.
 template <class Body>
 auto translated(Body&& body) {
   try {
@@ -40,6 +50,8 @@ auto translated(Body&& body) {
     raise_error("SegmentCorrupt", error.what());
   } catch (const FailedRequest& error) {
     raise_error("ModelFailed", error.what());
+  } catch (const std::system_error& error) {
+    raise_os_error(error.code().value());
   }
 }
 
@@ -130,6 +142,17 @@ std::vector<std::string> slot_states(const Segment& segment, std::uint32_t worke
     states.emplace_back(kNames[static_cast<int>(word.state())]);
   }
   return states;
+}
+
+/// A new, empty file in memory without a name; `name` is what /proc shows. The system call itself:
+/// Python has os.memfd_create only where it was built against glibc 2.27, which conda's was not.
+int memory_file(const std::string& name) {
+  constexpr unsigned kFlags = MFD_CLOEXEC | MFD_ALLOW_SEALING;
+  constexpr unsigned kNoExec = 8;  // MFD_NOEXEC_SEAL: from Linux 6.3 on it may be demanded
+  long fd = syscall(SYS_memfd_create, name.c_str(), kFlags | kNoExec);
+  if (fd < 0 && errno == EINVAL) fd = syscall(SYS_memfd_create, name.c_str(), kFlags);
+  if (fd < 0) raise_os_error(errno);
+  return static_cast<int>(fd);
 }
 
 void check_index(const char* what, std::uint32_t index, std::uint32_t size) {
@@ -316,6 +339,8 @@ void bind_shm(py::module_& m) {
       servers, workers, slots, rows, py::arg("state_dim") = kNumFeatures,
       py::arg("action_dim") = kNumActions, py::arg("value_dim") = 1, py::arg("wire") = "float16");
 
+  m.def("memory_file", &memory_file, py::arg("name"));
+
   py::class_<Segment>(m, "Segment", "A mapped segment of shared memory.")
       .def_static(
           "create",
@@ -324,7 +349,7 @@ void bind_shm(py::module_& m) {
              std::uint32_t value_dim, const std::string& wire, std::uint64_t run_id) {
             const SegmentSizes sizes = make_sizes(num_servers, num_workers, num_slots, num_rows,
                                                   state_dim, action_dim, value_dim, wire);
-            return Segment::create(fd, sizes, run_id);
+            return translated([&] { return Segment::create(fd, sizes, run_id); });
           },
           py::arg("fd"), servers, workers, slots, rows, py::arg("state_dim") = kNumFeatures,
           py::arg("action_dim") = kNumActions, py::arg("value_dim") = 1,

@@ -5,6 +5,7 @@
 // Read next: doorbell.h, slot.h.
 #pragma once
 
+#include <fcntl.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 
@@ -19,6 +20,7 @@
 #include <memory>
 #include <stdexcept>
 #include <string>
+#include <system_error>
 
 #include "doorbell.h"
 #include "process.h"
@@ -224,11 +226,17 @@ inline void check_sizes(const SegmentSizes& sizes) {
 /// A mapped segment.
 class Segment {
  public:
-  /// Maps `fd`, which must have the layout's size and hold zeros, and makes a segment of it.
+  /// Maps `fd`, which must have the layout's size and hold zeros, and makes a segment of it. Where
+  /// the file takes seals (memfd), its size is final: whoever has it mapped would die of another.
+  /// Throws std::system_error.
   static std::unique_ptr<Segment> create(int fd, const SegmentSizes& sizes, std::uint64_t run_id) {
     check_sizes(sizes);
     const SegmentLayout layout(sizes);
     std::unique_ptr<Segment> segment(new Segment(fd, layout.total, sizes));
+    if (fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) != 0 && errno != EINVAL &&
+        errno != EPERM) {  // /dev/shm's files take none
+      throw_errno("sealing of the segment");
+    }
     auto* header = reinterpret_cast<SegmentHeader*>(segment->base_);
     header->layout_version = kLayoutVersion;
     header->header_bytes = sizeof(SegmentHeader);
@@ -242,7 +250,8 @@ class Segment {
     return segment;
   }
 
-  /// Maps a segment that another process made. Throws CorruptSegment where it is not one of ours.
+  /// Maps a segment that another process made. Throws CorruptSegment where it is not one of ours,
+  /// std::system_error where it cannot be mapped.
   static std::unique_ptr<Segment> attach(int fd) {
     struct stat status;
     if (fstat(fd, &status) != 0) throw_errno("fstat of the segment");
@@ -326,7 +335,7 @@ class Segment {
   };
 
   [[noreturn]] static void throw_errno(const char* what) {
-    throw std::runtime_error(std::string(what) + ": " + std::strerror(errno));
+    throw std::system_error(errno, std::generic_category(), what);
   }
 
   Segment(int fd, std::size_t bytes, const SegmentSizes& sizes)
