@@ -38,8 +38,9 @@ class Client:
 
     Pickles as its name; the child of a fork attaches anew. Raises in every call: ValueError for
     wrong shapes and for states that are not finite, TimeoutError after `timeout` seconds,
-    ModelFailed with the server's message, ServerGone where nobody serves the name by then. `timeout`
-    is for all that a call waits for; a server that is started meanwhile answers it.
+    ModelFailed with the server's message, ServerGone where nobody serves the name by then, and at once
+    SegmentError where the name is another user's or there is no /dev/shm. `timeout` is for all that a
+    call waits for; a server that is started meanwhile answers it.
     """
 
     _all: ClassVar[weakref.WeakSet[Client]] = weakref.WeakSet()

@@ -1,8 +1,9 @@
-"""Makes and finds segments in /dev/shm: names, room, life locks. The layout is csrc/shm_layout.h.
+"""Makes and finds segments: names, owners, room, life locks. The layout is csrc/shm_layout.h.
 
 A private segment, of a run or a BatchedEvaluator, is a file in memory without a name, sealed against
-other sizes. A service keeps a name in /dev/shm; whoever serves holds a lock on the file, and a file that
-nobody holds is a dead leftover.
+other sizes. A service keeps a name in /dev/shm, where other users may put files as well: what is opened
+there is looked at first, and only a regular file of this user that nobody else may open is used, locked
+or removed. Whoever serves holds a lock on the file, and a file that nobody holds is a dead leftover.
 """
 
 from __future__ import annotations
@@ -10,8 +11,10 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import pwd
 import re
 import secrets
+import stat
 import time
 import weakref
 from collections.abc import Iterator
@@ -26,13 +29,18 @@ from shmzero import _core
 from shmzero.errors import ConfigError, SegmentCorrupt, SegmentError
 
 PREFIX = "/shmzero-"
-PRIVATE = re.compile(PREFIX + r"\d+-[0-9a-f]{16}$")
+PRIVATE = re.compile(PREFIX + r"[0-9]+-[0-9a-f]{16}\Z")
 """Names of private segments."""
 FOLDER = "/dev/shm"
-SWEEP_S = 0.5
-"""How long a start tries again for a lock that a sweep may be holding."""
+TRIES = 50
+TRY_S = 0.01
+"""How often, and how far apart, a start asks for a file that another process locks or replaces."""
 CACHE = ("active_file", "inactive_file")
 """Of a control group's memory.stat: what the kernel gives up before it kills."""
+
+
+class NotOurs(SegmentError):
+    """A file under our prefix that another user made, may open, or that is no file at all."""
 
 
 @dataclass
@@ -87,7 +95,8 @@ def nameless_file(label: str) -> int:
             raise
     path = f"{PREFIX}{os.getpid()}-{secrets.token_hex(8)}"
     fd = _create(path)
-    _unlink(path)
+    assert fd is not None, path
+    _unlink(fd, path)
     return fd
 
 
@@ -103,65 +112,69 @@ class ServiceSegment:
     def __init__(
         self, name: str, blocks: int, rows: int, state_dim: int, action_dim: int, value_dim: int, wire: str
     ) -> None:
-        """Raises ConfigError where a living server has the name, SegmentError where there is no room."""
+        """Raises ConfigError where a living server or another user has the name, SegmentError where there
+        is no room or no /dev/shm that this user may write to."""
         self.path = service_path(name)
+        self.fd = -1
         self._pid = os.getpid()
-        sizes = (1, blocks, 1, rows, state_dim, action_dim, value_dim, wire)
-        give_up = time.monotonic() + SWEEP_S
         self.first_version = 0
         """Of the weights to begin with: above whatever a predecessor that died answered with."""
-        while True:
-            fd, fresh = self._open()
-            if _lock(fd, self.path):
-                if not fresh:
-                    self.first_version = max(self.first_version, _next_version(fd))
-                try:
-                    segment = _allocate(fd, *sizes) if fresh else _same(fd, *sizes)
-                    if segment is not None:
-                        self.epoch = segment.open_service(_core.process_identity(self._pid))
-                        break
-                except SegmentCorrupt:
-                    pass  # a predecessor's that cannot be gone on with
-                except BaseException:
-                    if fresh:
-                        _unlink(self.path)
-                    os.close(fd)
-                    raise
-                _unlink(self.path)
-            elif time.monotonic() > give_up and inode_of(self.path) == os.fstat(fd).st_ino:
-                holder = _holder(fd)
-                os.close(fd)
-                raise ConfigError(f"service {name!r} is being served by {holder}; choose another --name")
-            else:
-                time.sleep(0.01)
-            os.close(fd)
-        self.segment = segment
-        self.fd = fd
+        sizes = (1, blocks, 1, rows, state_dim, action_dim, value_dim, wire)
+        tries = 1
+        while (obstacle := self._take(name, sizes)) is not None:
+            if tries == TRIES:
+                raise obstacle
+            tries += 1
+            time.sleep(TRY_S)
         ServiceSegment._all.add(self)
 
-    def _open(self) -> tuple[int, bool]:
-        while True:
+    def _take(self, name: str, sizes: tuple[int, int, int, int, int, int, int, str]) -> Exception | None:
+        """Try once to become the server. Returns what another process may soon be done with, raises the rest."""
+        replaced = SegmentError(f"service {name!r} cannot be served: {FOLDER}{self.path} is replaced all the time")
+        fd = _create(self.path)
+        fresh = fd is not None
+        if fd is None:
             try:
-                return posix_ipc.SharedMemory(self.path, posix_ipc.O_CREX, mode=0o600).fd, True
-            except posix_ipc.ExistentialError:
-                pass
-            except (OSError, posix_ipc.Error) as error:
-                raise SegmentError(f"shared memory {self.path} cannot be created: {error}") from None
+                fd = _open(self.path)
+            except NotOurs as error:
+                raise ConfigError(f"service {name!r} cannot be served: {error}") from None
+        if fd is None:
+            return replaced
+        try:
+            if not _lock(fd):
+                return ConfigError(f"service {name!r} is being served by {_holder(fd)}")
+            if inode_of(self.path) != os.fstat(fd).st_ino:
+                return replaced
+            if not fresh:
+                self.first_version = max(self.first_version, _next_version(fd))
             try:
-                return posix_ipc.SharedMemory(self.path).fd, False
-            except posix_ipc.ExistentialError:
-                continue  # gone in between
-            except (OSError, posix_ipc.Error) as error:
-                raise SegmentError(f"shared memory {self.path} cannot be opened: {error}") from None
+                segment = _allocate(fd, *sizes) if fresh else _same(fd, *sizes)
+                if segment is not None:
+                    self.epoch = segment.open_service(_core.process_identity(self._pid))
+                    self.segment, self.fd = segment, fd
+                    return None
+            except SegmentCorrupt:
+                pass  # a predecessor's that cannot be gone on with
+            _unlink(fd, self.path)
+            return replaced
+        except BaseException:
+            if fresh:
+                _unlink(fd, self.path)
+            raise
+        finally:
+            if self.fd != fd:
+                os.close(fd)
 
     def close(self) -> None:
         """Leave on purpose: clients are told, the name goes, then the lock."""
         if self.fd < 0 or os.getpid() != self._pid:
             return
         self.segment.close_service()
-        _unlink(self.path)
-        os.close(self.fd)
-        self.fd = -1
+        try:
+            _unlink(self.fd, self.path)
+        finally:
+            os.close(self.fd)
+            self.fd = -1
 
     def _forget(self) -> None:
         """In the child of a fork: the lock is the parent's, and must not outlive it through us."""
@@ -188,15 +201,15 @@ def service_path(name: str) -> str:
 def find_service(name: str) -> tuple[_core.Segment, int] | None:
     """The segment of a service and its inode; None where there is none.
 
-    Raises SegmentError where it may not be opened, SegmentCorrupt where it is not (yet) one.
+    Raises SegmentError where it may not be opened, is another user's, or there is no /dev/shm;
+    SegmentCorrupt where it is not (yet) a segment.
     """
-    path = service_path(name)
     try:
-        fd = posix_ipc.SharedMemory(path).fd
-    except posix_ipc.ExistentialError:
+        fd = _open(service_path(name))
+    except NotOurs as error:
+        raise SegmentError(f"service {name!r} cannot be used: {error}") from None
+    if fd is None:
         return None
-    except (OSError, posix_ipc.Error) as error:
-        raise SegmentError(f"service {name!r} cannot be opened: {error}") from None
     try:
         return _attach(fd), os.fstat(fd).st_ino
     finally:
@@ -222,40 +235,99 @@ def sweep_leftovers(keep: str = "", pattern: re.Pattern[str] = re.compile(PREFIX
         if not pattern.match(path) or path == keep:
             continue
         try:
-            fd = posix_ipc.SharedMemory(path).fd
-        except (OSError, ValueError, posix_ipc.Error):
-            continue  # gone, or another user's
+            fd = _open(path)
+        except SegmentError:
+            continue  # another user's, or no file
+        if fd is None:
+            continue  # gone
         try:
-            if _lock(fd, path):
-                _unlink(path)
-                swept.append(entry)
+            if _lock(fd):
+                with suppress(SegmentError):  # the folder may be written to no more
+                    _unlink(fd, path)
+                    swept.append(entry)
         finally:
             os.close(fd)
     return swept
 
 
-def _create(name: str) -> int:
+def _create(path: str) -> int | None:
+    """A new file of that name that this user alone may open; None where there is one already."""
     try:
-        fd: int = posix_ipc.SharedMemory(name, posix_ipc.O_CREX, mode=0o600).fd
-    except (OSError, posix_ipc.Error) as error:
-        raise SegmentError(f"shared memory {name} cannot be created: {error}") from None
+        fd: int = posix_ipc.SharedMemory(path, posix_ipc.O_CREX, mode=0o600).fd
+    except posix_ipc.ExistentialError:
+        _check_folder()
+        return None
+    except (OSError, ValueError, posix_ipc.Error) as error:
+        raise SegmentError(
+            f"shared memory {FOLDER}{path} cannot be created: {error}; services need a {FOLDER} that you may write to"
+        ) from None
+    os.fchmod(fd, 0o600)  # whatever the umask has left of it
     return fd
 
 
-def _unlink(path: str) -> None:
+def _open(path: str) -> int | None:
+    """The file of that name; None where there is none. Raises NotOurs before it touches another user's."""
+    try:
+        _check_ours(os.lstat(FOLDER + path), path)
+        fd: int = posix_ipc.SharedMemory(path).fd
+    except (FileNotFoundError, posix_ipc.ExistentialError):
+        _check_folder()
+        return None
+    except (OSError, ValueError, posix_ipc.Error) as error:
+        raise SegmentError(f"shared memory {FOLDER}{path} cannot be opened: {error}") from None
+    try:
+        _check_ours(os.fstat(fd), path)  # it may be another one by now
+    except NotOurs:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _check_folder() -> None:
+    if not os.path.isdir(FOLDER):
+        raise SegmentError(
+            f"there is no {FOLDER}, where services have their memory: have one mounted "
+            f"(mount -t tmpfs tmpfs {FOLDER}), or use a BatchedEvaluator, which needs none"
+        )
+
+
+def _check_ours(status: os.stat_result, path: str) -> None:
+    """Raises NotOurs for what another user made or may open: he could read the rows and forge the answers."""
+    if status.st_uid != os.geteuid():
+        try:
+            owner = f"{pwd.getpwuid(status.st_uid).pw_name} (uid {status.st_uid})"
+        except KeyError:
+            owner = f"uid {status.st_uid}"
+        raise NotOurs(f"{FOLDER}{path} belongs to another user, {owner}; use another service name")
+    if not stat.S_ISREG(status.st_mode):
+        raise NotOurs(f"{FOLDER}{path} is not a regular file; remove it, or use another service name")
+    mode = stat.S_IMODE(status.st_mode)
+    if mode & 0o077:
+        raise NotOurs(
+            f"{FOLDER}{path} may be opened by other users (its mode is {mode:04o}); "
+            "remove it, or use another service name"
+        )
+
+
+def _unlink(fd: int, path: str) -> None:
+    """Remove the name of our open file, if it is still this file's. Raises SegmentError where that is forbidden."""
+    if inode_of(path) != os.fstat(fd).st_ino:
+        return
     try:
         posix_ipc.unlink_shared_memory(path)
     except posix_ipc.ExistentialError:
         pass  # swept
+    except (OSError, posix_ipc.Error) as error:
+        raise SegmentError(f"shared memory {FOLDER}{path} cannot be removed: {error}") from None
 
 
-def _lock(fd: int, path: str) -> bool:
-    """Whether the file is now ours, and still the one of that name. The lock goes with the descriptor."""
+def _lock(fd: int) -> bool:
+    """Whether the file is now ours. The lock goes with the descriptor."""
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
-    return inode_of(path) == os.fstat(fd).st_ino
+    return True
 
 
 def _allocate(
@@ -313,10 +385,17 @@ def _next_version(fd: int) -> int:
 
 
 def _holder(fd: int) -> str:
+    """Who holds the lock on a service's file, and what to do about it."""
     try:
-        return f"process {_core.identity_pid(_attach(fd).service_owner)}"
+        owner = _attach(fd).service_owner
     except SegmentError:
-        return "another process"
+        owner = 0
+    if not _core.is_alive(owner):  # it has the lock, and not written yet who it is
+        return "another process; choose another name, or end that one"
+    pid = _core.identity_pid(owner)
+    if pid == os.getpid():
+        return f"process {pid}, which is this one; close() that server first, or choose another name"
+    return f"process {pid}; choose another name, or end that one"
 
 
 def _no_room(fd: int, size: int, error: OSError) -> str:

@@ -251,8 +251,8 @@ class InferenceServer:
     A request is in one slot; `slots` is how many there may be at once over all clients. A restart under
     the same name and sizes takes over the requests that a dead predecessor left.
 
-    Raises ConfigError where a living server has the name or the model returns other widths, SegmentError
-    where /dev/shm has no room.
+    Raises ConfigError where a living server or another user has the name or the model returns other
+    widths, SegmentError where /dev/shm has no room, cannot be written to or is not there.
     """
 
     def __init__(

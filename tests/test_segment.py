@@ -1,4 +1,4 @@
-"""Segments as files, and machines without /dev/shm, memfd or memory."""
+"""Segments as files: whose they are, what a start removes, and machines without /dev/shm, memfd or memory."""
 
 from __future__ import annotations
 
@@ -6,25 +6,224 @@ import os
 import secrets
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from shmzero import BatchedEvaluator, _core
+import shmzero.inference  # noqa: F401 before a child that may not read it is forked
+from shmzero import BatchedEvaluator, Client, ConfigError, InferenceServer, _core
 from shmzero.errors import SegmentError
-from shmzero.segment import create_private
-from tests.service_programs import echo
+from shmzero.segment import FOLDER, create_private
+from tests.service_programs import check, echo, rows
 from tests.services import ROOT, WIDTHS
-from tests.test_bad_input import mounted
-from tests.users import forbid_memfd
+from tests.test_bad_input import last_line, mounted
+from tests.users import ALICE, MALLORY, acting_as, forbid_memfd
 
+SIZES = (1, 32, 1, 16, *WIDTHS, "float32")
+
+
+def file_of(name: str) -> Path:
+    return Path(FOLDER) / f"shmzero-{name}"
+
+
+@pytest.fixture
+def squatted(name: str) -> Iterator[str]:
+    """A service name whose file is in the way; it is gone after the test."""
+    yield name
+    path = file_of(name)
+    path.rmdir() if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
+
+
+# --- other users --------------------------------------------------------------------------------------------
+
+
+def open_to_all(name: str) -> Iterator[object]:
+    """A service of whoever calls this, whose file everybody may open; yields its rows when it is asked again."""
+    with InferenceServer(echo, *WIDTHS, name=name, slots=32, rows_per_slot=16) as server:
+        file_of(name).chmod(0o666)
+        yield "serving"
+        while True:
+            yield server.stats()["rows"]
+
+
+def asking(name: str) -> Iterator[object]:
+    """Rows sent to a service of that name."""
+    yield "ready"
+    asked = rows(np.random.default_rng(1), 4)
+    client = Client(name)
+    yield client.evaluate_many(*asked, timeout=60.0)
+
+
+@pytest.mark.parametrize("user", [ALICE, 0])
+def test_client_sends_no_rows_to_another_users_service(squatted: str, user: int) -> None:
+    """It would read them, and answer what it likes."""
+    with acting_as(MALLORY, lambda: open_to_all(squatted)) as mallory, acting_as(user, lambda: asking(squatted)) as client:
+        assert mallory() == "serving" and client() == "ready"
+        with pytest.raises(SegmentError, match=f"belongs to another user, .*{MALLORY}.*; use another service name"):
+            client()
+        assert mallory() == 0
+
+
+def test_client_sends_no_rows_to_a_service_that_others_may_open(name: str) -> None:
+    with InferenceServer(echo, *WIDTHS, name=name) as server:
+        file_of(name).chmod(0o640)
+        with pytest.raises(SegmentError, match=r"may be opened by other users \(its mode is 0640\)"):
+            server.client()
+        file_of(name).chmod(0o600)
+
+
+def squatting(name: str) -> Iterator[object]:
+    """What a server that died would have left, of somebody else; then it shrinks."""
+    fd = os.open(file_of(name), os.O_CREAT | os.O_EXCL | os.O_RDWR)
+    os.fchmod(fd, 0o666)
+    os.truncate(fd, _core.segment_bytes(*SIZES))
+    _core.Segment.create(fd, *SIZES)
+    yield "left"
+    os.truncate(fd, 0)
+    yield "shrunk"
+
+
+def serving(name: str) -> Iterator[object]:
+    try:
+        server = InferenceServer(echo, *WIDTHS, name=name, slots=32, rows_per_slot=16)
+    except ConfigError as error:
+        yield str(error)
+    else:
+        yield "adopted"
+        yield server.stats()["rows"]
+
+
+def test_server_adopts_no_segment_of_another_user(squatted: str) -> None:
+    """He could shrink it, of which the server dies, read the rows and forge requests."""
+    with acting_as(MALLORY, lambda: squatting(squatted)) as mallory, acting_as(ALICE, lambda: serving(squatted)) as alice:
+        assert mallory() == "left"
+        said = alice()
+        assert mallory() == "shrunk"
+        if said == "adopted":
+            alice()
+        assert f"service '{squatted}' cannot be served: /dev/shm/shmzero-{squatted} belongs to another user" in str(said)
+        assert "use another service name" in str(said) and file_of(squatted).stat().st_uid == MALLORY
+
+
+def test_segment_is_its_users_alone_under_any_umask(name: str) -> None:
+    for mask in (0, 0o777):
+        before = os.umask(mask)
+        try:
+            server = InferenceServer(echo, *WIDTHS, name=name)
+        finally:
+            os.umask(before)
+        with server:
+            assert file_of(name).stat().st_mode & 0o777 == 0o600
+            assert server.client().evaluate(*(each[0] for each in rows(np.random.default_rng(1), 1)))[0].shape == (7,)
+
+
+def leaving(path: Path) -> Iterator[object]:
+    path.touch()
+    path.chmod(0o666)
+    yield "left"
+
+
+def starting() -> Iterator[object]:
+    with BatchedEvaluator(echo, *WIDTHS) as evaluator:
+        yield evaluator.evaluate_many(*rows(np.random.default_rng(1), 4))[0].shape
+
+
+@pytest.mark.parametrize("user", [ALICE, 0])
+def test_start_passes_over_another_users_leftover(user: int) -> None:
+    left = file_of(f"4194303-{secrets.token_hex(8)}")
+    try:
+        with acting_as(MALLORY, lambda: leaving(left)) as mallory, acting_as(user, starting) as started:
+            assert mallory() == "left" and started() == (4, 7)
+            assert left.exists()
+    finally:
+        left.unlink(missing_ok=True)
+
+
+ODD = {
+    "a folder": lambda path: path.mkdir(),
+    "a FIFO": lambda path: os.mkfifo(path, 0o600),
+    "a symbolic link": lambda path: path.symlink_to("/nowhere"),
+}
+
+
+@pytest.mark.parametrize("kind", ODD)
+def test_service_name_that_is_no_file_is_refused_with_one_line(squatted: str, kind: str) -> None:
+    ODD[kind](file_of(squatted))
+    with pytest.raises(ConfigError, match=f"{squatted} is not a regular file; remove it, or use another service name"):
+        InferenceServer(echo, *WIDTHS, name=squatted)
+    with pytest.raises(SegmentError, match=f"{squatted} is not a regular file"):
+        Client(squatted, connect_timeout=0.0)
+    assert os.path.lexists(file_of(squatted))
+
+
+@pytest.mark.parametrize("kind", ODD)
+def test_start_passes_over_leftovers_that_are_no_files(kind: str) -> None:
+    left = file_of(f"4194303-{secrets.token_hex(8)}")
+    strange = Path(os.fsdecode(os.fsencode(left) + b"\xff"))
+    ODD[kind](left)
+    strange.touch(0o600)
+    try:
+        create_private(1, 1, 2, 4).close()
+        assert os.path.lexists(left) and strange.exists()
+    finally:
+        strange.unlink()
+        left.rmdir() if kind == "a folder" else left.unlink()
+
+
+# --- one's own leftovers ------------------------------------------------------------------------------------
+
+
+def test_server_whose_name_was_taken_leaves_its_successors_file(name: str, rng: np.random.Generator) -> None:
+    """Somebody removed the file, and another serves under its name."""
+    first = InferenceServer(echo, *WIDTHS, name=name)
+    file_of(name).unlink()
+    with InferenceServer(echo, *WIDTHS, name=name) as second:
+        first.close()
+        asked = rows(rng, 4)
+        check(*asked, *Client(second.name, connect_timeout=0.0).evaluate_many(*asked))
+
+
+def test_service_served_twice_by_one_process_says_how_to_end_it(name: str) -> None:
+    first = InferenceServer(echo, *WIDTHS, name=name)
+    with pytest.raises(ConfigError, match=f"by process {os.getpid()}, which is this one; close\\(\\) that server first"):
+        InferenceServer(echo, *WIDTHS, name=name)
+    first.close()
+    InferenceServer(echo, *WIDTHS, name=name).close()
+
+
+# --- machines without it ------------------------------------------------------------------------------------
+
+SERVE = [sys.executable, "-m", "shmzero.serve", "--name", "mine", "--model", "tests.service_programs:make_echo",
+         "--state-dim", "40", "--action-dim", "7", "--value-dim", "3"]  # fmt: skip
 PLAY = [sys.executable, "-m", "shmzero.selfplay", "--evaluator", "hash", "--preset", "light", "--rounds", "5"]
+ASK = [sys.executable, "-c", "import shmzero; shmzero.Client('mine')"]
 BARE = 'mount -t tmpfs tmpfs /dev; : >/dev/null; cd "$1"; shift; "$@"'
+READ_ONLY = 'mount -t tmpfs -o ro tmpfs /dev/shm; cd "$1"; shift; "$@"'
+
+
+def test_service_without_dev_shm_ends_with_one_line() -> None:
+    assert "there is no /dev/shm" in last_line(mounted(BARE, ROOT, *SERVE), 1)
+    assert "SegmentError: there is no /dev/shm" in mounted(BARE, ROOT, *ASK).stderr.splitlines()[-1]
+
+
+def test_service_in_a_read_only_dev_shm_ends_with_one_line() -> None:
+    line = last_line(mounted(READ_ONLY, ROOT, *SERVE), 1)
+    assert "/dev/shm/shmzero-mine cannot be created" in line and "Read-only file system" in line
 
 
 def test_selfplay_without_dev_shm_plays(tmp_path: Path) -> None:
     done = mounted(BARE, ROOT, *PLAY, "--out", tmp_path / "run")
     assert done.returncode == 0, done.stderr
+
+
+def test_server_whose_file_is_replaced_all_the_time_ends(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody holds the name and it is another file at every look."""
+    monkeypatch.setattr("shmzero.segment.inode_of", lambda path: 1)
+    with pytest.raises(SegmentError, match="is replaced all the time"):
+        InferenceServer(echo, *WIDTHS, name=name)
+    file_of(name).unlink(missing_ok=True)
 
 
 def test_private_segment_cannot_be_shrunk() -> None:
