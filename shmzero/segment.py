@@ -3,7 +3,8 @@
 A private segment, of a run or a BatchedEvaluator, is a file in memory without a name, sealed against
 other sizes. A service keeps a name in /dev/shm, where other users may put files as well: what is opened
 there is looked at first, and only a regular file of this user that nobody else may open is used, locked
-or removed. Whoever serves holds a lock on the file, and a file that nobody holds is a dead leftover.
+or removed. Whoever serves holds a lock on the file, and a file that nobody holds is a dead leftover: where
+somebody chose its name it stays for a successor, or for `rm /dev/shm/shmzero-NAME`; others a start removes.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ from shmzero import _core
 from shmzero.errors import ConfigError, SegmentCorrupt, SegmentError
 
 PREFIX = "/shmzero-"
-PRIVATE = re.compile(PREFIX + r"[0-9]+-[0-9a-f]{16}\Z")
-"""Names of private segments."""
+UNNAMED = re.compile(PREFIX + r"(?:[0-9]+-[0-9a-f]{16}|unnamed-[0-9]+-[0-9a-f]{8})")
+"""Names that nobody chose: those of `nameless_file` and of `unnamed_service`."""
 FOLDER = "/dev/shm"
 TRIES = 50
 TRY_S = 0.01
@@ -69,7 +70,7 @@ def create_private(
     The room is really allocated: where there is too little, this raises SegmentError, and nothing dies
     of it later. What others left who were killed is removed first.
     """
-    sweep_leftovers(pattern=PRIVATE)
+    sweep_leftovers()
     try:
         fd = nameless_file("shmzero-segment")
     except OSError as error:
@@ -198,6 +199,12 @@ def service_path(name: str) -> str:
     return PREFIX + name
 
 
+def unnamed_service() -> str:
+    """A fresh name for a service that was given none. Nobody starts another server under it, so what
+    is left of one that was killed is removed by the next start."""
+    return f"unnamed-{os.getpid()}-{secrets.token_hex(4)}"
+
+
 def find_service(name: str) -> tuple[_core.Segment, int] | None:
     """The segment of a service and its inode; None where there is none.
 
@@ -224,30 +231,39 @@ def inode_of(path: str) -> int:
         return 0
 
 
-def sweep_leftovers(keep: str = "", pattern: re.Pattern[str] = re.compile(PREFIX)) -> list[str]:
-    """Unlink what dead servers and runs left behind under our prefix, all but `keep`; returns the names.
+def sweep_leftovers() -> list[str]:
+    """Unlink what killed processes of this user left that cannot have a successor; returns the names.
 
-    Of those only what matches `pattern`: a dead service's segment may be waiting for a successor.
+    A dead service that somebody named stays: its requests and its version of weights wait for the next.
     """
     swept = []
-    for entry in sorted(os.listdir(FOLDER) if os.path.isdir(FOLDER) else ()):
+    for path, fd in _dead(named=False):
+        with suppress(SegmentError):  # the folder may be written to no more
+            _unlink(fd, path)
+            swept.append(path[1:])
+    return swept
+
+
+def _dead(*, named: bool) -> Iterator[tuple[str, int]]:
+    """Files of this user under our prefix that nobody holds, each open and locked until the next is asked for."""
+    try:
+        entries = sorted(os.listdir(FOLDER))
+    except OSError:
+        return  # no folder, no leftovers
+    for entry in entries:
         path = "/" + entry
-        if not pattern.match(path) or path == keep:
+        if not path.startswith(PREFIX) or bool(UNNAMED.fullmatch(path)) == named:
             continue
         try:
             fd = _open(path)
         except SegmentError:
-            continue  # another user's, or no file
-        if fd is None:
-            continue  # gone
-        try:
-            if _lock(fd):
-                with suppress(SegmentError):  # the folder may be written to no more
-                    _unlink(fd, path)
-                    swept.append(entry)
-        finally:
-            os.close(fd)
-    return swept
+            continue
+        if fd is not None:
+            try:
+                if _lock(fd):
+                    yield path, fd
+            finally:
+                os.close(fd)
 
 
 def _create(path: str) -> int | None:
@@ -408,10 +424,12 @@ def _no_room(fd: int, size: int, error: OSError) -> str:
         free = _free_memory()
         known = "" if free is None else f"; {free / 1e6:.1f} MB are free"
         return f"memory has no room for {wanted} ({error.strerror}){known}: {less}"
+    left = [(FOLDER + path, os.fstat(other).st_size) for path, other in _dead(named=True)]
+    dead = f"; dead services left {sum(n for _, n in left) / 1e6:.1f} MB: rm {' '.join(p for p, _ in left)}"
     stats = os.statvfs(FOLDER)
     return (
         f"{FOLDER} has no room for {wanted} ({error.strerror}); {stats.f_bavail * stats.f_frsize / 1e6:.1f} MB are "
-        f"free: {less}, or a larger {FOLDER}"
+        f"free{dead if left else ''}: {less}, or a larger {FOLDER}"
     )
 
 

@@ -8,7 +8,6 @@ the blocks of clients that died. Read next: client.py (the other side), model.py
 from __future__ import annotations
 
 import os
-import secrets
 import select
 import threading
 import time
@@ -24,7 +23,14 @@ from shmzero.connection import Connection
 from shmzero.errors import ConfigError, ModelFailed, ServerGone
 from shmzero.evaluators import BatchDevice
 from shmzero.model import device_of
-from shmzero.segment import PrivateSegment, ServiceSegment, create_private, service_path, sweep_leftovers
+from shmzero.segment import (
+    PrivateSegment,
+    ServiceSegment,
+    create_private,
+    service_path,
+    sweep_leftovers,
+    unnamed_service,
+)
 
 LOOK_MS = 50
 """How often the reaper looks for clients that it has not seen."""
@@ -249,7 +255,8 @@ class InferenceServer:
     model: a torch module that maps (states f32 [B, S], masks bool [B, A]) to (policies [B, A], values
     [B, V]), of which a copy is served; or a function of numpy arrays that does; or a BatchDevice.
     A request is in one slot; `slots` is how many there may be at once over all clients. A restart under
-    the same name and sizes takes over the requests that a dead predecessor left.
+    the same name and sizes takes over the requests that a dead predecessor left. Where none will follow,
+    `rm /dev/shm/shmzero-NAME` frees its memory; what was served without a name goes with the next start.
 
     Raises ConfigError where a living server or another user has the name or the model returns other
     widths, SegmentError where /dev/shm has no room, cannot be written to or is not there.
@@ -271,11 +278,11 @@ class InferenceServer:
         timeout_ms: float = 2.0,
         spin_us: float | None = None,
     ) -> None:
-        self.name = name or f"{os.getpid()}-{secrets.token_hex(4)}"
-        path = service_path(self.name)
+        self.name = name or unnamed_service()
+        service_path(self.name)  # a name that cannot be is refused before the model is looked at
         check_sizes(slots, rows_per_slot, state_dim, action_dim, value_dim, wire)
         self.device = device_of(model, state_dim, action_dim, value_dim, wire, max_batch, device)
-        sweep_leftovers(keep=path)
+        sweep_leftovers()
         self._memory = ServiceSegment(self.name, slots, rows_per_slot, state_dim, action_dim, value_dim, wire)
         try:
             self._service = _Service(
@@ -359,7 +366,7 @@ class BatchedEvaluator(Client):
         timeout_ms: float = 2.0,
         spin_us: float | None = None,
     ) -> None:
-        self._prepare(f"{os.getpid()}-{secrets.token_hex(4)}", spin_us)
+        self._prepare(unnamed_service(), spin_us)
         check_sizes(slots, rows_per_slot, state_dim, action_dim, value_dim, wire)
         served = device_of(model, state_dim, action_dim, value_dim, wire, max_batch, device)
         self._memory = create_private(1, slots, 1, rows_per_slot, state_dim, action_dim, value_dim, wire)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,9 +16,9 @@ import pytest
 import shmzero.inference  # noqa: F401 before a child that may not read it is forked
 from shmzero import BatchedEvaluator, Client, ConfigError, InferenceServer, _core
 from shmzero.errors import SegmentError
-from shmzero.segment import FOLDER, create_private
+from shmzero.segment import FOLDER, create_private, sweep_leftovers
 from tests.service_programs import check, echo, rows
-from tests.services import ROOT, WIDTHS
+from tests.services import ROOT, WIDTHS, start_server
 from tests.test_bad_input import last_line, mounted
 from tests.users import ALICE, MALLORY, acting_as, forbid_memfd
 
@@ -175,6 +176,35 @@ def test_start_passes_over_leftovers_that_are_no_files(kind: str) -> None:
 # --- one's own leftovers ------------------------------------------------------------------------------------
 
 
+def test_start_leaves_another_dead_service_to_its_successor(name: str, rng: np.random.Generator) -> None:
+    """Its version of weights goes on, and so do its requests."""
+    server = start_server(name)
+    asked = rows(rng, 4)
+    with Client(name) as client:
+        check(*asked, *client.evaluate_many(*asked))
+        assert client.version == 0
+        server.kill()
+        server.communicate()
+        with InferenceServer(echo, *WIDTHS, name=f"{name}-other"), BatchedEvaluator(echo, *WIDTHS):
+            pass
+        with InferenceServer(echo, *WIDTHS, name=name, slots=32, rows_per_slot=16) as successor:
+            check(*asked, *client.evaluate_many(*asked))
+            assert client.version == successor.version == 1
+
+
+def test_start_removes_what_a_killed_server_without_a_name_left() -> None:
+    pid = os.fork()
+    if pid == 0:
+        try:
+            InferenceServer(echo, *WIDTHS)
+            os.kill(os.getpid(), signal.SIGKILL)
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
+    sweep_leftovers()
+    assert not [path for path in os.listdir(FOLDER) if f"-{pid}-" in path]
+
+
 def test_server_whose_name_was_taken_leaves_its_successors_file(name: str, rng: np.random.Generator) -> None:
     """Somebody removed the file, and another serves under its name."""
     first = InferenceServer(echo, *WIDTHS, name=name)
@@ -211,6 +241,12 @@ def test_service_without_dev_shm_ends_with_one_line() -> None:
 def test_service_in_a_read_only_dev_shm_ends_with_one_line() -> None:
     line = last_line(mounted(READ_ONLY, ROOT, *SERVE), 1)
     assert "/dev/shm/shmzero-mine cannot be created" in line and "Read-only file system" in line
+
+
+def test_service_in_a_full_dev_shm_says_what_dead_ones_hold() -> None:
+    full = 'mount -t tmpfs -o size=4m tmpfs /dev/shm; umask 077; head -c 2M /dev/zero >/dev/shm/shmzero-old; cd "$1"; shift; "$@"'
+    line = last_line(mounted(full, ROOT, *SERVE), 1)
+    assert "/dev/shm has no room for 3.7 MB" in line and "dead services left 2.1 MB: rm /dev/shm/shmzero-old: " in line
 
 
 def test_selfplay_without_dev_shm_plays(tmp_path: Path) -> None:

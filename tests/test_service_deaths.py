@@ -136,7 +136,7 @@ def test_dead_clients_blocks_are_freed(name: str) -> None:
 
 
 def test_sweep_removes_dead_leftovers_and_nothing_that_lives(name: str) -> None:
-    dead = f"/shmzero-test-{secrets.token_hex(6)}"
+    dead = f"/shmzero-unnamed-4194303-{secrets.token_hex(4)}"
     foreign = f"/other-{secrets.token_hex(6)}"
     for path in (dead, foreign):
         os.close(posix_ipc.SharedMemory(path, posix_ipc.O_CREX, mode=0o600, size=4096).fd)
