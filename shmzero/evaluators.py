@@ -158,7 +158,8 @@ class NetEvaluator:
         import torch
 
         with torch.inference_mode():
-            policies, values = self.net.policy_value(torch.as_tensor(states), torch.as_tensor(masks))
+            rows = torch.as_tensor(states, dtype=torch.float32, device="cpu")
+            policies, values = self.net.policy_value(rows, torch.as_tensor(masks, dtype=torch.bool, device="cpu"))
         return policies.numpy(), values.numpy()
 
 

@@ -26,7 +26,7 @@ from torch.nn import functional as F
 from shmzero import _core
 from shmzero.config import NETS, NetConfig
 from shmzero.errors import ConfigError, ModelFailed
-from shmzero.net import BlobNet, Block, masked_softmax, open_tensors, write_tensors
+from shmzero.net import FLOATS, BlobNet, Block, masked_softmax, open_tensors, write_tensors
 from shmzero.net_device import bf16_is_faster
 from shmzero.train_config import TrainConfig
 
@@ -67,7 +67,7 @@ class ReplayBuffer:
             "tricks": ((capacity,), torch.uint8),
             "versions": ((capacity,), torch.int32),
         }
-        self.tensors = {name: torch.zeros(shape, dtype=dtype) for name, (shape, dtype) in shapes.items()}
+        self.tensors = {name: torch.zeros(shape, dtype=dtype, device="cpu") for name, (shape, dtype) in shapes.items()}
         unsigned = {torch.int64: "uint64", torch.int32: "uint32"}
         self._arrays = {
             name: t.numpy().view(unsigned[t.dtype]) if t.dtype in unsigned else t.numpy()
@@ -100,11 +100,11 @@ class ReplayBuffer:
         With `redeals` also, for each row in which seats have yet to bid, so many deals as likely as the true one:
         `redealt_rows` [K] int64, rows of the batch, and `redealt_hands` [K, 8 x 52] uint8.
         """
-        places = torch.randint(len(self), (rows,), generator=generator)
+        places = torch.randint(len(self), (rows,), generator=generator, dtype=torch.int64, device="cpu")
         batch = {name: self.tensors[name].index_select(0, places) for name in names or self.tensors}
         if redeals:
             silent = self.tensors["silent"].index_select(0, places)
-            seed = int(torch.randint(2**62, (1,), generator=generator))
+            seed = int(torch.randint(2**62, (1,), generator=generator, dtype=torch.int64, device="cpu"))
             dealt = _core.redeal(batch["hands"].numpy(), silent.numpy(), redeals, seed)
             batch["redealt_rows"], batch["redealt_hands"] = map(torch.from_numpy, dealt)
         if device != "cpu":
@@ -114,7 +114,7 @@ class ReplayBuffer:
 
 def bits(words: Tensor) -> Tensor:
     """bool [..., 52] out of int64 words [...]."""
-    places = torch.arange(_core.NUM_ACTIONS, device=words.device)
+    places = torch.arange(_core.NUM_ACTIONS, dtype=torch.int64, device=words.device)
     return ((words[..., None] >> places) & 1).bool()
 
 
@@ -126,7 +126,7 @@ def action_weights(batch: dict[str, Tensor], random_moves: float, cap: float) ->
     has become wrong stays.
     """
     chosen = batch["policies"].gather(1, batch["actions"].long()[:, None])[:, 0].float()
-    probability = (1 - random_moves) * chosen + random_moves / bits(batch["masks"]).sum(dim=1)
+    probability = (1 - random_moves) * chosen + random_moves / bits(batch["masks"]).sum(dim=1).float()
     weights = (1 / probability).clamp(max=cap)
     return weights / weights.mean()
 
@@ -146,7 +146,8 @@ def push(
     """
     worth = -left - entropy_weight * log_policies
     advantages = (worth - (policies * worth).sum(dim=1, keepdim=True)) * masks
-    return torch.lerp(policies, masks / masks.sum(dim=1, keepdim=True), share) * advantages
+    uniform = masks.float() / masks.sum(dim=1, keepdim=True)
+    return torch.lerp(policies, uniform, share) * advantages
 
 
 class Critic(nn.Module):
@@ -161,15 +162,15 @@ class Critic(nn.Module):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             columns = _core.NUM_FEATURES + num_hands * _core.NUM_CARDS
-            self.read = nn.Linear(columns, config.width)
+            self.read = nn.Linear(columns, config.width, **FLOATS)
             self.blocks = nn.Sequential(*(Block(config.width, config.hidden) for _ in range(config.blocks)))
-            self.bids = nn.Linear(config.width, _core.NUM_ACTIONS)
-            self.cards = nn.Linear(config.width, _core.NUM_ACTIONS)
+            self.bids = nn.Linear(config.width, _core.NUM_ACTIONS, **FLOATS)
+            self.cards = nn.Linear(config.width, _core.NUM_ACTIONS, **FLOATS)
             with torch.no_grad():
                 for head in (self.bids, self.cards):
                     head.weight.mul_(0.3)
                     head.bias.zero_()
-        self.register_buffer("input_scale", torch.ones(_core.NUM_FEATURES))
+        self.register_buffer("input_scale", torch.ones(_core.NUM_FEATURES, **FLOATS))
 
     def forward(self, features: Tensor, hands: Tensor) -> Tensor:
         """Q [B, 52] of the mover's features [B, 256] and the hands [B, H x 52] that it does not see: the undealt cards
@@ -289,7 +290,7 @@ class Learner:
         if config.tricks_weight > 0:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed + 2)
-                self.tricks = nn.Linear(net.width, MOST_TRICKS + 1).to(device)
+                self.tricks = nn.Linear(net.width, MOST_TRICKS + 1, **FLOATS).to(device)
         # A search chooses by other probabilities than those of its target.
         self._weighs_actions = config.importance_cap > 1 and not config.searches()
         own = ["hands", "actions"] if self.critic else ["policies"]
@@ -299,7 +300,7 @@ class Learner:
         """Arrays of the buffer that `step` reads."""
         self.steps = 0
         self.scaled = False
-        self.generator = torch.Generator().manual_seed(seed)
+        self.generator = torch.Generator(device="cpu").manual_seed(seed)
         # The losses and the softmax stay in float32.
         fast = device != "cpu" or bf16_is_faster()
         autocast = ("bf16" if fast else "off") if config.autocast == "auto" else config.autocast
@@ -317,7 +318,7 @@ class Learner:
         """Fix the input scale, 1 / standard deviation of each feature, from the first rows."""
         rows = buffer.tensors["features"][: len(buffer)].float()
         deviation = rows.std(dim=0)
-        scale = torch.where(deviation > 0.02, 1.0 / deviation.clamp(min=0.02), torch.ones(())).clamp(max=8.0)
+        scale = torch.where(deviation > 0.02, 1.0 / deviation.clamp(min=0.02), torch.ones((), **FLOATS)).clamp(max=8.0)
         for module in (self.net, self.ema, self.critic):
             if module is not None:
                 module.input_scale.copy_(scale)
@@ -342,7 +343,7 @@ class Learner:
     def critic_step(self, batch: dict[str, Tensor], schedule: Schedule) -> Valued:
         """Value every action of a batch's rows, then learn from what came of those taken."""
         if self.critic_optimiser is None:
-            return Valued(batch, None, torch.zeros((), device=self.device))
+            return Valued(batch, None, torch.zeros((), dtype=torch.float32, device=self.device))
         q = self.critic_values(batch)
         averaged = self._over_deals(q.detach(), batch)
         taken = q.gather(1, batch["actions"].long()[:, None])[:, 0]
@@ -368,7 +369,7 @@ class Learner:
         features = batch["features"][F.pad(rows, (0, padding))]
         hands = F.pad(batch["redealt_hands"], (0, 0, 0, padding))
         more = self.critic_values({"features": features, "hands": hands})[:number]
-        deals = torch.ones(len(q), 1, device=q.device).index_add_(0, rows, torch.ones(number, 1, device=q.device))
+        deals = q.new_ones(len(q), 1).index_add_(0, rows, q.new_ones(number, 1))
         return q.index_add(0, rows, more) / deals
 
     def policy_step(self, valued: Valued, schedule: Schedule) -> Tensor | None:
@@ -399,7 +400,7 @@ class Learner:
             aim = (policy_loss - schedule.entropy_weight * entropy).detach()
             loss = aim - (moved - moved.detach()) + config.value_weight * value_loss
         else:
-            spread = torch.zeros((), device=self.device)
+            spread = torch.zeros((), dtype=torch.float32, device=self.device)
             policy_loss = -(batch["policies"].float() * log_policies).sum(dim=1).mean()
             loss = policy_loss + config.value_weight * value_loss
         if said is not None:

@@ -25,6 +25,8 @@ from shmzero.errors import ConfigError
 from shmzero.files import write_whole
 
 FORMAT = "shmzero-net-1"
+FLOATS: dict[str, Any] = {"dtype": torch.float32, "device": "cpu"}
+"""What parameters are made of, whatever defaults of torch another library has set."""
 
 
 class Block(nn.Module):
@@ -32,11 +34,11 @@ class Block(nn.Module):
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
-        self.mix = nn.Linear(width, width)
-        self.norm1 = nn.LayerNorm(width)
-        self.up = nn.Linear(width, hidden)
-        self.down = nn.Linear(hidden, width)
-        self.norm2 = nn.LayerNorm(width)
+        self.mix = nn.Linear(width, width, **FLOATS)
+        self.norm1 = nn.LayerNorm(width, **FLOATS)
+        self.up = nn.Linear(width, hidden, **FLOATS)
+        self.down = nn.Linear(hidden, width, **FLOATS)
+        self.norm2 = nn.LayerNorm(width, **FLOATS)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.norm1(x + self.mix(x))
@@ -60,19 +62,19 @@ class BlobNet(nn.Module):
         c = self.config
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.inputs = nn.ModuleList(nn.Linear(_core.NUM_FEATURES, c.width) for _ in range(c.trunks))
+            self.inputs = nn.ModuleList(nn.Linear(_core.NUM_FEATURES, c.width, **FLOATS) for _ in range(c.trunks))
             self.trunks = nn.ModuleList(
                 nn.ModuleList(Block(c.width, c.hidden) for _ in range(c.blocks))
                 for _ in range(c.trunks)
             )
-            self.bids = nn.Linear(c.width, _core.NUM_ACTIONS)
-            self.cards = nn.Linear(c.width, _core.NUM_ACTIONS)
-            self.value = nn.Linear(c.width, 1)
+            self.bids = nn.Linear(c.width, _core.NUM_ACTIONS, **FLOATS)
+            self.cards = nn.Linear(c.width, _core.NUM_ACTIONS, **FLOATS)
+            self.value = nn.Linear(c.width, 1, **FLOATS)
             with torch.no_grad():  # a fresh policy close to uniform, a fresh value close to 0
                 for head in (self.bids, self.cards, self.value):
                     head.weight.mul_(0.3)
                     head.bias.zero_()
-        self.register_buffer("input_scale", torch.ones(_core.NUM_FEATURES))
+        self.register_buffer("input_scale", torch.ones(_core.NUM_FEATURES, **FLOATS))
 
     def forward(self, states: Tensor) -> tuple[Tensor, Tensor]:
         """(logits [B, 52], values [B, 1]) of states [B, 256] float32."""

@@ -82,7 +82,7 @@ def bf16_is_faster() -> bool:
     """
     if not cpu_has_bf16():
         return False
-    x, weight = torch.ones(256, 256), torch.ones(1024, 256)
+    x, weight = (torch.ones(rows, 256, dtype=torch.float32, device="cpu") for rows in (256, 1024))
     operands = [(x.to(dtype), weight.to(dtype)) for dtype in (torch.float32, torch.bfloat16)]
     shortest = [math.inf, math.inf]
     for _ in range(8):
@@ -549,7 +549,7 @@ class _CudaStage:
             ((max_batch, _core.NUM_ACTIONS), torch.float32),
             ((max_batch, 1), torch.float32),
         ]
-        host = [torch.zeros(shape, dtype=dtype).pin_memory() for shape, dtype in shapes]
+        host = [torch.zeros(shape, dtype=dtype, device="cpu").pin_memory() for shape, dtype in shapes]
         self.host_features, self.host_masks, self.host_policies, self.host_values = host
         self.features, self.masks, self.policies, self.values = (
             torch.zeros(shape, dtype=dtype, device=device) for shape, dtype in shapes
