@@ -16,8 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors
-import safetensors.torch
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -26,9 +24,10 @@ from torch.nn import functional as F
 from shmzero import _core
 from shmzero.config import NETS, NetConfig
 from shmzero.errors import ConfigError, ModelFailed
-from shmzero.net import FLOATS, BlobNet, Block, masked_softmax, open_tensors, write_tensors
+from shmzero.net import FLOATS, BlobNet, Block, masked_softmax, write_tensors
 from shmzero.net_device import bf16_is_faster
 from shmzero.train_config import TrainConfig
+from shmzero.weights_file import opened, read_tensors
 
 FORMAT = "shmzero-learner-2"
 METRICS = (
@@ -440,11 +439,8 @@ def save_state(learner: Learner, path: Path, facts: dict[str, Any]) -> None:
 
 def read_facts(path: Path) -> dict[str, Any]:
     """The facts of a saved state. Raises ConfigError where the file is none."""
-    try:
-        with open_tensors(path) as file:
-            metadata = file.metadata() or {}
-    except (OSError, safetensors.SafetensorError, ValueError) as error:
-        raise ConfigError(f"learner state {path} cannot be read: {error}") from None
+    with opened(path, "learner state") as file:
+        metadata = file.metadata() or {}
     if metadata.get("format") != FORMAT or metadata.get("features") != str(_core.FEATURE_VERSION):
         raise ConfigError(
             f"learner state {path} has format {metadata.get('format')!r}, features "
@@ -457,8 +453,7 @@ def read_facts(path: Path) -> dict[str, Any]:
 def load_state(learner: Learner, path: Path) -> dict[str, Any]:
     """Put a learner where it was saved; returns the caller's facts. Raises ConfigError."""
     facts = read_facts(path)
-    with open_tensors(path) as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    tensors, _ = read_tensors(path, "learner state")
 
     def part(prefix: str) -> dict[str, Tensor]:
         return {name[len(prefix) :]: t for name, t in tensors.items() if name.startswith(prefix)}

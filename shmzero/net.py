@@ -7,13 +7,11 @@ and the format. Nothing in it is executed or unpickled.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
@@ -23,6 +21,7 @@ from shmzero import _core
 from shmzero.config import NetConfig
 from shmzero.errors import ConfigError
 from shmzero.files import write_whole
+from shmzero.weights_file import in_names_of, opened, read_tensors
 
 FORMAT = "shmzero-net-1"
 FLOATS: dict[str, Any] = {"dtype": torch.float32, "device": "cpu"}
@@ -138,16 +137,9 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str,
     write_whole(path, safetensors.torch.save(on_cpu, metadata))
 
 
-@contextmanager
-def open_tensors(path: Path | str) -> Iterator[Any]:
-    """A safetensors.safe_open of a file, whose name need not be UTF-8. Raises OSError, SafetensorError."""
-    with open(path, "rb") as file, safetensors.safe_open(f"/proc/self/fd/{file.fileno()}", framework="pt") as found:
-        yield found
-
-
 def check_searchable(path: Path | str) -> None:
     """Raises ConfigError for a checkpoint whose values a search, which ends in points, cannot use."""
-    with open_tensors(path) as file:
+    with opened(path, "checkpoint") as file:
         utility = (file.metadata() or {}).get("utility", "points")
     if utility != "points":
         raise ConfigError(
@@ -158,14 +150,7 @@ def check_searchable(path: Path | str) -> None:
 
 def load_checkpoint(path: Path | str) -> BlobNet:
     """The network of a checkpoint. Raises ConfigError for anything that is not exactly one."""
-    try:
-        with open_tensors(path) as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except OSError as error:
-        raise ConfigError(f"checkpoint {path} cannot be read: {error.strerror or error}") from None
-    except (safetensors.SafetensorError, ValueError) as error:
-        raise ConfigError(f"checkpoint {path} cannot be read: {error}") from None
+    tensors, metadata = read_tensors(path, "checkpoint")
     if metadata.get("format") != FORMAT:
         raise ConfigError(f"checkpoint {path} has format {metadata.get('format')!r}; allowed: {FORMAT}")
     if metadata.get("features") != str(_core.FEATURE_VERSION):
@@ -175,7 +160,7 @@ def load_checkpoint(path: Path | str) -> BlobNet:
         )
     try:
         net = BlobNet(NetConfig(**json.loads(metadata.get("net", ""))))
-        net.load_state_dict(tensors)
+        net.load_state_dict(in_names_of(net.state_dict(), tensors))
     except (TypeError, ValueError, RuntimeError) as error:
         why = " ".join(str(error).split())[:300]
         raise ConfigError(f"checkpoint {path} does not fit its own description: {why}") from None
