@@ -17,15 +17,9 @@ def slot_arrays(
 ) -> tuple[NDArray[Any], NDArray[np.bool_], Any]:
     """Rows as the slot takes them, and the tensor that the answers shall be like (None: numpy)."""
     states, like = _untorched(states)
-    masks, _ = _untorched(masks)
     with np.errstate(over="ignore"):  # beyond float16: infinite, and refused as such
         rows = np.ascontiguousarray(states, segment.wire)
-    bools = np.asarray(masks)
-    if bools.dtype != np.bool_:
-        if bools.dtype.kind not in "iu" and bools.size:
-            raise ValueError(f"masks has dtype {bools.dtype}; allowed: bool, or integers 0 and 1")
-        bools = bools != 0
-    bools = np.ascontiguousarray(bools)
+    bools = mask_bools(masks)
     if ndim == 2 and len(rows) == 0 == len(bools):
         rows, bools = np.empty((0, segment.state_dim)), np.empty((0, segment.action_dim), np.bool_)
     if rows.ndim != ndim or rows.shape[-1] != segment.state_dim:
@@ -36,6 +30,24 @@ def slot_arrays(
             f"masks has shape {list(bools.shape)}; these states need {[*rows.shape[:-1], segment.action_dim]}"
         )
     return rows, bools, like
+
+
+def mask_bools(masks: Any) -> NDArray[np.bool_]:
+    """Masks as contiguous bools, out of bools or of 0 and 1 in whatever type, numpy or torch.
+
+    Raises ValueError for anything else.
+    """
+    given = np.asarray(_untorched(masks)[0])
+    if given.dtype == np.bool_ or given.size == 0:
+        return np.ascontiguousarray(given, np.bool_)
+    if given.dtype.kind not in "iuf":
+        raise ValueError(f"masks has dtype {given.dtype}; allowed: bools, or numbers that are 0 or 1")
+    bools = given == 1
+    wrong = ~(bools | (given == 0))
+    if wrong.any():
+        place = np.unravel_index(int(wrong.argmax()), wrong.shape)
+        raise ValueError(f"masks holds {given[place]:g} at {[int(at) for at in place]}; allowed: bools, 0 and 1")
+    return np.ascontiguousarray(bools)
 
 
 def _untorched(given: Any) -> tuple[Any, Any]:

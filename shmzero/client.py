@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shmzero import _core
-from shmzero.arrays import as_torch, slot_arrays
+from shmzero.arrays import as_torch, mask_bools, slot_arrays
 from shmzero.config import cores
 from shmzero.connection import MOST_PORTS, Connection, give_up
 from shmzero.errors import ModelFailed, SegmentCorrupt, ServerGone
@@ -98,7 +98,10 @@ class Client:
     # --- calls ----------------------------------------------------------------------------------------
 
     def evaluate(self, state: Any, mask: Any, timeout: float = 30.0) -> tuple[Any, Any]:
-        """(policy [A], value [V]) of one state [S] and its mask bool [A], in the input's kind."""
+        """(policy [A], value [V]) of one state [S] and its mask [A], in the state's kind.
+
+        Masks here and below: bools, or 0 and 1 as any numbers; anything else is a ValueError.
+        """
         deadline = time.monotonic() + timeout
         connection = self._connection or self._connect(None, deadline)
         rows, bools, like = slot_arrays(state, mask, connection.segment, 1)
@@ -106,7 +109,7 @@ class Client:
         return (policy, value) if like is None else (as_torch(policy, like), as_torch(value, like))
 
     def evaluate_many(self, states: Any, masks: Any, timeout: float = 30.0) -> tuple[Any, Any]:
-        """(policies [n, A], values [n, V]) of states [n, S] and masks bool [n, A].
+        """(policies [n, A], values [n, V]) of states [n, S] and masks [n, A].
 
         Stacked arrays or sequences of rows, numpy or torch; the answer is of the input's kind and order.
         """
@@ -494,9 +497,9 @@ class SlotRequest(AbstractContextManager["SlotRequest"]):
         self.policies, self.values = policies[: self._rows], values[: self._rows]
 
     @staticmethod
-    def pack_masks(masks: NDArray[np.bool_]) -> NDArray[np.uint64]:
-        """uint64 [n, ceil(A / 64)] out of bool [n, A]."""
-        return _core.pack_masks(np.ascontiguousarray(masks, np.bool_))
+    def pack_masks(masks: Any) -> NDArray[np.uint64]:
+        """uint64 [n, ceil(A / 64)] out of masks [n, A], bools or 0 and 1."""
+        return _core.pack_masks(mask_bools(masks))
 
     def run(self, timeout: float = 30.0) -> None:
         """Send the rows and wait until policies and values are there.

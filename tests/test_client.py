@@ -88,6 +88,27 @@ def test_service_of_a_custom_module_equals_calling_it_in_three_processes(name: s
         assert np.abs(np.load(file) - direct[0]).max() < 1e-6
 
 
+@pytest.mark.parametrize("kind", ["bool", "uint8", "int64", "float16", "float32", "float64"])
+def test_masks_of_zeros_and_ones_are_taken_in_any_type(client: Client, rng: np.random.Generator, kind: str) -> None:
+    torch = pytest.importorskip("torch")
+    states, masks = rows(rng, 5)
+    given = masks.astype(kind)
+    check(states, masks, *client.evaluate_many(states, given))
+    check(states, masks, *client.evaluate_many(states, given.tolist()))
+    tensor = torch.from_numpy(masks).to(getattr(torch, kind))
+    policies, values = client.evaluate_many(torch.from_numpy(states), tensor)
+    check(states, masks, policies.numpy(), values.numpy())
+    check(states[:1], np.ones_like(masks[:1]), *client.evaluate_many(states[:1], torch.ones(1, ACTION_DIM)))
+    policy, value = client.evaluate(states[0], list(tensor[0]))
+    check(states[:1], masks[:1], policy[None], value[None])
+    with client.request(5) as r:
+        r.states[:], r.masks[:] = states, r.pack_masks(tensor)
+        r.run()
+        check(states, masks, r.policies, r.values)
+        with pytest.raises(ValueError, match="masks holds 0.5"):
+            r.pack_masks(np.full((5, ACTION_DIM), 0.5))
+
+
 @pytest.mark.parametrize("num_actions", [1, 8, 63, 64, 65, 200])
 def test_masks_of_any_width_arrive(num_actions: int, rng: np.random.Generator) -> None:
     masks = rng.random((9, num_actions)) < 0.5
@@ -187,7 +208,12 @@ def test_client_after_a_fork_attaches_anew(server: InferenceServer, client: Clie
         (np.zeros((2, 41)), np.ones((2, 7), bool), r"shape \[2, 41\]; the service takes \[n, 40\]"),
         (np.zeros(40), np.ones(7, bool), r"shape \[40\]; the service takes"),
         (np.zeros((2, 40)), np.ones((3, 7), bool), r"masks has shape \[3, 7\]; these states need \[2, 7\]"),
-        (np.zeros((2, 40)), np.ones((2, 7)), "masks has dtype float64"),
+        (np.zeros((2, 40)), np.full((2, 7), 0.5), r"masks holds 0.5 at \[0, 0\]; allowed: bools, 0 and 1"),
+        (np.zeros((2, 40)), np.eye(7)[:2] * 2, r"masks holds 2 at \[0, 0\]"),
+        (np.zeros((2, 40)), np.eye(7, dtype=int)[:2] - 1, r"masks holds -1 at \[0, 1\]"),
+        (np.zeros((2, 40)), np.where(np.eye(7)[:2], np.nan, 1), r"masks holds nan at \[0, 0\]"),
+        (np.zeros((2, 40)), [["yes"] * 7] * 2, "masks has dtype <U3; allowed: bools, or numbers that are 0 or 1"),
+        (np.zeros((2, 40)), np.ones((2, 7), complex), "masks has dtype complex128"),
         (np.where(np.arange(80).reshape(2, 40) == 53, np.nan, 0), np.ones((2, 7), bool), "state 13 of row 1 is NaN"),
         ([[0.0] * 40, [0.0] * 39], np.ones((2, 7), bool), "inhomogeneous"),
     ],
