@@ -273,8 +273,10 @@ class Client:
 class _Piece:
     """Rows of one slot on their way, with what it takes to send them again."""
 
-    def __init__(self, client: Client, states: NDArray[Any], masks: NDArray[np.bool_]) -> None:
+    def __init__(self, client: Client, states: NDArray[Any], masks: NDArray[np.bool_], first_row: int = 0) -> None:
+        """`first_row`: where its rows begin in the call that they are of."""
         self.client = client
+        self.first_row = first_row
         self.states = states
         self.masks = masks
         self.connection: Connection | None = None
@@ -327,7 +329,8 @@ class _Piece:
         try:
             self._answer = port.take(self.num_rows, self.states.ndim == 1)
         except ModelFailed as error:
-            self._error = error
+            of_call = f" (it begins at row {self.first_row} of the call)" if self.first_row else ""
+            self._error = ModelFailed(f"{error}{of_call}")
         except BaseException:
             give_up(connection, port)
             raise
@@ -362,7 +365,7 @@ class PendingRequest:
         self._pid = os.getpid()
         most = connection.segment.rows_per_slot
         self._waiting = deque(
-            _Piece(client, states[at : at + most], masks[at : at + most]) for at in range(0, len(states), most)
+            _Piece(client, states[at : at + most], masks[at : at + most], at) for at in range(0, len(states), most)
         )
         self._sent: deque[_Piece] = deque()
         self._answers: list[Answer] = []

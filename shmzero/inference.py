@@ -73,7 +73,7 @@ class ServeControl(Protocol):
     def send(self, **event: Any) -> None: ...
 
     def failed(self, error: ModelFailed) -> None:
-        """A batch failed. Raises where the loop shall end, with the batch's slots taken and unanswered."""
+        """A batch, or a request of it, failed. Raises where the loop shall end, with its slots unanswered."""
 
 
 def serve(
@@ -83,11 +83,13 @@ def serve(
     version: int,
     timeout_ms: float,
     spin_us: float = 0.0,
+    check_finite: bool = False,
 ) -> None:
     """Serve until told to stop, or until the other end of `control` is gone; batches at hand are finished.
 
     Up to `device.num_stages` batches are in flight; they finish in the order they were launched. Of a
     batch of several requests that failed each runs once more alone: only those fail that the model refuses.
+    With `check_finite` a request whose answer holds NaN or infinity fails; the engine's workers look themselves.
     """
     in_flight: deque[tuple[int, int]] = deque()  # stage, batch
     refused: deque[tuple[int, ModelFailed]] = deque()  # batches that failed as a whole
@@ -105,7 +107,8 @@ def serve(
         stage, batch = in_flight.popleft()
         device.wait(stage)
         staging = device.staging(stage)
-        port.scatter(batch, staging.policies, staging.values, version)
+        if told := port.scatter(batch, staging.policies, staging.values, version, check_finite):
+            control.failed(ModelFailed(told))
 
     def refuse(batch: int, error: ModelFailed) -> None:
         control.failed(error)

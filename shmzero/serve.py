@@ -50,6 +50,8 @@ class ServeConfig:
     model: str | None = None
     """module:factory; factory() returns a torch module, or a numpy function, that maps (states, masks) to
     (policies, values)."""
+    check_finite: bool = True
+    """Fail a request whose answer holds NaN or infinity; otherwise such answers are handed out."""
     net: NetName = "plan"
     """Sizes of Blob's own network where it is fresh."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
@@ -151,7 +153,7 @@ def make_server(config: ServeConfig, device: Any) -> InferenceServer:
     return InferenceServer(
         device, *widths, device=config.device, name=config.name, wire=config.wire_type(), max_batch=config.max_batch,
         slots=config.slots, rows_per_slot=config.rows_per_slot, timeout_ms=config.timeout_ms,
-        spin_us=config.spin_us,
+        spin_us=config.spin_us, check_finite=config.check_finite,
     )  # fmt: skip
 
 

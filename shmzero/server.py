@@ -156,7 +156,7 @@ class _Service:
 
     def __init__(
         self, segment: _core.Segment, epoch: int, device: BatchDevice, version: int, timeout_ms: float,
-        spin_us: float,
+        spin_us: float, check_finite: bool,
     ) -> None:  # fmt: skip
         from shmzero.inference import serve  # here, as `python -m shmzero.inference` imports the package first
 
@@ -170,7 +170,7 @@ class _Service:
         self._threads = [
             threading.Thread(
                 target=self._run,
-                args=(serve, port, device, self.control, version, timeout_ms, spin_us),
+                args=(serve, port, device, self.control, version, timeout_ms, spin_us, check_finite),
                 name="shmzero-serve",
                 daemon=True,
             ),
@@ -254,6 +254,8 @@ class InferenceServer:
 
     model: a torch module that maps (states f32 [B, S], masks bool [B, A]) to (policies [B, A], values
     [B, V]), of which a copy is served; or a function of numpy arrays that does; or a BatchDevice.
+    check_finite: a request whose answer holds NaN or infinity raises ModelFailed; False hands such answers
+    out. The policy of a row without a legal action, which asks for its value alone, is zeros then.
     A request is in one slot; `slots` is how many there may be at once over all clients. A restart under
     the same name and sizes takes over the requests that a dead predecessor left. Where none will follow,
     `rm /dev/shm/shmzero-NAME` frees its memory; what was served without a name goes with the next start.
@@ -277,6 +279,7 @@ class InferenceServer:
         rows_per_slot: int = 128,
         timeout_ms: float = 2.0,
         spin_us: float | None = None,
+        check_finite: bool = True,
     ) -> None:
         self.name = name or unnamed_service()
         service_path(self.name)  # a name that cannot be is refused before the model is looked at
@@ -292,6 +295,7 @@ class InferenceServer:
                 self._memory.first_version,
                 timeout_ms,
                 _spin(spin_us),
+                check_finite,
             )
         except BaseException:
             self._memory.close()
@@ -365,6 +369,7 @@ class BatchedEvaluator(Client):
         rows_per_slot: int = 256,
         timeout_ms: float = 2.0,
         spin_us: float | None = None,
+        check_finite: bool = True,
     ) -> None:
         self._prepare(unnamed_service(), spin_us)
         check_sizes(slots, rows_per_slot, state_dim, action_dim, value_dim, wire)
@@ -372,7 +377,7 @@ class BatchedEvaluator(Client):
         self._memory = create_private(1, slots, 1, rows_per_slot, state_dim, action_dim, value_dim, wire)
         segment = self._memory.segment
         epoch = segment.open_service(_core.process_identity(os.getpid()))
-        self._service = _Service(segment, epoch, served, 0, timeout_ms, _spin(spin_us))
+        self._service = _Service(segment, epoch, served, 0, timeout_ms, _spin(spin_us), check_finite)
         self._end = weakref.finalize(self, _end, self._service, self._memory)
         self._connect(None, time.monotonic())
 

@@ -185,14 +185,14 @@ class PyServerPort {
     return py::make_tuple(gathered.batch, gathered.rows);
   }
 
-  void scatter(std::uint64_t batch, const py::array_t<float, py::array::c_style>& policies,
-               const py::array_t<float, py::array::c_style>& values, std::uint32_t version) {
-    translated([&] {
+  std::string scatter(std::uint64_t batch, const py::array_t<float, py::array::c_style>& policies,
+                      const py::array_t<float, py::array::c_style>& values, std::uint32_t version,
+                      bool check_finite) {
+    return translated([&] {
       const float* policy = policies.data();
       const float* value = values.data();
       const py::gil_scoped_release release;
-      port_.scatter(batch, policy, value, version);
-      return 0;
+      return port_.scatter(batch, policy, value, version, check_finite);
     });
   }
 
@@ -570,7 +570,7 @@ void bind_shm(py::module_& m) {
            py::arg("masks").noconvert(), py::arg("limit_rows"), py::arg("timeout_ms") = 2.0,
            py::arg("other_in_flight") = false, py::arg("wait_ms") = 100.0, py::arg("spin_us") = 0.0)
       .def("scatter", &PyServerPort::scatter, py::arg("batch"), py::arg("policies").noconvert(),
-           py::arg("values").noconvert(), py::arg("version"))
+           py::arg("values").noconvert(), py::arg("version"), py::arg("check_finite") = false)
       .def("fail", &PyServerPort::fail, py::arg("batch"), py::arg("message"), py::arg("version"))
       .def("split", &PyServerPort::split, py::arg("batch"))
       .def("refill", &PyServerPort::refill, py::arg("batch"), py::arg("states").noconvert(),

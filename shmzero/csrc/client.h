@@ -39,26 +39,6 @@ inline void unpack_mask(const std::uint64_t* words, std::uint32_t num_actions,
   for (std::uint32_t a = 0; a < num_actions; ++a) bools[a] = words[a / 64] >> a % 64 & 1;
 }
 
-/// Place of the first element that is NaN or infinite, `count` where there is none.
-inline std::size_t first_not_finite(const std::byte* elements, std::size_t count, Wire wire) {
-  const auto look = [&](auto exponent) {
-    using Bits = decltype(exponent);
-    const auto bits_at = [&](std::size_t i) {
-      Bits bits;
-      std::memcpy(&bits, elements + i * sizeof bits, sizeof bits);
-      return bits;
-    };
-    Bits any = 0;  // first without leaving the loop, which the compiler can vectorise
-    for (std::size_t i = 0; i < count; ++i)
-      any |= static_cast<Bits>((bits_at(i) & exponent) == exponent);
-    if (any == 0) return count;
-    std::size_t i = 0;
-    while ((bits_at(i) & exponent) != exponent) ++i;
-    return i;
-  };
-  return wire == Wire::kFloat16 ? look(std::uint16_t{0x7c00}) : look(std::uint32_t{0x7f800000});
-}
-
 /// Throws std::invalid_argument naming the first state of `num_rows` that is not finite.
 inline void check_finite(const std::byte* states, std::size_t num_rows, const SegmentSizes& sizes) {
   const std::size_t count = num_rows * sizes.state_dim;

@@ -23,6 +23,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <deque>
@@ -165,6 +166,26 @@ class WorkerPort {
   WorkerBlock& block_;
 };
 
+/// Place of the first element that is NaN or infinite, `count` where there is none.
+inline std::size_t first_not_finite(const std::byte* elements, std::size_t count, Wire wire) {
+  const auto look = [&](auto exponent) {
+    using Bits = decltype(exponent);
+    const auto bits_at = [&](std::size_t i) {
+      Bits bits;
+      std::memcpy(&bits, elements + i * sizeof bits, sizeof bits);
+      return bits;
+    };
+    Bits any = 0;  // first without leaving the loop, which the compiler can vectorise
+    for (std::size_t i = 0; i < count; ++i)
+      any |= static_cast<Bits>((bits_at(i) & exponent) == exponent);
+    if (any == 0) return count;
+    std::size_t i = 0;
+    while ((bits_at(i) & exponent) != exponent) ++i;
+    return i;
+  };
+  return wire == Wire::kFloat16 ? look(std::uint16_t{0x7c00}) : look(std::uint32_t{0x7f800000});
+}
+
 /// A server's side: sweeps what is ready into batches and scatters their answers.
 class ServerPort {
  public:
@@ -223,19 +244,29 @@ class ServerPort {
     }
   }
 
-  /// Writes a batch's answers into its slots and wakes their workers, each once.
-  void scatter(std::uint64_t batch, const float* policies, const float* values,
-               std::uint32_t version) {
+  /// Writes a batch's answers into its slots and wakes their workers, each once. With
+  /// `check_finite` a request whose answer holds NaN or infinity fails instead. Returns what one of
+  /// those was told, an empty string where there is none.
+  std::string scatter(std::uint64_t batch, const float* policies, const float* values,
+                      std::uint32_t version, bool check_finite = false) {
     const SegmentSizes& sizes = segment_.sizes();
-    finish_batch(
-        batch, version, [&](const Piece& piece, Taken&, const SlotRows& out, std::uint32_t rows) {
-          std::memcpy(out.policies + static_cast<std::size_t>(piece.first_row) * sizes.action_dim,
-                      policies + static_cast<std::size_t>(rows) * sizes.action_dim,
-                      static_cast<std::size_t>(piece.num_rows) * sizes.action_dim * sizeof(float));
-          std::memcpy(out.values + static_cast<std::size_t>(piece.first_row) * sizes.value_dim,
-                      values + static_cast<std::size_t>(rows) * sizes.value_dim,
-                      static_cast<std::size_t>(piece.num_rows) * sizes.value_dim * sizeof(float));
-        });
+    std::string told;
+    finish_batch(batch, version,
+                 [&](const Piece& piece, Taken& taken, const SlotRows& out, std::uint32_t rows) {
+                   const std::size_t from = rows, to = piece.first_row, number = piece.num_rows;
+                   float* policy = out.policies + to * sizes.action_dim;
+                   float* value = out.values + to * sizes.value_dim;
+                   std::memcpy(policy, policies + from * sizes.action_dim,
+                               number * sizes.action_dim * sizeof(float));
+                   std::memcpy(value, values + from * sizes.value_dim,
+                               number * sizes.value_dim * sizeof(float));
+                   if (!check_finite) return;
+                   const std::string wrong = not_finite(piece, out);
+                   if (wrong.empty()) return;
+                   set_failed(taken, out, wrong);
+                   told = wrong;
+                 });
+    return told;
   }
 
   /// Takes a batch apart into one for each request in it, to be copied again by `refill`.
@@ -265,17 +296,10 @@ class ServerPort {
   /// Answers a batch's slots with what went wrong instead (UTF-8, cut to the header's room). A slot
   /// that is served in pieces has failed where one of them has.
   void fail(std::uint64_t batch, const std::string& message, std::uint32_t version) {
-    finish_batch(
-        batch, version, [&](const Piece&, Taken& taken, const SlotRows& out, std::uint32_t) {
-          taken.failed = true;
-          std::size_t bytes = std::min(message.size(), kMessageBytes - 1);
-          if (bytes < message.size()) {
-            while (bytes > 0 && (static_cast<unsigned char>(message[bytes]) & 0xc0) == 0x80)
-              --bytes;  // within a character
-          }
-          std::memcpy(out.header->message, message.data(), bytes);
-          out.header->message[bytes] = 0;
-        });
+    finish_batch(batch, version,
+                 [&](const Piece&, Taken& taken, const SlotRows& out, std::uint32_t) {
+                   set_failed(taken, out, message);
+                 });
   }
 
  private:
@@ -297,6 +321,52 @@ class ServerPort {
     std::uint64_t gathered_ns;
     std::vector<Piece> pieces;
   };
+
+  static void set_failed(Taken& taken, const SlotRows& out, const std::string& message) {
+    taken.failed = true;
+    std::size_t bytes = std::min(message.size(), kMessageBytes - 1);
+    if (bytes < message.size()) {
+      while (bytes > 0 && (static_cast<unsigned char>(message[bytes]) & 0xc0) == 0x80)
+        --bytes;  // within a character
+    }
+    std::memcpy(out.header->message, message.data(), bytes);
+    out.header->message[bytes] = 0;
+  }
+
+  /// What is wrong with a piece's answers where one of them is NaN or infinite, else an empty
+  /// string. A row without a legal action asked for its value alone: a policy of it that is not
+  /// finite becomes zeros.
+  std::string not_finite(const Piece& piece, const SlotRows& out) const {
+    const SegmentSizes& sizes = segment_.sizes();
+    const auto look = [&](const char* what, float* answers, std::size_t width, bool needs_action) {
+      const auto first = [&](std::size_t row, std::size_t num_rows) {
+        const auto* from = reinterpret_cast<const std::byte*>(answers + row * width);
+        return first_not_finite(from, num_rows * width, Wire::kFloat32);
+      };
+      if (first(piece.first_row, piece.num_rows) == piece.num_rows * width) return std::string{};
+      for (std::size_t r = 0; r < piece.num_rows; ++r) {
+        const std::size_t row = piece.first_row + r;
+        const std::size_t place = first(row, 1);
+        if (place == width) continue;
+        const std::uint64_t* mask = out.masks + row * sizes.mask_words();
+        const bool has_action =
+            std::any_of(mask, mask + sizes.mask_words(), [](auto word) { return word != 0; });
+        if (needs_action && !has_action) {
+          std::fill_n(answers + row * width, width, 0.0f);
+          continue;
+        }
+        const float found = answers[row * width + place];
+        const char* name = std::isnan(found) ? "NaN" : found > 0 ? "infinity" : "-infinity";
+        return std::string("the model answered ") + name + " as " + what + " " +
+               std::to_string(place) + " of row " + std::to_string(row) +
+               " of this request; a server with check_finite=False (serve: --no-check-finite) "
+               "passes such answers on";
+      }
+      return std::string{};
+    };
+    const std::string wrong = look("policy", out.policies, sizes.action_dim, true);
+    return wrong.empty() ? look("value", out.values, sizes.value_dim, false) : wrong;
+  }
 
   std::deque<Batch>::iterator find_batch(std::uint64_t batch) {
     const auto found = std::find_if(batches_.begin(), batches_.end(),
