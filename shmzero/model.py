@@ -1,23 +1,32 @@
 """A model of the user's as a BatchDevice: any torch module, or any function of numpy arrays.
 
+Before a model serves, it answers rows that the server makes up (`TRIALS`).
 Torch is imported only where the model is a module. Read next: server.py.
 """
 
 from __future__ import annotations
 
-import copy
 import sys
+import threading
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from shmzero import _core
 from shmzero.errors import ConfigError, ModelFailed
 from shmzero.evaluators import Staging
+from shmzero.weights_file import read_tensors
 
-Model = Callable[[Any, Any], tuple[Any, Any]]
+Model = Callable[[Any, Any], Any]
+Answers = tuple[NDArray[np.float32], NDArray[np.float32]]
+
+TRIALS = ("uniform in 0..1", "zeros and ones", "all zero")
+"""States of the server's own rows. A model that takes none of them is not served; all its actions are legal in them."""
 
 
 class FunctionDevice:
@@ -36,8 +45,10 @@ class FunctionDevice:
         self._model = model
         self._widths = (action_dim, value_dim)
         self._stages = [self._new_stage(state_dim, wire) for _ in range(self.num_stages)]
+        self._trial = 0
+        """Place in TRIALS of the rows that the model takes."""
         self.description = f"{getattr(model, '__name__', type(model).__name__)} on {self._place()}"
-        self._try_out()
+        _in_fresh_thread(self._try_out)
 
     def _place(self) -> str:
         return "cpu"
@@ -53,11 +64,38 @@ class FunctionDevice:
         return staging, np.zeros((self.max_batch, action_dim), np.bool_)
 
     def _try_out(self) -> None:
+        """Find made-up rows that the model takes and answers in the service's widths. Raises ConfigError."""
+        failures = []
+        for self._trial in range(len(TRIALS)):
+            try:
+                self._answers(self._model, 1)
+                return
+            except ModelFailed as error:
+                failures.append(error)
+        self._trial = 0
+        raise ConfigError(f"the model cannot be served: {self._tried(1)} {failures[0]}{self._advice(failures[0])}")
+
+    def _tried(self, num_rows: int) -> str:
+        """Which rows something was tried with, for a message that goes on with what came of it."""
+        shape, kind = [num_rows, self.staging(0).features.shape[1]], TRIALS[self._trial]
+        return f"tried with rows of the server's own (states {shape} {kind}, all {self._widths[0]} actions legal):"
+
+    def _advice(self, failure: ModelFailed) -> str:
+        return ""
+
+    def _answers(self, model: Model, num_rows: int) -> Answers:
+        """What the service would answer with `model` to made-up rows. Nothing may be in flight. Raises ModelFailed."""
+        staging = self.staging(0)
+        drawn = np.random.default_rng(0).random((num_rows, staging.features.shape[1]), np.float32)
+        staging.features[:num_rows] = (drawn, drawn.round(), np.zeros_like(drawn))[self._trial]
+        staging.masks[:num_rows] = _core.pack_masks(np.ones((num_rows, self._widths[0]), np.bool_))
+        served, self._model = self._model, model
         try:
-            self.launch(0, 1)
+            self.launch(0, num_rows)
             self.wait(0)
-        except ModelFailed as error:
-            raise ConfigError(f"the model cannot be served: {error}") from None
+        finally:
+            self._model = served
+        return staging.policies[:num_rows].copy(), staging.values[:num_rows].copy()
 
     def staging(self, stage: int) -> Staging:
         staging: Staging = self._stages[stage][0]
@@ -71,21 +109,39 @@ class FunctionDevice:
 
     def _run(self, stage: Any, rows: int) -> None:
         staging, masks = stage
-        policies, values = self._model(np.asarray(staging.features[:rows], np.float32), masks[:rows])
-        self._check(policies, values, rows)
+        states = np.asarray(staging.features[:rows], np.float32)
+        policies, values = self._both(self._model(states, masks[:rows]), rows)
         staging.policies[:rows] = policies
         staging.values[:rows] = values
 
     def _named_failures(self, rows: int) -> _NamedFailures:
         return _NamedFailures(rows)
 
-    def _check(self, policies: Any, values: Any, rows: int) -> None:
+    def _both(self, answer: Any, rows: int) -> tuple[Any, Any]:
+        """Policies and values out of what the model returned. Raises ValueError, which says what that was."""
+        found = policy_and_value(answer)
         action_dim, value_dim = self._widths
-        if tuple(policies.shape) != (rows, action_dim) or tuple(values.shape) != (rows, value_dim):
-            raise ValueError(
-                f"it returned policies {list(policies.shape)} and values {list(values.shape)}; "
-                f"the service's widths make that {[rows, action_dim]} and {[rows, value_dim]}"
-            )
+        if found is not None:
+            policies, values = (self._numbers(part) for part in found)
+            if policies is not None and values is not None:
+                if tuple(policies.shape) == (rows, action_dim) and tuple(values.shape) == (rows, value_dim):
+                    return policies, values
+                raise ValueError(
+                    f"it returned policies {list(policies.shape)} and values {list(values.shape)}; "
+                    f"the service's widths make that {[rows, action_dim]} and {[rows, value_dim]} "
+                    f"(it was {described(answer)})"
+                )
+        raise ValueError(
+            f"it returned {described(answer)}; allowed: policies {[rows, action_dim]} and values {[rows, value_dim]}, "
+            f"{self._allowed}, as a tuple, a list, or a dict with policy and value"
+        )
+
+    _allowed = "arrays of real numbers"
+
+    def _numbers(self, part: Any) -> Any:
+        """An array of real numbers; None for anything else."""
+        array = np.asarray(part)
+        return array if array.dtype.kind in "fiub" else None
 
     def finished(self, stage: int) -> bool:
         return True
@@ -96,11 +152,11 @@ class FunctionDevice:
     def swap(self, weights: Any) -> None:
         if not callable(weights):
             raise ConfigError(f"weights is {weights!r}; a function is replaced by a function")
-        old, self._model = self._model, weights
+        old, self._model = (self._model, self._trial), weights
         try:
             self._try_out()
         except BaseException:
-            self._model = old
+            self._model, self._trial = old
             raise
 
     def poll(self) -> str | None:
@@ -118,15 +174,61 @@ class _NamedFailures:
 
     def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
         if isinstance(error, Exception):
-            said = " ".join(str(error).split()).encode(errors="replace").decode()  # goes into UTF-8
+            said = one_line(error).encode(errors="replace").decode()  # goes into UTF-8
             raise ModelFailed(f"{type(error).__name__} in a batch of {self._rows} rows: {said}") from error
 
 
+def _in_fresh_thread(call: Callable[[], object]) -> None:
+    """Run it as the serving thread will: torch's default device, its modes and more are each thread's own."""
+    outcome: Future[object] = Future()
+
+    def run() -> None:
+        try:
+            outcome.set_result(call())
+        except BaseException as error:  # the entry point of a thread; the caller gets it
+            outcome.set_exception(error)
+
+    threading.Thread(target=run, name="shmzero-trial", daemon=True).start()
+    outcome.result()
+
+
+def one_line(error: BaseException) -> str:
+    """What an error says, on one line."""
+    return " ".join(str(error).split())
+
+
+def policy_and_value(answer: Any) -> tuple[Any, Any] | None:
+    """The two parts of what a model returned: by name where they have names, else the first two. None: neither."""
+    if isinstance(answer, Mapping):
+        return (answer["policy"], answer["value"]) if "policy" in answer and "value" in answer else None
+    if hasattr(answer, "policy") and hasattr(answer, "value"):  # a named tuple, a dataclass
+        return answer.policy, answer.value
+    return (answer[0], answer[1]) if isinstance(answer, (tuple, list)) and len(answer) >= 2 else None
+
+
+def described(answer: Any) -> str:
+    """Types, shapes and dtypes of what a model returned, on one line."""
+    name = type(answer).__name__
+    if hasattr(answer, "shape") and hasattr(answer, "dtype"):
+        return f"{name} {str(answer.dtype).removeprefix('torch.')} {list(answer.shape)}"
+    if isinstance(answer, Mapping):
+        parts = [f"{key}: {described(part)}" for key, part in answer.items()]
+    elif isinstance(answer, (tuple, list)) and len(answer) <= 8:
+        parts = [described(part) for part in answer]
+    elif isinstance(answer, (tuple, list)):
+        return f"{name} of {len(answer)}"
+    else:
+        return name
+    return f"{name} ({', '.join(parts)})"
+
+
 class ModuleDevice(FunctionDevice):
-    """Serves a copy of a torch module, called with float32 states and bool masks on its device.
+    """Serves a torch module, called with float32 states and bool masks on its device.
 
     On CUDA two batches are in flight, each on a stream and in pinned memory of its own.
     """
+
+    _allowed = "torch tensors of real numbers"
 
     def __init__(
         self,
@@ -137,22 +239,57 @@ class ModuleDevice(FunctionDevice):
         wire: str,
         max_batch: int,
         device: str,
+        copy: bool = True,
+        grad: bool = False,
     ) -> None:
-        """`device`: auto, cpu, cuda or cuda:N. Raises ConfigError where there is no such device."""
+        """`device`: auto, cpu, cuda or cuda:N. Raises ConfigError where there is no such device.
+
+        `copy`: serve a copy, which training the module leaves alone; else the module itself, which is moved to the
+        device and put into evaluation mode. `grad`: it may take gradients within a call.
+        """
         import torch
 
         self._torch = torch
+        self._grad = grad
+        self._device = self._usable(device)
+        if copy:
+            module = self._copied(module, "; copy=False serves the module itself, not to be trained meanwhile")
+        self._on_cuda = self._device.type == "cuda"
+        self.num_stages = 2 if self._on_cuda else 1
+        super().__init__(self._placed(module), state_dim, action_dim, value_dim, wire, max_batch)
+
+    def _usable(self, device: str) -> Any:
+        torch = self._torch
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         try:
-            self._device = torch.device(device)
-            # A copy: who trains the original meanwhile does not change what is being served.
-            module = copy.deepcopy(module).to(self._device).eval()
+            found = torch.device(device)
+            torch.empty(1, dtype=torch.float32, device=found)
         except (RuntimeError, AssertionError) as error:
-            raise ConfigError(f"device is {device!r}: {' '.join(str(error).split())}") from None
-        self._on_cuda = self._device.type == "cuda"
-        self.num_stages = 2 if self._on_cuda else 1
-        super().__init__(module, state_dim, action_dim, value_dim, wire, max_batch)
+            raise ConfigError(f"device is {device!r}: {one_line(error)}") from None
+        if found.type not in ("cpu", "cuda"):
+            raise ConfigError(f"device is {device!r}; allowed: auto, cpu, cuda and cuda:N")
+        return found
+
+    def _copied(self, module: Any, advice: str) -> Any:
+        try:
+            return deepcopy(module)
+        except Exception as error:  # whatever the user's module makes of it
+            raise ConfigError(
+                f"the module cannot be copied: {type(error).__name__}: {one_line(error)}{advice}"
+            ) from None
+
+    def _placed(self, module: Any) -> Any:
+        try:
+            return module.to(self._device).eval()
+        except Exception as error:  # likewise
+            raise ConfigError(
+                f"the module cannot be moved to {self._device}: {type(error).__name__}: {one_line(error)}"
+            ) from None
+
+    def _advice(self, failure: ModelFailed) -> str:
+        needs_grad = not self._grad and ("grad" in str(failure) or "nference tensor" in str(failure))
+        return "; grad=True lets a module take gradients" if needs_grad else ""
 
     def _place(self) -> str:
         return str(self._device)
@@ -161,12 +298,12 @@ class ModuleDevice(FunctionDevice):
         torch = self._torch
         action_dim, value_dim = self._widths
         host = [
-            torch.zeros(self.max_batch, state_dim, dtype=getattr(torch, wire)),
-            torch.zeros(self.max_batch, (action_dim + 63) // 64, dtype=torch.int64),
-            torch.zeros(self.max_batch, action_dim),
-            torch.zeros(self.max_batch, value_dim),
-            torch.zeros(self.max_batch, action_dim, dtype=torch.bool),
-        ]
+            torch.zeros(self.max_batch, width, dtype=dtype, device="cpu")
+            for width, dtype in (
+                (state_dim, getattr(torch, wire)), ((action_dim + 63) // 64, torch.int64),
+                (action_dim, torch.float32), (value_dim, torch.float32), (action_dim, torch.bool),
+            )
+        ]  # fmt: skip
         if self._on_cuda:
             host = [tensor.pin_memory() for tensor in host]
         staging = Staging(host[0].numpy(), host[1].numpy().view(np.uint64), host[2].numpy(), host[3].numpy())
@@ -177,24 +314,28 @@ class ModuleDevice(FunctionDevice):
     def launch(self, stage: int, rows: int) -> None:
         staging, masks = self._stages[stage][:2]
         _core.unpack_masks(staging.masks[:rows], masks[:rows])
-        with self._named_failures(rows), self._torch.inference_mode():
+        with self._named_failures(rows), self._torch.enable_grad() if self._grad else self._torch.inference_mode():
             self._run(self._stages[stage], rows)
 
     def _run(self, stage: Any, rows: int) -> None:
         _, _, (states, _, policies_out, values_out, masks), stream, done = stage
         if stream is None:
-            policies, values = self._model(states[:rows].float(), masks[:rows])
-            self._check(policies, values, rows)
+            policies, values = self._both(self._model(states[:rows].float(), masks[:rows]), rows)
             policies_out[:rows].copy_(policies)
             values_out[:rows].copy_(values)
             return
         with self._torch.cuda.stream(stream):
             on_device = states[:rows].to(self._device, non_blocking=True).float()
-            policies, values = self._model(on_device, masks[:rows].to(self._device, non_blocking=True))
-            self._check(policies, values, rows)
+            on_device_masks = masks[:rows].to(self._device, non_blocking=True)
+            policies, values = self._both(self._model(on_device, on_device_masks), rows)
             policies_out[:rows].copy_(policies, non_blocking=True)
             values_out[:rows].copy_(values, non_blocking=True)
             done.record(stream)
+
+    def _numbers(self, part: Any) -> Any:
+        if not isinstance(part, self._torch.Tensor) or part.is_complex():
+            return None
+        return part.detach() if self._grad else part
 
     def finished(self, stage: int) -> bool:
         done = self._stages[stage][4]
@@ -232,28 +373,31 @@ class ModuleDevice(FunctionDevice):
             return weights
         if not isinstance(weights, (str, Path)):
             raise ConfigError(f"weights is {weights!r}; allowed: a module, a state_dict, a .safetensors file")
-        import safetensors
-        import safetensors.torch
-
-        try:
-            return safetensors.torch.load_file(str(weights))
-        except (OSError, safetensors.SafetensorError) as error:
-            raise ConfigError(f"weights {weights} cannot be read: {error}") from None
+        return read_tensors(weights, "weights")[0]
 
 
 def device_of(
-    model: Any, state_dim: int, action_dim: int, value_dim: int, wire: str, max_batch: int, device: str
+    model: Any,
+    state_dim: int,
+    action_dim: int,
+    value_dim: int,
+    wire: str,
+    max_batch: int,
+    device: str,
+    copy: bool = True,
+    grad: bool = False,
 ) -> Any:
     """The BatchDevice that serves a model: a torch module, a function of numpy arrays, or itself one.
 
-    Raises ConfigError for what cannot be served in these widths and on this device.
+    `copy` and `grad` are a module's: see ModuleDevice. Raises ConfigError for what cannot be served in these widths
+    and on this device.
     """
     if hasattr(model, "launch") and hasattr(model, "staging"):
         _check_device(model, state_dim, action_dim, value_dim, wire)
         return model
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(model, torch.nn.Module):
-        return ModuleDevice(model, state_dim, action_dim, value_dim, wire, max_batch, device)
+        return ModuleDevice(model, state_dim, action_dim, value_dim, wire, max_batch, device, copy, grad)
     if not callable(model):
         raise ConfigError(f"model is {model!r}; allowed: a torch module, or a function of (states, masks)")
     if device not in ("auto", "cpu"):

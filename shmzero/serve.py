@@ -49,7 +49,9 @@ class ServeConfig:
     """What clients ask for."""
     model: str | None = None
     """module:factory; factory() returns a torch module, or a numpy function, that maps (states, masks) to
-    (policies, values)."""
+    (policies, values). A module is served itself, not a copy of it."""
+    grad: bool = False
+    """Let the model take gradients within a call."""
     check_finite: bool = True
     """Fail a request whose answer holds NaN or infinity; otherwise such answers are handed out."""
     net: NetName = "plan"
@@ -141,7 +143,7 @@ def load_device(config: ServeConfig) -> Any:
         if widths != (_core.NUM_FEATURES, _core.NUM_ACTIONS, 1) or wire != "float16":
             raise ConfigError("Blob's own network has its own widths and wire; other ones need --model module:factory")
     check_sizes(config.slots, config.rows_per_slot, *widths, wire)
-    device = device_of(model, *widths, wire, config.max_batch, config.device)
+    device = device_of(model, *widths, wire, config.max_batch, config.device, copy=False, grad=config.grad)
     if config.model and config.weights:
         take_up(device, config.weights)  # before anybody is answered
     return device

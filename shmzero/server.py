@@ -253,15 +253,21 @@ class InferenceServer:
     """Serves a model to every process of this user and machine, from a thread of this process.
 
     model: a torch module that maps (states f32 [B, S], masks bool [B, A]) to (policies [B, A], values
-    [B, V]), of which a copy is served; or a function of numpy arrays that does; or a BatchDevice.
+    [B, V]); or a function of numpy arrays that does; or a BatchDevice. It may also return a list, a
+    longer tuple, of which the first two count, or a dict with `policy` and `value`. It answers a row that
+    the server makes up before it serves.
+    copy: serve a copy of a module. With False the module itself is served: it is moved to the device and
+    put into evaluation mode, a swap copies weights into it, and it must not be trained meanwhile.
+    grad: a module may take gradients within a call (torch.autograd.grad); its answers are detached.
     check_finite: a request whose answer holds NaN or infinity raises ModelFailed; False hands such answers
     out. The policy of a row without a legal action, which asks for its value alone, is zeros then.
     A request is in one slot; `slots` is how many there may be at once over all clients. A restart under
     the same name and sizes takes over the requests that a dead predecessor left. Where none will follow,
     `rm /dev/shm/shmzero-NAME` frees its memory; what was served without a name goes with the next start.
 
-    Raises ConfigError where a living server or another user has the name or the model returns other
-    widths, SegmentError where /dev/shm has no room, cannot be written to or is not there.
+    Raises ConfigError where a living server or another user has the name, the module cannot be copied or
+    moved to the device, or it does not answer in these widths; SegmentError where /dev/shm has no room,
+    cannot be written to or is not there.
     """
 
     def __init__(
@@ -279,12 +285,14 @@ class InferenceServer:
         rows_per_slot: int = 128,
         timeout_ms: float = 2.0,
         spin_us: float | None = None,
+        copy: bool = True,
+        grad: bool = False,
         check_finite: bool = True,
     ) -> None:
         self.name = name or unnamed_service()
         service_path(self.name)  # a name that cannot be is refused before the model is looked at
         check_sizes(slots, rows_per_slot, state_dim, action_dim, value_dim, wire)
-        self.device = device_of(model, state_dim, action_dim, value_dim, wire, max_batch, device)
+        self.device = device_of(model, state_dim, action_dim, value_dim, wire, max_batch, device, copy, grad)
         sweep_leftovers()
         self._memory = ServiceSegment(self.name, slots, rows_per_slot, state_dim, action_dim, value_dim, wire)
         try:
@@ -369,11 +377,13 @@ class BatchedEvaluator(Client):
         rows_per_slot: int = 256,
         timeout_ms: float = 2.0,
         spin_us: float | None = None,
+        copy: bool = True,
+        grad: bool = False,
         check_finite: bool = True,
     ) -> None:
         self._prepare(unnamed_service(), spin_us)
         check_sizes(slots, rows_per_slot, state_dim, action_dim, value_dim, wire)
-        served = device_of(model, state_dim, action_dim, value_dim, wire, max_batch, device)
+        served = device_of(model, state_dim, action_dim, value_dim, wire, max_batch, device, copy, grad)
         self._memory = create_private(1, slots, 1, rows_per_slot, state_dim, action_dim, value_dim, wire)
         segment = self._memory.segment
         epoch = segment.open_service(_core.process_identity(os.getpid()))

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from shmzero import play_rounds
+from shmzero import BatchedEvaluator, play_rounds
 from shmzero.config import NetConfig, SearchConfig
 from shmzero.evaluators import HashEvaluator, NetEvaluator
 from shmzero.exploit import OnDevice
@@ -19,6 +19,8 @@ from shmzero.learn import METRICS, Critic, Learner, ReplayBuffer, Schedule, acti
 from shmzero.net import BlobNet, load_checkpoint, save_checkpoint
 from shmzero.net_device import CpuNetDevice, bf16_is_faster
 from shmzero.train_config import TrainConfig
+from tests.service_programs import make_module, rows
+from tests.services import WIDTHS
 
 SMALL = NetConfig(width=16, hidden=16, blocks=1)
 
@@ -97,3 +99,21 @@ def test_learner_does_not_follow_torchs_defaults(changed: str, targets: str, tmp
     assert len(right[0]) == len(METRICS)
     for one, wanted in zip(found, right, strict=True):
         assert one.dtype == wanted.dtype and torch.allclose(one, wanted, rtol=1e-5, atol=1e-7)
+
+
+@DEFAULTS
+def test_service_of_a_module_does_not_follow_torchs_defaults(changed: str) -> None:
+    """Nor does the module in its calls, which are made in other threads than the one that changed the device."""
+    modules = [make_module(), make_module()]
+    for parameter in modules[1].parameters():
+        torch.nn.init.normal_(parameter)
+    states, masks = rows(np.random.default_rng(1), 10)
+    with torch.no_grad():
+        wanted = [[part.numpy() for part in module(torch.from_numpy(states), torch.from_numpy(masks))] for module in modules]
+    for module in modules:
+        module.register_forward_hook(lambda _, given, found: (found[0] + torch.zeros(7, dtype=torch.float32), found[1]))
+    with default(changed), BatchedEvaluator(modules[0], *WIDTHS, device="cpu") as served:
+        for answers in wanted:
+            for found, right in zip(served.evaluate_many(states, masks), answers, strict=True):
+                assert found.dtype == np.float32 and np.allclose(found, right, atol=1e-6)
+            served.swap(modules[1])

@@ -17,10 +17,12 @@ import pytest
 import safetensors.torch
 import torch
 
-from shmzero import ConfigError
+from shmzero import BatchedEvaluator, ConfigError
 from shmzero.config import NetConfig
 from shmzero.net import BlobNet, load_checkpoint, save_checkpoint
 from shmzero.weights_file import in_names_of, kind_of, read_tensors
+from tests.service_programs import make_module
+from tests.services import WIDTHS
 
 ROOT = Path(__file__).parent.parent
 
@@ -76,6 +78,15 @@ def test_file_that_is_no_safetensors_file_is_named_for_what_it_is(kind: str, tmp
         with pytest.raises(ConfigError, match=rf"net.safetensors cannot be read: .*{named.replace('cannot be read', '')}") as caught:
             read(path)
         assert "\n" not in str(caught.value)
+
+
+def test_weights_of_a_service_that_are_no_safetensors_file_are_named_and_the_old_stay(tmp_path: Path) -> None:
+    with BatchedEvaluator(make_module(), *WIDTHS, device="cpu") as served:
+        for kind in ("pt", "lfs", "empty"):
+            (tmp_path / kind).write_bytes(KINDS[kind][0])
+            with pytest.raises(ConfigError, match=f"weights .*{kind} cannot be read: .*{KINDS[kind][1]}"):
+                served.swap(tmp_path / kind)
+        assert served.version == 0
 
 
 def test_pickle_in_a_weights_file_is_not_run(tmp_path: Path) -> None:
