@@ -1,6 +1,6 @@
 """A model of the user's as a BatchDevice: any torch module, or any function of numpy arrays.
 
-Before a model serves, it answers rows that the server makes up (`TRIALS`).
+Before a model serves, and before new weights do, it answers rows that the server makes up (`TRIALS`).
 Torch is imported only where the model is a module. Read next: server.py.
 """
 
@@ -20,13 +20,23 @@ from numpy.typing import NDArray
 from shmzero import _core
 from shmzero.errors import ConfigError, ModelFailed
 from shmzero.evaluators import Staging
-from shmzero.weights_file import read_tensors
+from shmzero.weights_file import in_names_of, read_tensors
 
 Model = Callable[[Any, Any], Any]
 Answers = tuple[NDArray[np.float32], NDArray[np.float32]]
 
 TRIALS = ("uniform in 0..1", "zeros and ones", "all zero")
 """States of the server's own rows. A model that takes none of them is not served; all its actions are legal in them."""
+PROBE_ROWS = 4
+"""Rows that a swap is checked with."""
+SAME = 1e-2
+"""Answers differ by less, as a share of the largest, where the same weights run in other kernels or in bfloat16."""
+EQUAL = 1e-6
+"""The same for answers that a swap has left as they were, bit for bit."""
+KEPT_ELSEWHERE = (
+    "it keeps its weights where a swap does not reach (in a frozen or compiled graph, in values made of them once); "
+    "start another server with the new module"
+)
 
 
 class FunctionDevice:
@@ -348,32 +358,121 @@ class ModuleDevice(FunctionDevice):
                 done.synchronize()
 
     def swap(self, weights: Any) -> None:
-        """Weights: another module of this kind, its state_dict, or the path of a .safetensors file."""
-        tensors = self._tensors(weights)
+        """Weights: another module of this kind, its state_dict, or the path of a .safetensors file.
+
+        They are copied into the module that is served. Raises ConfigError, and the old weights stay, where it then
+        does not answer made-up rows as the new module does by itself; for weights without a module, where they are
+        other ones and no answer changes. A module whose answers differ from call to call is not compared.
+        """
+        alone = None
+        if isinstance(weights, self._torch.nn.Module):
+            # A copy, as somebody may be training it; not compiled, which would take long.
+            alone = self._copied(getattr(weights, "_orig_mod", weights), "; give its state_dict() instead")
+            alone = self._placed(alone)
+            given: Mapping[str, Any] = alone.state_dict(keep_vars=True)
+        else:
+            given = weights if isinstance(weights, Mapping) else self._read(weights)
         own = self._model.state_dict()  # type: ignore[attr-defined]
-        wrong = sorted(own.keys() ^ tensors.keys())
-        for name in own.keys() & tensors.keys():
-            if not isinstance(tensors[name], self._torch.Tensor):
-                raise ConfigError(f"weights has a {type(tensors[name]).__name__} for {name}; allowed: torch tensors")
-        wrong += [name for name in own if not wrong and own[name].shape != tensors[name].shape]
-        if wrong:
-            raise ConfigError(f"these weights are another model's: {', '.join(wrong[:3])} do not fit")
+        given = self._fitting(own, given)
+        if not own and alone is None:
+            raise ConfigError(f"the served module has no weights that can be replaced: {KEPT_ELSEWHERE}")
+        Tensor = self._torch.Tensor
         with self._torch.no_grad():
             # All that can go wrong comes before the first of the old is overwritten.
-            fresh = {name: tensors[name].to(tensor.device, tensor.dtype) for name, tensor in own.items()}
-            for name, tensor in own.items():
-                tensor.copy_(fresh[name])
+            old = {name: value.detach().clone() if isinstance(value, Tensor) else deepcopy(value)
+                   for name, value in own.items()}  # fmt: skip
+            fresh = {}
+            for name, value in given.items():
+                if isinstance(own[name], Tensor):
+                    if alone is not None and value.dtype != own[name].dtype:
+                        value.data = value.data.to(own[name].dtype)  # to be asked as it will be served
+                    value = value.detach().to(own[name].device, own[name].dtype)
+                fresh[name] = value
+            changed = not all(self._equal(own[name], value) for name, value in fresh.items())
+        try:
+            before = self._answers(self._model, self._probe_rows)
+            self._load(fresh)
+            self._check_swapped(before, changed, alone)
+        except BaseException as error:
+            self._load(old)
+            if isinstance(error, ModelFailed):
+                raise ConfigError(f"the weights cannot be served: {self._tried(self._probe_rows)} {error}") from error
+            raise
+
+    def _check_swapped(self, before: Answers, changed: bool, alone: Any) -> None:
+        """Raises ConfigError where the served module does not answer as the new weights do, as far as can be told."""
+        found = self._answers(self._model, self._probe_rows)
+        if _all_finite(before) and not _all_finite(found):
+            raise ConfigError("the new weights answer made-up rows with NaN or infinity, the old ones with numbers")
+        untouched = all(np.array_equal(a, b, equal_nan=True) for a, b in zip(before, found, strict=True))
+        if alone is None:
+            if untouched and changed:
+                raise ConfigError(f"no answer changed with the weights: {KEPT_ELSEWHERE}")
+            return
+        wanted = self._answers(alone, self._probe_rows)
+        if _apart(found, wanted) <= (EQUAL if untouched else SAME):
+            return
+        if _apart(self._answers(alone, self._probe_rows), wanted) <= SAME:
+            raise ConfigError(f"the served module does not answer as the new one does by itself: {KEPT_ELSEWHERE}")
+
+    @property
+    def _probe_rows(self) -> int:
+        return min(PROBE_ROWS, self.max_batch)
+
+    def _load(self, tensors: Mapping[str, Any]) -> None:
+        # In the mode of a call: what the module has made in one cannot be written to in another.
+        with self._torch.no_grad() if self._grad else self._torch.inference_mode():
+            state = self._model.state_dict()  # type: ignore[attr-defined]
+            state.update(tensors)  # and so with what it says about itself: versions of its modules
+            self._model.load_state_dict(state)  # type: ignore[attr-defined]
         if self._on_cuda:
             self._torch.cuda.synchronize(self._device)
 
-    def _tensors(self, weights: Any) -> Mapping[str, Any]:
-        if isinstance(weights, self._torch.nn.Module):
-            return weights.state_dict()
-        if isinstance(weights, Mapping):
-            return weights
+    def _fitting(self, own: Mapping[str, Any], given: Mapping[str, Any]) -> Mapping[str, Any]:
+        """`given` by the names of `own`. Raises ConfigError where they are another module's."""
+        Tensor = self._torch.Tensor
+        given = in_names_of(own, given)
+        wrong = sorted(own.keys() ^ given.keys())
+        for name in own.keys() & given.keys():
+            if isinstance(own[name], Tensor) and not isinstance(given[name], Tensor):
+                raise ConfigError(f"weights has a {type(given[name]).__name__} for {name}; allowed: torch tensors")
+        wrong += [
+            name for name in own
+            if not wrong and isinstance(own[name], Tensor) and own[name].shape != given[name].shape
+        ]  # fmt: skip
+        if wrong:
+            frozen = "" if own else f"; the served one has none that can be replaced: {KEPT_ELSEWHERE}"
+            raise ConfigError(f"these weights are another model's: {', '.join(wrong[:3])} do not fit{frozen}")
+        return given
+
+    def _equal(self, old: Any, new: Any) -> bool:
+        """Whether two entries of a state_dict hold the same numbers; counters, which no answer needs, aside."""
+        if isinstance(old, (tuple, list)):
+            return len(old) == len(new) and all(self._equal(a, b) for a, b in zip(old, new, strict=True))
+        if not isinstance(old, self._torch.Tensor) or not (old.is_floating_point() or old.is_quantized):
+            return True
+        return bool(self._torch.equal(old, new))
+
+    def _read(self, weights: Any) -> Mapping[str, Any]:
         if not isinstance(weights, (str, Path)):
             raise ConfigError(f"weights is {weights!r}; allowed: a module, a state_dict, a .safetensors file")
         return read_tensors(weights, "weights")[0]
+
+
+def _all_finite(answers: Answers) -> bool:
+    return all(bool(np.isfinite(part).all()) for part in answers)
+
+
+def _apart(found: Answers, wanted: Answers) -> float:
+    """The largest difference of two answers, as a share of the largest number that is wanted."""
+    largest = 0.0
+    for a, b in zip(found, wanted, strict=True):
+        differ = ~((a == b) | (np.isnan(a) & np.isnan(b)))
+        if differ.any():
+            with np.errstate(invalid="ignore", over="ignore"):
+                gap = np.abs(a - b)[differ].max() / max(np.abs(b[np.isfinite(b)]).max(initial=0.0), 1e-3)
+            largest = max(largest, float(np.nan_to_num(gap, nan=np.inf)))
+    return largest
 
 
 def device_of(

@@ -334,7 +334,10 @@ class InferenceServer:
         """Serve other weights from the next batch on; returns their version once they are taken up.
 
         weights: the path of a .safetensors file, a state_dict, a module of the same kind, or, where the
-        model is a function, another function. Raises ConfigError for what does not fit; the old stay.
+        model is a function, another function. Raises ConfigError, and the old stay, for what does not fit
+        and where the module then does not answer made-up rows as a new module does by itself, as one that
+        is frozen would not; of a file or a state_dict only a swap that changes no answer can be told. A
+        module whose answers differ from call to call is not compared.
         Raises TimeoutError where they were not taken up in time: they are withdrawn then, unless the
         server was at it, which `version` will tell.
         """

@@ -1,7 +1,8 @@
-"""Modules and functions of other people's behind a service: what starts and what they return."""
+"""Modules and functions of other people's behind a service: what starts, what they return, weights that they take up."""
 
 from __future__ import annotations
 
+import copy
 import threading
 from typing import Any, NamedTuple
 
@@ -40,6 +41,135 @@ def answers_as(client: Any, module: Any, rng: np.random.Generator) -> bool:
     states, masks = rows(rng, 10)
     pairs = zip(client.evaluate_many(states, masks), asked(module, states, masks), strict=True)
     return all(np.allclose(found, wanted, atol=1e-6) for found, wanted in pairs)
+
+
+# --- new weights ------------------------------------------------------------------------------------------
+
+
+class Cached(Net):
+    """Its value comes from what was made of the weights once."""
+
+    def __init__(self, seed: int = 0) -> None:
+        super().__init__(seed)
+        self.made = (2 * self.value.weight).detach().clone()
+
+    def forward(self, states: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.softmax(self.policy(states), 1) * masks, states @ self.made.T
+
+
+class AllCached(Cached):
+    def forward(self, states: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.ones(ACTION_DIM) * masks, states @ self.made.T
+
+
+def frozen(seed: int) -> Any:
+    return torch.jit.freeze(torch.jit.script(Net(seed).eval()))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("make", [frozen, Cached])
+def test_swap_that_the_module_does_not_follow_is_refused_and_the_old_weights_stay(
+    make: Any, name: str, rng: np.random.Generator
+) -> None:
+    with InferenceServer(make(0), *WIDTHS, name=name, device="cpu") as server:
+        client = server.client()
+        for weights in (make(1), make(1).state_dict()) if make is frozen else (make(1),):
+            with pytest.raises(ConfigError, match="keeps its weights where a swap does not reach"):
+                server.swap(weights)
+            assert answers_as(client, make(0), rng) and client.version == server.version == 0
+        assert server.swap(make(0)) == 1 and answers_as(client, make(0), rng)
+
+
+def test_swap_of_weights_that_change_no_answer_is_refused_and_leaves_none_of_them() -> None:
+    module = AllCached(0)
+    before = copy.deepcopy(module.state_dict())
+    with BatchedEvaluator(module, *WIDTHS, device="cpu", copy=False) as served:
+        with pytest.raises(ConfigError, match="no answer changed with the weights"):
+            served.swap(Net(1).state_dict())
+        assert all(torch.equal(tensor, before[key]) for key, tensor in module.state_dict().items())
+        assert served.swap(before) == 1
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda seed: torch.jit.script(Net(seed)),
+        lambda seed: torch.compile(Net(seed), backend="eager"),
+        lambda seed: torch.ao.quantization.quantize_dynamic(Net(seed), {torch.nn.Linear}),
+        lambda seed: torch.nn.Sequential(Net(seed))[0].half().float(),
+    ],
+    ids=["script", "compile", "quantised", "plain"],
+)
+def test_swap_of_a_module_is_followed_whatever_kind_it_is(make: Any, rng: np.random.Generator) -> None:
+    with BatchedEvaluator(make(0), *WIDTHS, device="cpu") as served:
+        assert answers_as(served, make(0), rng)
+        assert served.swap(make(1)) == 1 and answers_as(served, make(1), rng)
+        assert served.swap(make(1)) == 2 and answers_as(served, make(1), rng)
+        assert served.swap(make(2).state_dict()) == 3 and answers_as(served, make(2), rng)
+
+
+def test_swap_of_a_module_in_float64_is_cast(rng: np.random.Generator) -> None:
+    with BatchedEvaluator(Net(0), *WIDTHS, device="cpu") as served:
+        assert served.swap(Net(1).double()) == 1 and answers_as(served, Net(1), rng)
+
+
+def test_swap_of_a_module_that_draws_its_answers_is_not_compared() -> None:
+    class Drawing(Net):
+        def forward(self, states: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
+            policies, values = super().forward(states, masks)
+            return policies, values + torch.randn_like(values)
+
+    with BatchedEvaluator(Drawing(0), *WIDTHS, device="cpu") as served:
+        assert served.swap(Drawing(1)) == 1
+        assert served.swap(Drawing(2).state_dict()) == 2
+
+
+def test_swap_to_weights_that_the_module_fails_with_is_refused_and_the_old_stay(rng: np.random.Generator) -> None:
+    class Choosy(Net):
+        def forward(self, states: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
+            if (self.value.bias > 5).any():
+                raise OverflowError("too large")
+            return super().forward(states, masks)
+
+    weights = {name: tensor + 10 for name, tensor in Net(1).state_dict().items()}
+    with BatchedEvaluator(Choosy(0), *WIDTHS, device="cpu") as served:
+        with pytest.raises(ConfigError, match=r"tried with rows of the server's own \(states \[4, 40\].*OverflowError"):
+            served.swap(weights)
+        assert answers_as(served, Net(0), rng) and served.version == 0
+
+
+def test_swap_to_weights_that_answer_nan_is_refused(rng: np.random.Generator) -> None:
+    broken = Net(1)
+    with torch.no_grad():
+        broken.value.bias.fill_(torch.nan)
+    with BatchedEvaluator(Net(0), *WIDTHS, device="cpu") as served:
+        for weights in (broken, broken.state_dict()):
+            with pytest.raises(ConfigError, match="with NaN or infinity, the old ones with numbers"):
+                served.swap(weights)
+        assert answers_as(served, Net(0), rng) and served.version == 0
+
+
+@pytest.mark.parametrize(
+    ("served", "given"),
+    [
+        (lambda m: m, lambda m: torch.compile(m, backend="eager")),
+        (lambda m: torch.compile(m, backend="eager"), lambda m: m),
+        (lambda m: m, lambda m: torch.nn.DataParallel(torch.compile(m, backend="eager"))),
+        (lambda m: torch.nn.DataParallel(m), lambda m: m),
+    ],
+    ids=["compiled", "plain into compiled", "parallel of compiled", "plain into parallel"],
+)
+def test_swap_takes_names_with_the_prefixes_of_compile_and_data_parallel(
+    served: Any, given: Any, tmp_path: Any, rng: np.random.Generator
+) -> None:
+    from safetensors.torch import save_file
+
+    with BatchedEvaluator(served(Net(0)), *WIDTHS, device="cpu") as evaluator:
+        assert evaluator.swap(given(Net(1))) == 1 and answers_as(evaluator, Net(1), rng)
+        assert evaluator.swap(given(Net(2)).state_dict()) == 2 and answers_as(evaluator, Net(2), rng)
+        save_file(given(Net(3)).state_dict(), tmp_path / "w.safetensors")
+        assert evaluator.swap(tmp_path / "w.safetensors") == 3 and answers_as(evaluator, Net(3), rng)
 
 
 # --- the server's own rows ----------------------------------------------------------------------------------
@@ -145,6 +275,8 @@ def test_module_that_cannot_be_copied_is_served_as_it_is(make: Any, rng: np.rand
         BatchedEvaluator(make(0), *WIDTHS, device="cpu")
     with BatchedEvaluator(make(0), *WIDTHS, device="cpu", copy=False) as served:
         assert answers_as(served, make(0), rng)
+        with pytest.raises(ConfigError, match=r"cannot be copied: .*; give its state_dict\(\) instead"):
+            served.swap(make(1))
         assert served.swap(make(1).state_dict()) == 1 and answers_as(served, make(1), rng)
 
 
