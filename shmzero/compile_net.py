@@ -44,6 +44,8 @@ def main() -> None:
     os.umask(0o077)
     os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = spec["inductor"]
+    # Older torch asks getpass for a user's name, also for one who has none, and does not use it.
+    os.environ.setdefault("USERNAME", f"user {os.getuid()}")
 
     import torch
 

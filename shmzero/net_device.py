@@ -15,6 +15,7 @@ import json
 import math
 import os
 import pwd
+import shutil
 import stat
 import subprocess
 import sys
@@ -52,6 +53,8 @@ LOOK_S = 0.5
 """How often a server looks whether the compiled callable is there."""
 COMPILE_AFTER_S = 2.0
 """So long after its start a server starts the compile helper; until then a run's first rounds have the cores."""
+COMPILE_BYTES = 32 << 20
+"""Room that a compilation may need in the cache folder."""
 CUDA_PACKAGES_FROM = (2, 13)
 """The first torch that loads a CUDA package from a folder that it is given."""
 LOCK = "shmzero.lock"
@@ -284,6 +287,11 @@ def start_compiler(
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         _check_ours(path.parent, path.parent.stat())
+        if (free := shutil.disk_usage(path.parent).free) < COMPILE_BYTES:
+            raise NotCompiled(
+                f"the disk of the cache {path.parent} has {free >> 20} MiB left, compiling needs "
+                f"{COMPILE_BYTES >> 20}; make room or name another folder in SHMZERO_CACHE"
+            )
         lock = os.open(path.parent / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise NotCompiled(

@@ -205,6 +205,21 @@ def test_package_that_somebody_else_could_have_put_there_is_passed_over_and_said
     device.launch(0, 16)
 
 
+def test_cache_on_a_full_disk_is_said_and_the_network_served_eagerly(tmp_path: Path) -> None:
+    small = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c",
+             'mount -t tmpfs -o size=1m,mode=700 tmpfs "$0" && exec "$@"', str(tmp_path)]  # fmt: skip
+    if shutil.which("unshare") is None or subprocess.run([*small, "true"], capture_output=True).returncode:
+        pytest.skip("a file system of one megabyte cannot be mounted here")
+    code = (
+        "from shmzero import net_device; net_device.LOOK_S = net_device.COMPILE_AFTER_S = 0.0;" + LOADS
+        + "print(device.poll()); assert not device.compiling; device.launch(0, 16)"
+    )  # fmt: skip
+    done = subprocess.run([*small, sys.executable, "-c", code], capture_output=True, text=True,
+                          env=os.environ | {"SHMZERO_CACHE": str(tmp_path)})  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert f"serves eagerly: the disk of the cache {tmp_path} has 1 MiB left, compiling needs 32" in done.stdout
+
+
 def test_cache_folder_that_is_made_is_its_users_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SHMZERO_CACHE", str(tmp_path / "new" / "cache"))
     monkeypatch.setattr(sys, "executable", "/bin/true")
