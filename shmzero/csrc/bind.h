@@ -1,8 +1,9 @@
-// The parts of the Python module, one function a layer.
+// The parts of the Python module, one function a layer, and what they share.
 #pragma once
 
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
+#include <unistd.h>
 
 #include <cstddef>
 #include <string>
@@ -17,6 +18,31 @@ void bind_game(pybind11::module_& m);
 void bind_search(pybind11::module_& m);
 void bind_shm(pybind11::module_& m);
 void bind_train(pybind11::module_& m);
+
+/// Gives up the GIL for its scope. Everything that runs for long uses this and not pybind11's own.
+///
+/// An interpreter that is ending gives its lock to nobody any more. From 3.14 on CPython lets a
+/// daemon thread that asks for it wait for ever. Up to 3.13 it ends the thread by pthread_exit,
+/// which glibc carries out by unwinding the stack: that may not leave a destructor, or the process
+/// aborts, and it would release Python's objects without the lock. So the unwinding stops here, and
+/// the thread waits for the end of the process, as under 3.14. To look first whether the
+/// interpreter is ending would not do: most threads wait for the lock already when that begins.
+class GilRelease {
+ public:
+  GilRelease() : thread_(PyEval_SaveThread()) {}
+  ~GilRelease() {
+    try {
+      PyEval_RestoreThread(thread_);
+    } catch (...) {  // C throws nothing: this is pthread_exit, which has to be rethrown or kept
+      for (;;) pause();
+    }
+  }
+  GilRelease(const GilRelease&) = delete;
+  GilRelease& operator=(const GilRelease&) = delete;
+
+ private:
+  PyThreadState* thread_;
+};
 
 /// Raises a class of shmzero.errors.
 [[noreturn]] inline void raise_error(const char* name, const std::string& message) {

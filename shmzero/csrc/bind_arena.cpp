@@ -29,7 +29,7 @@ class MatchRun {
     if (!asked_.empty()) throw py::value_error("a match was stepped before its rows were answered");
     if (group_.done()) return py::none();
     {
-      const py::gil_scoped_release release;
+      const GilRelease release;
       group_.step();
     }
     py::list blocks;
@@ -143,7 +143,7 @@ int bot_action(const TrackedRound& round, const BotConfig& config, std::uint64_t
   const std::uint64_t actions = legal(round.state);
   if (actions == 0) throw py::value_error("bot_action: the round is over");
   if ((actions & (actions - 1)) == 0) return lowest(actions);
-  const py::gil_scoped_release release;
+  const GilRelease release;
   UctBot uct;
   return choose_action(round.state, config, uct,
                        stream_key(seed, 0, round.actions.size(), Purpose::kBot));
@@ -159,7 +159,7 @@ py::tuple solve(const TrackedRound& round, int most_cards) {
   }
   Solution solution;
   {
-    const py::gil_scoped_release release;
+    const GilRelease release;
     Solver solver(18);
     solution = solver.solve(state);
   }

@@ -124,10 +124,9 @@ double bench_rows(std::uint32_t rows_per_slot, std::uint32_t num_slots, std::uin
 }  // namespace
 
 void bind_echo(py::module_& m) {
-  m.def("bench_round_trip", &bench_round_trip, py::arg("trips"),
-        py::call_guard<py::gil_scoped_release>());
+  m.def("bench_round_trip", &bench_round_trip, py::arg("trips"), py::call_guard<GilRelease>());
   m.def("bench_rows", &bench_rows, py::arg("rows_per_slot"), py::arg("num_slots"),
-        py::arg("total_rows"), py::call_guard<py::gil_scoped_release>());
+        py::arg("total_rows"), py::call_guard<GilRelease>());
 }
 
 }  // namespace shmzero

@@ -230,7 +230,7 @@ void evaluate_rows(bool hash, const HalfBits& features,
   const std::uint64_t* mask = masks.data();
   float* policy = policies.mutable_data();
   float* value = values.mutable_data();
-  const py::gil_scoped_release release;
+  const GilRelease release;
   for (py::ssize_t row = 0; row < rows; ++row) {
     if (hash) {
       evaluate_hash(feature + row * kNumFeatures, mask[row], policy + row * kNumActions,
@@ -255,7 +255,7 @@ py::dict bench_search(const PlaySettings& settings, std::uint32_t lanes, std::ui
   const auto now = [] { return std::chrono::steady_clock::now(); };
   const auto start = now();
   {
-    const py::gil_scoped_release release;
+    const GilRelease release;
     for (;;) {
       const std::uint32_t num_rows = group.step({policies.data(), values.data(), 0}, view);
       if (num_rows == 0) break;
@@ -330,7 +330,7 @@ py::dict replay(const std::vector<py::bytes>& records, std::uint64_t seat_seed) 
   ReplayRows rows;
   {
     std::vector<std::string> owned(records.begin(), records.end());
-    const py::gil_scoped_release release;
+    const GilRelease release;
     for (const std::string& bytes : owned) replay_record(decode_record(bytes), seat_seed, rows);
   }
   py::dict d;

@@ -178,7 +178,7 @@ class PyServerPort {
                    double wait_ms, double spin_us) {
     const ServerPort::Staging staging = checked_staging(states, masks, limit_rows);
     const auto gathered = translated([&] {
-      const py::gil_scoped_release release;
+      const GilRelease release;
       return port_.gather(staging, limit_rows, ns_of_ms(timeout_ms), other_in_flight,
                           ns_of_ms(wait_ms), ns_of_ms(spin_us / 1000.0));
     });
@@ -191,7 +191,7 @@ class PyServerPort {
     return translated([&] {
       const float* policy = policies.data();
       const float* value = values.data();
-      const py::gil_scoped_release release;
+      const GilRelease release;
       return port_.scatter(batch, policy, value, version, check_finite);
     });
   }
@@ -252,7 +252,7 @@ class PyRequestPort {
     float* values = data_of(out[1]);
     std::uint32_t version = 0;
     const bool answered = translated([&] {
-      const py::gil_scoped_release release;
+      const GilRelease release;
       port_.submit(state_bytes, mask_bytes, rows);
       if (!port_.wait(ns_of_ms(timeout_ms), ns_of_ms(spin_us / 1000.0))) return false;
       version = port_.take(policies, values, rows);
@@ -264,7 +264,7 @@ class PyRequestPort {
   }
 
   bool wait(double timeout_ms, double spin_us) {
-    const py::gil_scoped_release release;
+    const GilRelease release;
     return port_.wait(ns_of_ms(timeout_ms), ns_of_ms(spin_us / 1000.0));
   }
 
@@ -468,7 +468,7 @@ void bind_shm(py::module_& m) {
       .def(
           "wait",
           [](WorkerPort& p, std::uint32_t slot_bits, double timeout_ms, double spin_us) {
-            const py::gil_scoped_release release;
+            const GilRelease release;
             return p.wait(slot_bits, static_cast<std::uint64_t>(timeout_ms * 1e6),
                           static_cast<std::uint64_t>(spin_us * 1e3));
           },
@@ -582,7 +582,7 @@ void bind_shm(py::module_& m) {
          const PlaySettings& settings, double spin_us) {
         Worker loop(segment, worker, grant_fd, record_fd, lanes,
                     static_cast<std::uint64_t>(spin_us * 1e3), settings);
-        const py::gil_scoped_release release;
+        const GilRelease release;
         loop.run();
       },
       py::arg("segment"), py::arg("worker"), py::arg("grant_fd"), py::arg("record_fd"),

@@ -77,7 +77,7 @@ std::size_t replay_records(const std::vector<py::bytes>& records, const py::dict
                           std::to_string(owned.size()) + " records");
   }
   const float* outcome = outcomes ? outcomes->data() : nullptr;
-  const py::gil_scoped_release release;
+  const GilRelease release;
   std::size_t written = 0;
   for (std::size_t i = 0; i < owned.size(); ++i) {
     ReplayChoice choice;
@@ -109,7 +109,7 @@ py::tuple redeal_silent(const Bytes& hands, const Bytes& silent, int times, std:
   std::uint8_t* out = dealt.mutable_data();
   const std::uint8_t* const in = hands.data();
   {
-    const py::gil_scoped_release release;
+    const GilRelease release;
     Rng rng(stream_key(seed, 0, 0, Purpose::kRedeal));
     for (py::ssize_t i = 0; i < number; ++i) {
       const unsigned mark = marks[static_cast<std::size_t>(i)];
