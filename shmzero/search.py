@@ -1,8 +1,9 @@
 """Search and self-play in this process: the engine without other processes.
 
 An evaluator is anything with `evaluate_many(states [B, 256] f32, masks [B, 52] bool)` that returns
-(policies [B, 52], values [B, 1]): the expected utility of the seat whose row it is. A row with an
-empty mask asks for its value alone. The search itself is csrc/search.h.
+(policies [B, 52], values [B, 1]): the expected utility of the seat whose row it is. Of a policy only
+the legal actions are read: numbers from 0 on, of any sum above 0. A row with an empty mask asks for
+its value alone. The search itself is csrc/search.h.
 """
 
 from __future__ import annotations
@@ -62,7 +63,9 @@ def search(
 
     The result is a function of that seat's information set, the evaluator, the settings and the seed.
     A forced action is returned without asking anything. Raises ValueError for a finished round or
-    answers of another shape, RuntimeError for answers that are not finite.
+    answers of another shape; RuntimeError for an answer that cannot be used, with its row, action and
+    value: a policy with a number below 0 or not finite, or with a sum that is 0 or too small to divide
+    by; a value that is not finite, or beyond a million.
     """
     run = _core.SearchRun(r, (config or SearchConfig()).to_core(), seed)
     for _ in _drive(run, evaluator):
@@ -87,7 +90,8 @@ def play_rounds(
     """Play rounds 0..n-1 (with `games`: games) against itself and return their records, by id.
 
     The same engine and the same rounds as `python -m shmzero.selfplay` with these settings.
-    `_core.decode_record` and `_core.replay` read records. Raises ConfigError for impossible settings.
+    `_core.decode_record` and `_core.replay` read records. Raises ConfigError for impossible settings and,
+    as `search` does, ValueError and RuntimeError for what the evaluator answers.
     """
     settings = play_settings(
         config or SearchConfig(), seed, players, cards, trump, dealer, games, rules

@@ -184,3 +184,23 @@ def test_broken_checkpoints_end_with_one_line_and_leave_nothing(tmp_path: Path) 
         line = last_line(subprocess.CompletedProcess([], process.returncode, out, err), 2)
         assert broken[case][1] in line and f"{case}.safetensors" in line and out == ""
         assert not (tmp_path / case).exists()
+
+
+@pytest.mark.parametrize(("head", "said"), [("bids", "(the|a) policy"), ("value", "the value 3e[+]38")])
+def test_network_that_answers_with_what_is_no_number_ends_the_run_and_nothing_is_recorded(tmp_path: Path, head: str, said: str) -> None:
+    """Its weights are finite: what it makes of them is not, or no sum of it would be."""
+    import torch
+
+    from shmzero.config import NetConfig
+    from shmzero.net import BlobNet, save_checkpoint
+
+    net = BlobNet(NetConfig(width=16, hidden=16, blocks=1))
+    with torch.no_grad():
+        getattr(net, head).weight.fill_(3e38 if head == "bids" else 0.0)
+        getattr(net, head).bias.fill_(3e38)
+    save_checkpoint(net, tmp_path / "net.safetensors")
+    done = run("--checkpoint", tmp_path / "net.safetensors", "--device", "cpu", "--no-compile", "--precision", "fp32",
+               "--preset", "light", "--rounds", 5, "--out", tmp_path / "run")  # fmt: skip
+    assert done.returncode == 1 and done.stdout == "", done.stderr
+    assert re.search(f"the evaluator answered row [0-9]+ of its batch with {said}", done.stderr.splitlines()[-1])
+    assert list(Records(tmp_path / "run")) == []

@@ -60,9 +60,12 @@ class MatchRun {
     check_answers(policies, values, asked->second);
     const float* policy = policies.data();
     const float* value = values.data();
+    std::size_t row = 0;
     group_.for_each_waiting(agent, [&](MatchLane& lane) {
-      for (std::size_t at = 0; at < lane.rows().size(); ++at, policy += kNumActions) {
-        lane.answer(at, policy, *value++);
+      for (std::size_t at = 0; at < lane.rows().size(); ++at, ++row, policy += kNumActions) {
+        if (!lane.answer(at, policy, value[row])) {
+          refuse_answer(row, policy, lane.rows()[at].mask, value[row]);
+        }
       }
     });
     asked_.erase(asked);

@@ -100,7 +100,10 @@ class SearchRun {
       for (int a = 0; a < asked.num_actions; ++a) {
         by_legal[a] = policies.data()[at * kNumActions + asked.places[a]];
       }
-      search_.answer(asked.row, by_legal, values.data()[at]);
+      const float value = values.data()[at];
+      if (!search_.answer(asked.row, by_legal, value)) {
+        refuse_answer(at, policies.data() + at * kNumActions, rows_.masks[at], value);
+      }
     }
   }
 

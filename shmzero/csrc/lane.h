@@ -168,9 +168,11 @@ class Lane {
     }
   }
 
-  void answer(std::uint32_t row, const float* policy, float value, std::uint32_t version) {
-    search_.answer(row, policy, value);
+  /// As Search::answer; by weights of that version.
+  [[nodiscard]] bool answer(std::uint32_t row, const float* policy, float value,
+                            std::uint32_t version) {
     version_ = std::min(version_, version);
+    return search_.answer(row, policy, value);
   }
 
  private:
@@ -349,6 +351,7 @@ class LaneGroup {
   /// Hands every lane the answers of its rows, steps it and writes what it asks next; returns the
   /// number of rows. 0: nothing is in progress. The capacity must be rows_per_lane() for every
   /// lane. `answers` are those of the rows of the last call, and may not lie where `rows` does.
+  /// Throws std::runtime_error for an answer that cannot be used.
   std::uint32_t step(const AnswerView& answers, const RowView& rows) {
     asked_.swap(owners_);
     owners_.clear();
@@ -385,7 +388,12 @@ class LaneGroup {
     const float* policy = answers.policies + at * kNumActions;
     float by_legal[kMaxLegal];
     policy_of_legal(policy, owner.actions, owner.playing, owner.order, by_legal);
-    lane.answer(owner.row, by_legal, answers.values[at], answers.version);
+    if (lane.answer(owner.row, by_legal, answers.values[at], answers.version)) return;
+    std::uint64_t mask = 0;
+    for_each_card(owner.actions, [&](int action) {
+      mask |= one_card(action_to_canonical(owner.playing, action, owner.order));
+    });
+    refuse_answer(at, policy, mask, answers.values[at]);
   }
 
   const PlaySettings& settings_;

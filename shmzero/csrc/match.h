@@ -121,11 +121,12 @@ class MatchLane {
     }
   }
 
-  void answer(std::size_t at, const float* policy, float value) {
+  /// The answer to a row: policy [52]; false where it cannot be used, see RowCache::answer.
+  [[nodiscard]] bool answer(std::size_t at, const float* policy, float value) {
     const Row& row = rows_[at];
     float by_legal[kMaxLegal];
     policy_of_legal(policy, row.actions, row.playing, row.order, by_legal);
-    search_.answer(row.row, by_legal, value);
+    return search_.answer(row.row, by_legal, value);
   }
 
   std::uint8_t agent() const { return agent_; }

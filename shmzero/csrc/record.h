@@ -44,6 +44,10 @@ struct RoundRecord {
   Round start() const { return make_round(settings, hands); }
 };
 
+inline RoundRecord decode_record(const std::string& bytes);
+
+/// The bytes of a finished round. Throws std::logic_error, so that nothing is written that cannot
+/// be read, where decode_record would refuse them.
 inline std::string encode_record(const RoundRecord& record) {
   std::string bytes;
   const auto put = [&](auto value) {
@@ -80,6 +84,12 @@ inline std::string encode_record(const RoundRecord& record) {
     put_float(decision.value);
     put(decision.version);
     for (int a = 0; a < decision.num_actions; ++a) put(decision.weights[a]);
+  }
+  try {
+    decode_record(bytes);
+  } catch (const std::invalid_argument& error) {
+    throw std::logic_error("round " + std::to_string(record.id) +
+                           " came to a record that cannot be read: " + error.what());
   }
   return bytes;
 }

@@ -6,6 +6,7 @@
 #include <bit>
 #include <cmath>
 #include <cstdint>
+#include <limits>
 #include <stdexcept>
 #include <vector>
 
@@ -13,6 +14,10 @@
 #include "scratch.h"
 
 namespace shmzero {
+
+/// Values further from 0 are refused: utilities are about 0 to 1, and the sums of a search have to
+/// stay finite.
+inline constexpr float kMostValue = 1e6f;
 
 class RowCache {
  public:
@@ -57,23 +62,31 @@ class RowCache {
     return row;
   }
 
-  /// The answer to a row: the policy over its legal actions in ascending order (ignored for a row
-  /// that asked for a value alone) and the expected utility of the row's seat. Throws
-  /// runtime_error for a policy without mass and for what is not finite.
-  void answer(std::uint32_t row, const float* policy, float value) {
+  /// Takes the answer to a row: the weights of its legal actions in ascending order, of any sum
+  /// (ignored for a row that asked for a value alone), and the expected utility of the row's seat.
+  ///
+  /// Returns false, and takes nothing, where the answer cannot be used: a weight below 0 or not
+  /// finite, a sum that cannot be divided by, a value not within kMostValue of 0. Which of these it
+  /// is, refuse_answer in rows.h says.
+  [[nodiscard]] bool answer(std::uint32_t row, const float* policy, float value) {
     Row& to = rows_[row];
-    float sum = 0.0f;
-    for (std::uint32_t i = 0; i < to.num_actions; ++i) sum += policy[i];
-    const bool has_mass = sum > 0.0f || to.num_actions == 0;
-    if (!has_mass || !std::isfinite(sum) || !std::isfinite(value)) {
-      throw std::runtime_error(
-          "the evaluator gave a policy without mass, or a number that is not finite");
+    const std::uint32_t num_actions = to.num_actions;
+    float sum = 0.0f, least = 0.0f;
+    for (std::uint32_t i = 0; i < num_actions; ++i) {
+      sum += policy[i];
+      least = std::min(least, policy[i]);
     }
+    // A NaN among the weights is one in the sum and fails every comparison, an infinite weight
+    // makes the scale 0, and a sum too small to be divided by makes it infinite.
+    const float scale = 1.0f / sum;
+    const bool has_policy =
+        least >= 0.0f && scale > 0.0f && scale <= std::numeric_limits<float>::max();
+    if (!(has_policy || num_actions == 0) || !(std::abs(value) <= kMostValue)) return false;
     to.value = value;
     to.answered = 1;
-    const float scale = 1.0f / sum;
     float* scaled = policies_.data() + to.first_policy;
-    for (std::uint32_t i = 0; i < to.num_actions; ++i) scaled[i] = policy[i] * scale;
+    for (std::uint32_t i = 0; i < num_actions; ++i) scaled[i] = policy[i] * scale;
+    return true;
   }
 
  private:

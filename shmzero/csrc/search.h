@@ -90,9 +90,9 @@ class Search {
     return true;
   }
 
-  /// The answer to an emitted row, see RowCache::answer.
-  void answer(std::uint32_t row, const float* policy, float value) {
-    rows_.answer(row, policy, value);
+  /// Takes the answer to an emitted row; false where it cannot be used, see RowCache::answer.
+  [[nodiscard]] bool answer(std::uint32_t row, const float* policy, float value) {
+    return rows_.answer(row, policy, value);
   }
 
   const Decision& decision() const { return root_.decision(); }
