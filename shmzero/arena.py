@@ -247,8 +247,9 @@ def play_match(
     """One hero against villains in all other seats ("one"), or one villain among heroes ("rest").
 
     Each of `deals` deals (with `games` whole games) is played in every rotation: the number of units is
-    deals x players. `players` and `cards` may be distributions such as "3-6" or "4:15,5:70". A function
-    of its arguments, for evaluators whose rows do not depend on the batch. Raises ConfigError.
+    deals x players. `players` and `cards` may be distributions such as "3-6" or "4:15,5:70". No deal is
+    one of self-play with the same seed. A function of its arguments, for evaluators whose rows do not
+    depend on the batch. Raises ConfigError; ValueError and RuntimeError as `search` does.
     """
     check_number("deals", deals, 2, 10**7)
     check_choice("mode", mode, ("one", "rest"))
@@ -555,10 +556,8 @@ def _exploit(args: argparse.Namespace, out: _Output) -> dict[str, Any]:
         args.exploit, minutes=minutes, seed=args.seed, show=out.line, device=args.device, threads=args.threads, **played
     )
     hero = make_agent((NetEvaluator(net), SearchConfig(simulations=0)))
-    # Deals that it has not learned from.
-    result = play_match(
-        hero, villain, deals=args.deals, seed=args.seed + 1, mode="one", threads=args.threads, **played
-    )
+    # A match has deals of its own: none that either of them has learned from.
+    result = play_match(hero, villain, deals=args.deals, seed=args.seed, mode="one", threads=args.threads, **played)
     out.table(
         f"{args.exploit}: points a round that a fresh seat learned to gain from copies of it, 95 % interval over deals",
         ["gain", "low", "high", "deals", "rounds"],

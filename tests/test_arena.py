@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from shmzero import ConfigError, SearchConfig, _core
+from shmzero import ConfigError, SearchConfig, _core, play_rounds
 from shmzero.arena import MatchResult, main, make_agent, match_plan, play_match, play_tables, rate
 from shmzero.config import NetConfig
 from shmzero.net import BlobNet, save_checkpoint
 from shmzero.rating import draw_tables, fit, ratings, risk_sets
-from tests.fakes import HashEvaluator, over_legal
+from tests.fakes import HashEvaluator, RecordingEvaluator, UniformEvaluator, over_legal
 
 POLICY = SearchConfig(simulations=0)
 
@@ -342,3 +342,25 @@ def test_command_a_users_mistake_is_one_line_and_exit_code_2(
 def test_known_hands_is_refused() -> None:
     with pytest.raises(ConfigError, match="never looks at hidden hands"):
         make_agent((HashEvaluator(), SearchConfig(known_hands=True)))
+
+
+@pytest.mark.parametrize("games", [False, True])
+def test_match_deals_nothing_that_self_play_with_its_seed_has_dealt(games: bool) -> None:
+    """Nor what a game begins with: of hands of ten cards no two are the same by chance."""
+    dealt = []
+    for play in (
+        lambda seen: play_rounds(seen, 30, POLICY, seed=3, cards="10", games=games),
+        lambda seen: play_match((seen, POLICY), "threshold", deals=30, seed=3, cards="10", games=games, mode="rest"),
+    ):
+        seen = RecordingEvaluator(UniformEvaluator())
+        play(seen)
+        hands = np.concatenate([states[:, :52] for states, *_ in seen.batches])
+        dealt.append({hand.tobytes() for hand in hands[hands.sum(axis=1) == 10]})
+    assert len(dealt[0]) > 100 and len(dealt[1]) > 100 and not dealt[0] & dealt[1]
+
+
+def test_match_of_another_seed_has_other_deals_and_of_the_same_the_same() -> None:
+    plan = [match_plan(4, "5", "random", False, seed) for seed in (1, 1, 2)]
+    agents, table = [make_agent("threshold")], np.zeros((20, _core.MAX_PLAYERS), np.uint8)
+    one, same, other = ([play_tables(agents, table, settings)[name].tolist() for name in ("scores", "bids")] for settings in plan)
+    assert one == same != other

@@ -1,7 +1,8 @@
 // Matches: the same deals played by agents in every rotation of the seats. A lane is one round (or
 // game) in progress; bots answer at once, on the group's threads, networks are asked row by row.
 //
-// A unit, (deal, rotation), is a pure function of the seed and the agents at its table.
+// A unit, (deal, rotation), is a pure function of the seed and the agents at its table. None of its
+// random numbers are those of self-play with the same seed: what was trained on is not played here.
 // Read next: bots.h, search.h; arena.py, which turns the rounds into figures.
 #pragma once
 
@@ -177,6 +178,8 @@ class MatchGroup {
  public:
   MatchGroup(MatchSettings settings, std::uint32_t num_lanes, std::uint32_t num_threads)
       : settings_(std::move(settings)), num_threads_(num_threads) {
+    // From here on everything about the match is keyed by this.
+    settings_.play.seed = stream_key(settings_.play.seed, 0, 0, Purpose::kMatch);
     for (std::uint32_t deal = 0; deal < settings_.tables.size(); ++deal) {
       const int rotations = draw_settings(settings_.play, deal).num_players;
       for (int r = 0; r < rotations; ++r) units_.push_back({deal, static_cast<std::uint8_t>(r)});

@@ -21,6 +21,7 @@ enum class Purpose : std::uint64_t {
   kReplay = 8,
   kOthers = 9,
   kRedeal = 10,
+  kMatch = 11,  ///< Gives a match the seed that all its streams are keyed by.
   kBot = 16,
 };
 
