@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import operator
 import re
 import sys
 import time
@@ -18,14 +19,23 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, SupportsIndex
 
 import numpy as np
 from numpy.typing import NDArray
 
 from shmzero import _core
 from shmzero.command import Parser, run_command
-from shmzero.config import BUILT_IN, SearchConfig, built_in_bot, check_choice, check_number, cores, play_settings
+from shmzero.config import (
+    BUILT_IN,
+    SearchConfig,
+    built_in_bot,
+    check_choice,
+    check_number,
+    cores,
+    plain,
+    play_settings,
+)
 from shmzero.errors import ConfigError
 from shmzero.rating import Ratings, draw_tables, ratings
 from shmzero.records import is_folder, newest_checkpoint
@@ -199,9 +209,11 @@ class MatchResult:
         return asdict(self)
 
 
-def match_plan(players: int | str, cards: int | str, trump: str, games: bool, seed: int) -> _core.PlaySettings:
+def match_plan(
+    players: SupportsIndex | str, cards: SupportsIndex | str, trump: str, games: bool, seed: int
+) -> _core.PlaySettings:
     """What a match deals, in the words of self-play. Raises ConfigError."""
-    return play_settings(SearchConfig(), seed, str(players), str(cards), trump, "random", games)
+    return play_settings(SearchConfig(), seed, str(plain(players)), str(plain(cards)), trump, "random", games)
 
 
 def play_tables(
@@ -234,10 +246,10 @@ def play_match(
     hero: AgentLike,
     villain: AgentLike,
     *,
-    deals: int,
-    players: int | str = 4,
-    cards: int | str = "5",
-    seed: int = 0,
+    deals: SupportsIndex,
+    players: SupportsIndex | str = 4,
+    cards: SupportsIndex | str = "5",
+    seed: SupportsIndex = 0,
     mode: Mode = "one",
     trump: str = "random",
     games: bool = False,
@@ -251,6 +263,7 @@ def play_match(
     one of self-play with the same seed. A function of its arguments, for evaluators whose rows do not
     depend on the batch. Raises ConfigError; ValueError and RuntimeError as `search` does.
     """
+    deals, seed = operator.index(deals), operator.index(seed)
     check_number("deals", deals, 2, 10**7)
     check_choice("mode", mode, ("one", "rest"))
     start = time.monotonic()
@@ -319,10 +332,10 @@ def _result(
 def rate(
     pool: Sequence[AgentLike],
     *,
-    deals: int,
-    players: int | str = 4,
-    cards: int | str = "5",
-    seed: int = 0,
+    deals: SupportsIndex,
+    players: SupportsIndex | str = 4,
+    cards: SupportsIndex | str = "5",
+    seed: SupportsIndex = 0,
     trump: str = "random",
     games: bool = False,
     threads: int | None = None,
@@ -332,6 +345,7 @@ def rate(
 
     With `games` whole games are ranked, otherwise rounds. Raises ConfigError.
     """
+    deals, seed = operator.index(deals), operator.index(seed)
     check_number("deals", deals, 2, 10**7)
     agents = [make_agent(spec) for spec in pool]
     names = [agent.name for agent in agents]
@@ -356,7 +370,7 @@ def rate(
     if absent:
         raise ConfigError(f"deals is {deals}, and {names[absent[0]]} had a seat in none; allowed: more of them")
     points = np.add.reduceat(rounds["scores"], first).astype(float)
-    played = {"players": str(players), "cards": str(cards), "trump": trump, "games": games, "seed": seed}
+    played = {"players": str(plain(players)), "cards": str(plain(cards)), "trump": trump, "games": games, "seed": seed}
     return ratings(names, seated, points, rounds["deal"][first].astype(int), settings=played, seed=seed)
 
 

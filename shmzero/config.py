@@ -9,6 +9,7 @@ import functools
 import importlib.util
 import json
 import math
+import operator
 import os
 import re
 import tomllib
@@ -17,6 +18,8 @@ from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+import numpy as np
 
 from shmzero import _core
 from shmzero.errors import ConfigError
@@ -37,8 +40,23 @@ OLDER = "older"
 """Among `others` of a training run: one of its own earlier checkpoints."""
 
 
-def check_number(name: str, value: float, low: float, high: float) -> None:
+def plain(value: Any) -> Any:
+    """A bool or number of numpy, or whatever else has `__index__`, as Python's own; anything else as it is."""
+    if isinstance(value, np.bool_):
+        return bool(value)
+    if isinstance(value, np.floating):
+        return float(value)
+    if isinstance(value, (bool, float)):
+        return value
+    try:
+        return operator.index(value)
+    except TypeError:
+        return value
+
+
+def check_number(name: str, value: Any, low: float, high: float) -> None:
     """Raises ConfigError unless `value` is a number from low to high."""
+    value = plain(value)
     if not (isinstance(value, (int, float)) and math.isfinite(value) and low <= value <= high):
         raise ConfigError(f"{name} is {value!r}; allowed: {low:g} to {high:g}")
 
@@ -54,9 +72,13 @@ def _types(kind: Hashable) -> dict[str, tuple[type, ...]]:
 
 
 def check_types(settings: Any) -> None:
-    """Refuse values of another type, as a TOML file can hold them. An int will do for a float, a bool for no number."""
+    """Refuse values of another type, as a TOML file can hold them. An int will do for a float, a bool for no number.
+
+    Numbers and bools of numpy become Python's.
+    """
     for name, allowed in _types(settings.__class__).items():
-        value = getattr(settings, name)
+        value = plain(getattr(settings, name))
+        object.__setattr__(settings, name, value)  # the class is frozen, and this is its beginning
         fits = isinstance(value, allowed) or (float in allowed and isinstance(value, int))
         if not fits or (isinstance(value, bool) and bool not in allowed):
             words = " or ".join(kind.__name__ for kind in allowed if kind is not type(None))
@@ -180,7 +202,7 @@ def weighted(name: str, text: str, low: int, high: int) -> list[tuple[int, float
         f"{name} is {text!r}; allowed: a number {low}..{high}, a range as 3-6, or weights as 4:15,5:70"
     )
     pairs: list[tuple[int, float]] = []
-    for part in str(text).split(","):
+    for part in str(plain(text)).split(","):
         value, _, weight = part.partition(":")
         first, dash, last = value.partition("-")
         try:
@@ -284,6 +306,7 @@ def play_settings(
                 f"{_core.NUM_CARDS // number} cards each"
             )
     fewest = min(number for number, _ in core.players)
+    dealer = str(plain(dealer))
     if dealer == "random":
         core.dealer = -1
     elif dealer.isdecimal() and int(dealer) < fewest:

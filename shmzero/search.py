@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from operator import index
+from typing import Any, Protocol, SupportsIndex
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,7 +58,7 @@ def _drive(run: _core.SearchRun | _core.PlayRun, evaluator: Evaluator) -> Iterab
 
 
 def search(
-    r: _core.Round, evaluator: Evaluator, config: SearchConfig | None = None, seed: int = 0
+    r: _core.Round, evaluator: Evaluator, config: SearchConfig | None = None, seed: SupportsIndex = 0
 ) -> SearchResult:
     """Search the decision of the seat to act.
 
@@ -75,11 +76,11 @@ def search(
 
 def play_rounds(
     evaluator: Evaluator,
-    n: int,
+    n: SupportsIndex,
     config: SearchConfig | None = None,
     *,
-    seed: int = 0,
-    lanes: int = 64,
+    seed: SupportsIndex = 0,
+    lanes: SupportsIndex = 64,
     players: str = "4",
     cards: str = "5",
     trump: str = "random",
@@ -94,9 +95,9 @@ def play_rounds(
     as `search` does, ValueError and RuntimeError for what the evaluator answers.
     """
     settings = play_settings(
-        config or SearchConfig(), seed, players, cards, trump, dealer, games, rules
+        config or SearchConfig(), index(seed), players, cards, trump, dealer, games, rules
     )
-    run = _core.PlayRun(settings, list(range(n)), lanes)
+    run = _core.PlayRun(settings, list(range(index(n))), lanes)
     for _ in _drive(run, evaluator):
         pass
     return [record for _, records in sorted(run.finished()) for record in records]

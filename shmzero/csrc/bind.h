@@ -19,6 +19,14 @@ void bind_search(pybind11::module_& m);
 void bind_shm(pybind11::module_& m);
 void bind_train(pybind11::module_& m);
 
+/// Raises ValueError unless `value` is within low..high.
+inline void check_range(const char* what, long long value, long long low, long long high) {
+  if (value < low || value > high) {
+    throw pybind11::value_error(std::string(what) + " is " + std::to_string(value) +
+                                "; allowed: " + std::to_string(low) + ".." + std::to_string(high));
+  }
+}
+
 /// Gives up the GIL for its scope. Everything that runs for long uses this and not pybind11's own.
 ///
 /// An interpreter that is ending gives its lock to nobody any more. From 3.14 on CPython lets a

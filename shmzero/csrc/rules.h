@@ -26,6 +26,8 @@ inline constexpr int kHookNever = 255;
 struct RoundRules {
   std::uint8_t hook_from = 0;  ///< The hook applies in rounds of at least so many cards.
   Scoring scoring = Scoring::kExact;
+
+  bool operator==(const RoundRules&) const = default;
 };
 
 /// The game a round belongs to, as far as its seats know it. All zero outside games.
@@ -34,6 +36,8 @@ struct GameContext {
   std::uint16_t rounds_played = 0;
   std::uint16_t num_rounds = 0;  ///< 0 outside games.
   std::uint8_t next_cards = 0;   ///< Hand size of the following round, 0 after the last.
+
+  bool operator==(const GameContext&) const = default;
 };
 
 /// Full state of one round. Copied whole by the search: plain data, no pointers.
@@ -90,6 +94,7 @@ struct Round {
     return bid >= 0 ? bid : -1;
   }
   void start_bidding();
+  bool operator==(const Round&) const = default;
 };
 static_assert(std::is_trivially_copyable_v<Round>);
 static_assert(sizeof(Round) <= 216, "copied by every simulation");
@@ -248,6 +253,7 @@ struct Rules {
     for (int c = 2; c <= cards; ++c) sizes.push_back(static_cast<std::uint8_t>(c));
     return sizes;
   }
+  bool operator==(const Rules&) const = default;
 };
 
 /// A game in progress: which round is next and what every seat has scored.
@@ -283,6 +289,7 @@ struct Game {
     for (int s = 0; s < num_players; ++s) totals[static_cast<std::size_t>(s)] += score(round, s);
     ++round_index;
   }
+  bool operator==(const Game&) const = default;
 
   Rules rules;
   std::vector<std::uint8_t> sizes;  ///< Hand size of every round.
