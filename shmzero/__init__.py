@@ -5,6 +5,7 @@ from shmzero._core import Game, Round, Rules
 from shmzero.client import Client
 from shmzero.config import NetConfig, SearchConfig
 from shmzero.errors import ConfigError, IllegalAction, ModelFailed, ServerGone, ShmzeroError
+from shmzero.evaluators import load_network
 from shmzero.search import SearchResult, play_rounds, search
 from shmzero.server import BatchedEvaluator, InferenceServer
 from shmzero.version import VERSION as __version__
@@ -25,6 +26,7 @@ __all__ = [
     "ServerGone",
     "ShmzeroError",
     "__version__",
+    "load_network",
     "play_rounds",
     "search",
 ]

@@ -6,13 +6,18 @@ device), net.py (the network behind one).
 
 from __future__ import annotations
 
+import os
+import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from shmzero import _core
+from shmzero.config import check_choice
+from shmzero.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -143,6 +148,77 @@ class UniformEvaluator(_RowEvaluator):
     """A uniform policy and the value 0."""
 
     _evaluate = staticmethod(_core.uniform_evaluate)
+
+
+class LoadedNetwork:
+    """evaluate_many over a checkpoint's network, eagerly, in the numbers that an inference process takes."""
+
+    def __init__(self, path: Path, device: str, precision: str, policy_only: bool) -> None:
+        from shmzero.net import check_searchable, load_checkpoint
+        from shmzero.net_device import InferenceNet, resolve_precision
+
+        net = load_checkpoint(path)
+        if not policy_only:
+            check_searchable(path)
+        self.path = path
+        self.device = device
+        self.policy_only = policy_only
+        self.precision = resolve_precision(precision, device)
+        self._serve = InferenceNet(net.config, self.precision, values=not policy_only)
+        self._weights = self._serve.weights(net, device)
+
+    def __repr__(self) -> str:
+        return f"<LoadedNetwork {self.path} on {self.device} in {self.precision}>"
+
+    def evaluate_many(
+        self, states: NDArray[np.float32], masks: NDArray[np.bool_]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """(policies [B, 52], values [B, 1]) of states [B, 256] and masks [B, 52]."""
+        import torch
+
+        features = torch.from_numpy(np.asarray(states, np.float16)).to(self.device)
+        words = torch.from_numpy(mask_words(masks).view(np.int64)).to(self.device)
+        with torch.inference_mode():
+            policies, values = self._serve(features, words, *self._weights)
+        if self.policy_only:
+            values = torch.zeros_like(values)
+        return policies.cpu().numpy(), values.cpu().numpy()
+
+
+def load_network(
+    path: str | os.PathLike[str], *, device: str = "auto", precision: str = "auto", policy_only: bool = False
+) -> LoadedNetwork:
+    """A trained network as an evaluator for `search`, `play_rounds` and matches.
+
+    path: a checkpoint (.safetensors), or the folder of a training run, which stands for its newest.
+    device: auto (cuda where there is one), cpu, cuda or cuda:1. precision: auto (the fastest of the
+    device), fp32, bf16 or fp16. policy_only: values are left out and are 0, which also takes networks
+    whose values no search can use, those of whole games. Imports torch; runs in torch's own threads.
+    Raises ConfigError where there is no such checkpoint or device.
+    """
+    check_choice("precision", precision, ("auto", "fp32", "bf16", "fp16"))
+    if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", device):
+        raise ConfigError(f"device is {device!r}; allowed: auto, cpu, cuda, cuda:1")
+    from shmzero.records import newest_checkpoint
+
+    file = Path(path)
+    if file.is_dir():
+        newest = newest_checkpoint(file)
+        if newest is None:
+            raise ConfigError(f"folder {file} has no checkpoint; allowed: a training run with one, or its file")
+        file = newest
+    if not file.is_file():
+        raise ConfigError(f"there is no checkpoint {file}; allowed: a .safetensors file, or a training run's folder")
+    import torch
+
+    if device in ("auto", "cuda"):
+        device = "cuda:0" if device == "cuda" or torch.cuda.is_available() else "cpu"
+    if device != "cpu" and int(device.partition(":")[2]) >= torch.cuda.device_count():
+        raise ConfigError(
+            f"device is {device!r}, and torch sees {torch.cuda.device_count()} CUDA devices here; "
+            "allowed: one of them, or cpu"
+        )
+    return LoadedNetwork(file, device, precision, policy_only)
 
 
 class NetEvaluator:

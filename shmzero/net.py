@@ -144,7 +144,7 @@ def check_searchable(path: Path | str) -> None:
     if utility != "points":
         raise ConfigError(
             f"checkpoint {path} has values of the {utility} of a game, and a search ends in points; "
-            "allowed: its policy alone (:policy, --simulations 0)"
+            "allowed: its policy alone (:policy, --simulations 0, or policy_only=True)"
         )
 
 

@@ -11,6 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from shmzero.config import NETS
+from shmzero.net import BlobNet, save_checkpoint
+from shmzero.records import CHECKPOINT_FOLDER, numbered_path
+
 ROOT = Path(__file__).parent.parent
 EXAMPLES = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
 
@@ -19,8 +23,14 @@ EXAMPLES = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), 
 def test_readme_example_runs(number: int, tmp_path: Path) -> None:
     program = tmp_path / "program.py"
     program.write_text(EXAMPLES[number])
+    if "runs/smoke" in EXAMPLES[number]:  # what the training before it would have left
+        checkpoints = tmp_path / "runs/smoke" / CHECKPOINT_FOLDER
+        checkpoints.mkdir(parents=True)
+        save_checkpoint(BlobNet(NETS["quick"]), numbered_path(checkpoints, 1))
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    result = subprocess.run([sys.executable, str(program)], capture_output=True, text=True, env=environment, timeout=300)
+    result = subprocess.run(
+        [sys.executable, str(program)], capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=300
+    )
     assert result.returncode == 0 and result.stderr == "", result.stderr
 
 
