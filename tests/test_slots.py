@@ -202,7 +202,7 @@ def test_worker_whose_slot_comes_back_failed_ends_with_the_message() -> None:
 
 
 def test_scatter_of_an_unknown_batch_raises(pair: Pair) -> None:
-    with pytest.raises(ValueError, match="no such batch"):
+    with pytest.raises(ValueError, match="batch 99 is none that was gathered"):
         pair.answer(99, [1.0])
 
 

@@ -12,6 +12,9 @@
 
 namespace shmzero {
 
+struct PlaySettings;
+struct SearchConfig;
+
 void bind_arena(pybind11::module_& m);
 void bind_echo(pybind11::module_& m);
 void bind_game(pybind11::module_& m);
@@ -26,6 +29,10 @@ inline void check_range(const char* what, long long value, long long low, long l
                                 "; allowed: " + std::to_string(low) + ".." + std::to_string(high));
   }
 }
+
+/// Raises ValueError for what the core cannot run with. What is sensible, config.py says.
+void check_search(const SearchConfig& config);
+void check_play(const PlaySettings& settings);
 
 /// Gives up the GIL for its scope. Everything that runs for long uses this and not pybind11's own.
 ///

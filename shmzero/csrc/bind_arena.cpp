@@ -21,17 +21,22 @@ class MatchRun {
  public:
   MatchRun(const PlaySettings& play, const std::vector<py::object>& agents,
            const std::vector<Table>& tables, std::uint32_t lanes, std::uint32_t threads)
-      : group_(settings_of(play, agents, tables), std::max(1u, lanes), std::max(1u, threads)) {}
+      : group_(settings_of(play, agents, tables), std::max(1u, lanes), std::max(1u, threads)) {
+    check_range("threads", threads, 0, 1024);
+  }
 
   /// Plays on and returns [(agent, features float16 [B, 256], masks uint64 [B]), ...], which all
   /// have to be answered, perhaps none; None when the match is over.
   py::object step() {
+    check_still();
     if (!asked_.empty()) throw py::value_error("a match was stepped before its rows were answered");
     if (group_.done()) return py::none();
+    stepping_ = true;  // and stays so where a step fails: the match cannot go on from that
     {
       const GilRelease release;
       group_.step();
     }
+    stepping_ = false;
     py::list blocks;
     for (std::uint32_t agent = 0; agent < group_.settings().agents.size(); ++agent) {
       std::size_t rows = 0;
@@ -52,6 +57,7 @@ class MatchRun {
   }
 
   void answer(std::uint32_t agent, const Floats& policies, const Floats& values) {
+    check_still();
     const auto asked = std::find_if(asked_.begin(), asked_.end(),
                                     [&](const auto& one) { return one.first == agent; });
     if (asked == asked_.end()) {
@@ -72,10 +78,14 @@ class MatchRun {
   }
 
   std::size_t num_units() const { return group_.num_units(); }
-  std::size_t num_rounds() const { return group_.finished().size(); }
+  std::size_t num_rounds() const {
+    check_still();
+    return group_.finished().size();
+  }
 
   /// Columns [N] or, by seat, [N, 8] (-1 beyond the players) of the N finished rounds.
   py::dict rounds() const {
+    check_still();
     const auto n = static_cast<py::ssize_t>(group_.finished().size());
     const std::vector<py::ssize_t> wide = {n, kMaxPlayers};
     py::array_t<std::uint32_t> deal(n);
@@ -111,14 +121,22 @@ class MatchRun {
   }
 
  private:
+  /// Raises ValueError where another thread is within `step`, which does not hold the GIL.
+  void check_still() const {
+    if (stepping_)
+      throw py::value_error("a match is being stepped by another thread, or has failed");
+  }
+
   static MatchSettings settings_of(const PlaySettings& play, const std::vector<py::object>& agents,
                                    const std::vector<Table>& tables) {
+    check_play(play);
     MatchSettings settings = {play, {}, tables};
     for (const py::object& agent : agents) {
       AgentConfig config;
       config.is_network = py::isinstance<SearchConfig>(agent);
       if (config.is_network) {
         config.search = agent.cast<SearchConfig>();
+        check_search(config.search);
         if (config.search.known_hands) {
           throw py::value_error("known_hands is set; a match never looks at hidden hands");
         }
@@ -140,20 +158,22 @@ class MatchRun {
 
   MatchGroup group_;
   std::vector<std::pair<std::uint32_t, std::size_t>> asked_;  ///< (agent, rows)
+  bool stepping_ = false;
 };
 
 int bot_action(const TrackedRound& round, const BotConfig& config, std::uint64_t seed) {
-  const std::uint64_t actions = legal(round.state);
+  const Round state = round.state;  // a copy: another thread may play the round on
+  const std::uint64_t key = stream_key(seed, 0, round.actions.size(), Purpose::kBot);
+  const std::uint64_t actions = legal(state);
   if (actions == 0) throw py::value_error("bot_action: the round is over");
   if ((actions & (actions - 1)) == 0) return lowest(actions);
   const GilRelease release;
   UctBot uct;
-  return choose_action(round.state, config, uct,
-                       stream_key(seed, 0, round.actions.size(), Purpose::kBot));
+  return choose_action(state, config, uct, key);
 }
 
 py::tuple solve(const TrackedRound& round, int most_cards) {
-  const Round& state = round.state;
+  const Round state = round.state;  // a copy: another thread may play the round on
   if (state.phase == Phase::kDone) throw py::value_error("solve: the round is over");
   const int held = count(state.held());
   if (held > most_cards) {
@@ -182,6 +202,7 @@ void bind_arena(py::module_& m) {
   py::class_<BotConfig>(m, "BotConfig", "An opponent that needs no network.")
       .def(py::init([](BotKind kind, std::uint32_t playouts, std::uint32_t worlds,
                        std::uint32_t simulations, std::uint32_t solved_cards) {
+             check_range("kind", static_cast<int>(kind), 0, static_cast<int>(BotKind::kUct));
              const bool effort = kind == BotKind::kMonteCarlo ? playouts > 0
                                  : kind == BotKind::kUct      ? worlds > 0 && simulations > 0
                                                               : true;

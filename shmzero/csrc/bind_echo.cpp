@@ -21,6 +21,7 @@ namespace {
 /// Echo between two threads of this process over a segment of its own.
 struct Echo {
   explicit Echo(const SegmentSizes& sizes) {
+    check_sizes(sizes);
     const SegmentLayout layout(sizes);
     fd = memfd_create("shmzero-echo", MFD_CLOEXEC);
     if (fd < 0 || ftruncate(fd, static_cast<off_t>(layout.total)) != 0) {
@@ -53,6 +54,7 @@ struct Echo {
 
 /// Median nanoseconds of one row there and back, both sides spinning.
 double bench_round_trip(std::uint32_t trips) {
+  if (trips == 0) throw std::invalid_argument("trips is 0; allowed: 1 or more");
   Echo echo({1, 1, 2, 1, 256, 52, 1, Wire::kFloat16});
   constexpr std::uint64_t kSpin = 1'000'000;
   std::thread server([&] { echo.serve(1, kSpin); });

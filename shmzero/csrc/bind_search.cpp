@@ -60,11 +60,18 @@ struct LocalRows {
   }
 };
 
+void check_answered(bool answered, const char* what) {
+  if (!answered) {
+    throw py::value_error(std::string(what) + " was stepped before its rows were answered");
+  }
+}
+
 /// One decision, stepped from Python.
 class SearchRun {
  public:
   SearchRun(const TrackedRound& round, const SearchConfig& config, std::uint64_t seed)
       : config_(config), round_(round.state) {
+    check_search(config);
     const std::uint64_t actions = legal(round_);
     if (actions == 0) throw py::value_error("search: the round is over");
     forced_ = (actions & (actions - 1)) == 0;
@@ -74,6 +81,7 @@ class SearchRun {
   /// The rows of the next step as (states, masks), or None when the decision is made.
   py::object step() {
     if (forced_) return py::none();
+    check_answered(answered_, "a search");
     const RowView view = rows_.reserve(std::max(1u, config_.rows_per_step(round_.num_players)));
     asked_.clear();
     const bool decided = search_.advance(
@@ -89,6 +97,7 @@ class SearchRun {
           asked_.push_back(asked);
         });
     rows_.num_rows = static_cast<std::uint32_t>(asked_.size());
+    answered_ = decided_ = decided;
     return decided ? py::object(py::none()) : py::object(rows_.widened());
   }
 
@@ -105,9 +114,13 @@ class SearchRun {
         refuse_answer(at, policies.data() + at * kNumActions, rows_.masks[at], value);
       }
     }
+    answered_ = true;
   }
 
   py::dict result() const {
+    if (!forced_ && !decided_) {
+      throw py::value_error("a search has no result yet; step it until that returns None");
+    }
     Decision decision = {};
     if (forced_) {
       decision.num_actions = 1;
@@ -145,6 +158,8 @@ class SearchRun {
   SearchConfig config_;
   Round round_;
   bool forced_ = false;
+  bool answered_ = true;  ///< Whether the rows of the last step are.
+  bool decided_ = false;
   Search search_;
   LocalRows rows_;
   std::vector<Asked> asked_;
@@ -167,20 +182,25 @@ class PlayRun {
   PlayRun(const PlaySettings& settings, const std::vector<std::uint64_t>& units,
           std::uint32_t lanes)
       : settings_(settings), group_(settings_, queue_) {
+    check_play(settings);
     for (const std::uint64_t unit : units) queue_.waiting.push_back({unit});
     lanes_ = std::max(1u, std::min(lanes, static_cast<std::uint32_t>(units.size())));
     group_.set_num_lanes(lanes_);
   }
 
   py::object step() {
+    check_answered(answered_, "self-play");
     const RowView view = rows_.reserve(lanes_ * group_.rows_per_lane());
+    answered_ = false;  // also where an answer is refused: the lanes cannot go on from that
     rows_.num_rows = group_.step({policies_.data(), values_.data(), 0}, view);
+    answered_ = rows_.num_rows == 0;
     return rows_.num_rows == 0 ? py::object(py::none()) : py::object(rows_.widened());
   }
   void answer(const Floats& policies, const Floats& values) {
     check_answers(policies, values, rows_.num_rows);
     policies_ = policies;
     values_ = values;
+    answered_ = true;
   }
   /// (units, seats to act, players), [R] each, of the rows of the last step.
   py::tuple askers() const {
@@ -216,9 +236,26 @@ class PlayRun {
   std::uint32_t lanes_;
   std::map<std::uint64_t, py::list> begun_;  ///< Records of units that are not finished.
   LocalRows rows_;
-  Floats policies_;  ///< The answers to `rows_`, handed out by the next step.
+  bool answered_ = true;  ///< Whether the rows of the last step are.
+  Floats policies_;       ///< The answers to `rows_`, handed out by the next step.
   Floats values_;
 };
+
+/// Whether some value has a weight, none is out of range, and every weight is a number from 0 on.
+void check_weighted(const char* what, const Weighted& values, int low, int high) {
+  double total = 0.0;
+  for (const auto& [value, weight] : values) {
+    check_range(what, value, low, high);
+    if (!(weight >= 0.0 && weight <= 1e300)) {
+      throw py::value_error(std::string(what) + " " + std::to_string(value) + " has the weight " +
+                            std::to_string(weight) + "; allowed: finite numbers from 0 on");
+    }
+    total += weight;
+  }
+  if (!(total > 0.0)) {
+    throw py::value_error(std::string(what) + " has no value with a weight; allowed: one or more");
+  }
+}
 
 void evaluate_rows(bool hash, const HalfBits& features,
                    const py::array_t<std::uint64_t, py::array::c_style>& masks,
@@ -246,6 +283,10 @@ void evaluate_rows(bool hash, const HalfBits& features,
 
 /// Plays `num_rounds` rounds in one thread with the uniform evaluator: the search alone.
 py::dict bench_search(const PlaySettings& settings, std::uint32_t lanes, std::uint64_t num_rounds) {
+  check_play(settings);
+  check_range("lanes", lanes, 1, 1'000'000);
+  check_range("num_rounds", static_cast<long long>(std::min(num_rounds, std::uint64_t{INT64_MAX})),
+              0, 100'000'000);
   UnitQueue queue;
   for (std::uint64_t unit = 0; unit < num_rounds; ++unit) queue.waiting.push_back({unit});
   LaneGroup group(settings, queue);
@@ -352,6 +393,64 @@ py::dict replay(const std::vector<py::bytes>& records, std::uint64_t seat_seed) 
 }
 
 }  // namespace
+
+void check_search(const SearchConfig& config) {
+  check_range("determinizations", config.determinizations, 1, 65'535);
+  check_range("simulations", config.simulations, 0, 1'000'000);
+  check_range("leaves_in_flight", config.leaves_in_flight, 1, 65'535);
+  check_range("considered", config.considered, 1, kNumActions);
+  check_range("solved_cards", config.solved_cards, 0, kNumCards);
+  check_range("opponents", static_cast<int>(config.opponents), 0, 1);
+  check_range("root", static_cast<int>(config.root), 0, 1);
+  check_range("target", static_cast<int>(config.target), 0, 1);
+  const std::pair<const char*, float> numbers[] = {
+      {"c_puct", config.c_puct},
+      {"fpu_reduction", config.fpu_reduction},
+      {"improved_beta", config.improved_beta},
+      {"noise_fraction", config.noise_fraction},
+      {"noise_alpha", config.noise_alpha},
+      {"temperature", config.temperature},
+      {"final_temperature", config.final_temperature},
+      {"rivalry", config.rivalry},
+  };
+  for (const auto& [name, value] : numbers) {
+    if (!(std::abs(value) <= 1e6f)) {
+      throw py::value_error(std::string(name) + " is " + std::to_string(value) +
+                            "; allowed: finite numbers up to 1000000");
+    }
+  }
+}
+
+void check_play(const PlaySettings& settings) {
+  check_search(settings.search);
+  check_weighted("players", settings.players, kMinPlayers, kMaxPlayers);
+  check_weighted("cards", settings.cards, 1, kNumCards / kMinPlayers);
+  check_weighted("trump", settings.trumps, 0, kNoTrump);
+  check_range("dealer", settings.dealer, -1, kMaxPlayers - 1);
+  for (const auto& [bot, share] : settings.others) {
+    if (!(share >= 0.0 && share <= 1.0)) {
+      throw py::value_error("others has the share " + std::to_string(share) + "; allowed: 0 to 1");
+    }
+  }
+  for (const auto& [players, weight] : settings.players) {
+    if (weight <= 0.0) continue;
+    const int most = kNumCards / players;
+    bool any = false;
+    for (const auto& [cards, share] : settings.cards) {
+      if (cards > most || share <= 0.0) continue;
+      any = true;
+      if (!settings.games) continue;
+      const auto sizes = settings.rules.hand_sizes(players, cards);
+      check_range("rounds of a game", static_cast<long long>(sizes.size()), 1,
+                  Lane::kMaxRoundsPerGame);
+      for (const int size : sizes) check_range("cards in a game's sequence", size, 1, most);
+    }
+    if (!any) {
+      throw py::value_error("players is " + std::to_string(players) + "; allowed with them: " +
+                            "hands of at most " + std::to_string(most) + " cards");
+    }
+  }
+}
 
 void bind_search(py::module_& m) {
   py::enum_<Opponents>(m, "Opponents")

@@ -3,12 +3,15 @@
 #include <pybind11/stl.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cerrno>
 #include <csignal>
+#include <iterator>
 #include <memory>
 #include <system_error>
 
@@ -93,7 +96,10 @@ class FirstInterrupt {
   static inline std::atomic<std::uint64_t> first_ns_ = 0;  ///< Relaxed: publishes nothing else.
 };
 
-std::uint64_t ns_of_ms(double ms) { return static_cast<std::uint64_t>(ms * 1e6); }
+/// 0 for what is negative or no number; at most what any clock here will ever show.
+std::uint64_t ns_of_ms(double ms) {
+  return ms > 0.0 ? static_cast<std::uint64_t>(std::min(ms * 1e6, 1e18)) : 0;
+}
 
 py::dict worker_counters(const Segment& segment, std::uint32_t worker) {
   const WorkerBlock& block = segment.worker(worker);
@@ -139,7 +145,8 @@ std::vector<std::string> slot_states(const Segment& segment, std::uint32_t worke
   std::vector<std::string> states;
   for (std::uint32_t s = 0; s < segment.sizes().slots_per_worker; ++s) {
     const SlotWord word{segment.worker(worker).words[s].load(std::memory_order_acquire)};
-    states.emplace_back(kNames[static_cast<int>(word.state())]);
+    const auto state = static_cast<std::size_t>(word.state());
+    states.push_back(state < std::size(kNames) ? kNames[state] : "state " + std::to_string(state));
   }
   return states;
 }
@@ -160,6 +167,15 @@ void check_index(const char* what, std::uint32_t index, std::uint32_t size) {
     throw py::value_error(std::string(what) + " is " + std::to_string(index) + "; allowed: 0.." +
                           std::to_string(size - 1));
   }
+}
+
+/// `body(port, slot)` as a function that looks at `slot` first.
+template <class Body>
+auto with_slot(Body body) {
+  return [body](WorkerPort& port, std::uint32_t slot) {
+    check_index("slot", slot, port.num_slots());
+    return body(port, slot);
+  };
 }
 
 /// A view of shared memory that keeps the segment mapped.
@@ -188,6 +204,10 @@ class PyServerPort {
   std::string scatter(std::uint64_t batch, const py::array_t<float, py::array::c_style>& policies,
                       const py::array_t<float, py::array::c_style>& values, std::uint32_t version,
                       bool check_finite) {
+    const SegmentSizes& sizes = segment_.sizes();
+    const std::uint32_t rows = port_.num_rows(batch);
+    check_answer_rows("policies", policies, rows, sizes.action_dim);
+    check_answer_rows("values", values, rows, sizes.value_dim);
     return translated([&] {
       const float* policy = policies.data();
       const float* value = values.data();
@@ -205,14 +225,36 @@ class PyServerPort {
   std::uint32_t refill(std::uint64_t batch, const py::array& states,
                        py::array_t<std::uint64_t, py::array::c_style> masks,
                        std::uint32_t limit_rows) {
-    return port_.refill(batch, checked_staging(states, masks, limit_rows));
+    const ServerPort::Staging staging = checked_staging(states, masks, limit_rows);
+    check_range("rows of the batch", port_.num_rows(batch), 1, limit_rows);
+    return port_.refill(batch, staging);
   }
 
  private:
+  /// An array of whole rows, as many as the batch has or more.
+  static void check_answer_rows(const char* what, const py::array& array, std::uint32_t rows,
+                                std::uint32_t width) {
+    const auto columns = static_cast<py::ssize_t>(width);
+    const bool whole = array.ndim() == 2 && array.shape(1) == columns;
+    if (!whole || array.shape(0) < static_cast<py::ssize_t>(rows)) {
+      throw py::value_error(std::string(what) + " has the shape " +
+                            py::str(array.attr("shape")).cast<std::string>() +
+                            "; the batch takes [" + std::to_string(rows) + " or more, " +
+                            std::to_string(width) + "]");
+    }
+  }
+
   ServerPort::Staging checked_staging(const py::array& states,
                                       py::array_t<std::uint64_t, py::array::c_style>& masks,
                                       std::uint32_t limit_rows) const {
     const SegmentSizes& sizes = segment_.sizes();
+    const char kind = sizes.wire == Wire::kFloat16 ? 'e' : 'f';  // numpy's letters
+    if (states.dtype().char_() != kind || (states.flags() & py::array::c_style) == 0 ||
+        !states.writeable()) {
+      throw py::value_error("states is " + py::str(states.dtype()).cast<std::string>() +
+                            "; wanted: a writable array in C order of " +
+                            (kind == 'e' ? "float16" : "float32"));
+    }
     const auto capacity = static_cast<std::size_t>(states.nbytes()) / sizes.state_bytes();
     if (limit_rows == 0 || limit_rows > capacity ||
         static_cast<std::size_t>(masks.size()) < limit_rows * std::size_t{sizes.mask_words()}) {
@@ -349,6 +391,12 @@ void bind_shm(py::module_& m) {
              std::uint32_t value_dim, const std::string& wire, std::uint64_t run_id) {
             const SegmentSizes sizes = make_sizes(num_servers, num_workers, num_slots, num_rows,
                                                   state_dim, action_dim, value_dim, wire);
+            const std::size_t wanted = SegmentLayout(sizes).total;
+            struct stat status;
+            if (fstat(fd, &status) != 0 || static_cast<std::size_t>(status.st_size) < wanted) {
+              throw py::value_error("fd " + std::to_string(fd) + " is no file of the " +
+                                    std::to_string(wanted) + " bytes that the segment takes");
+            }
             return translated([&] { return Segment::create(fd, sizes, run_id); });
           },
           py::arg("fd"), servers, workers, slots, rows, py::arg("state_dim") = kNumFeatures,
@@ -449,28 +497,40 @@ void bind_shm(py::module_& m) {
            })
       .def("reap_client", &reap_client, py::arg("identity"));
 
+  const py::arg slot_arg("slot");
   py::class_<WorkerPort>(m, "WorkerPort", "A worker's side of its slots, for tests and clients.")
-      .def(py::init<Segment&, std::uint32_t>(), py::arg("segment"), py::arg("worker"),
-           py::keep_alive<1, 2>())
-      .def("begin", &WorkerPort::begin, py::arg("slot"))
-      .def("publish", &WorkerPort::publish, py::arg("slot"), py::arg("rows"))
-      .def("answered", &WorkerPort::answered, py::arg("slot"))
-      .def("release", &WorkerPort::release, py::arg("slot"))
-      .def("cancel", &WorkerPort::cancel, py::arg("slot"))
+      .def(py::init([](Segment& segment, std::uint32_t worker) {
+             check_index("worker", worker, segment.sizes().num_workers);
+             return std::make_unique<WorkerPort>(segment, worker);
+           }),
+           py::arg("segment"), py::arg("worker"), py::keep_alive<1, 2>())
+      .def("begin", with_slot([](WorkerPort& p, std::uint32_t slot) { return p.begin(slot); }),
+           slot_arg)
       .def(
-          "generation",
-          [](const WorkerPort& p, std::uint32_t slot) { return p.load(slot).generation(); },
-          py::arg("slot"))
-      .def(
-          "version",
-          [](const WorkerPort& p, std::uint32_t slot) { return p.rows(slot).header->version; },
-          py::arg("slot"))
+          "publish",
+          [](WorkerPort& p, std::uint32_t slot, std::uint32_t num_rows) {
+            check_index("slot", slot, p.num_slots());
+            check_range("rows", num_rows, 0, p.rows_per_slot());
+            p.publish(slot, num_rows);
+          },
+          slot_arg, py::arg("rows"))
+      .def("answered",
+           with_slot([](WorkerPort& p, std::uint32_t slot) { return p.answered(slot); }), slot_arg)
+      .def("release", with_slot([](WorkerPort& p, std::uint32_t slot) { p.release(slot); }),
+           slot_arg)
+      .def("cancel", with_slot([](WorkerPort& p, std::uint32_t slot) { p.cancel(slot); }), slot_arg)
+      .def("generation",
+           with_slot([](WorkerPort& p, std::uint32_t slot) { return p.load(slot).generation(); }),
+           slot_arg)
+      .def("version", with_slot([](WorkerPort& p, std::uint32_t slot) {
+             return p.rows(slot).header->version;
+           }),
+           slot_arg)
       .def(
           "wait",
           [](WorkerPort& p, std::uint32_t slot_bits, double timeout_ms, double spin_us) {
             const GilRelease release;
-            return p.wait(slot_bits, static_cast<std::uint64_t>(timeout_ms * 1e6),
-                          static_cast<std::uint64_t>(spin_us * 1e3));
+            return p.wait(slot_bits, ns_of_ms(timeout_ms), ns_of_ms(spin_us / 1000.0));
           },
           py::arg("slots"), py::arg("timeout_ms") = 100.0, py::arg("spin_us") = 0.0);
 
@@ -561,6 +621,7 @@ void bind_shm(py::module_& m) {
   py::class_<PyServerPort>(m, "ServerPort", "A server's side of the slots.")
       .def(py::init(
                [](Segment& segment, std::uint32_t server, std::uint32_t epoch, bool adaptive_spin) {
+                 check_index("server", server, segment.sizes().num_servers);
                  return std::make_unique<PyServerPort>(
                      segment, server, epoch, adaptive_spin ? Spin::kAdaptive : Spin::kFixed);
                }),
@@ -580,8 +641,18 @@ void bind_shm(py::module_& m) {
       "run_worker",
       [](Segment& segment, std::uint32_t worker, int grant_fd, int record_fd, std::uint32_t lanes,
          const PlaySettings& settings, double spin_us) {
-        Worker loop(segment, worker, grant_fd, record_fd, lanes,
-                    static_cast<std::uint64_t>(spin_us * 1e3), settings);
+        const SegmentSizes& sizes = segment.sizes();
+        check_index("worker", worker, sizes.num_workers);
+        check_range("lanes", lanes, 1, 1'000'000);
+        check_play(settings);
+        if (sizes.wire != Wire::kFloat16 || sizes.state_dim != kNumFeatures ||
+            sizes.action_dim != kNumActions || sizes.value_dim != 1) {
+          throw py::value_error("a worker asks for " + std::to_string(kNumActions) +
+                                " actions and 1 value of rows of " + std::to_string(kNumFeatures) +
+                                " float16 features; the segment is made for others");
+        }
+        Worker loop(segment, worker, grant_fd, record_fd, lanes, ns_of_ms(spin_us / 1000.0),
+                    settings);
         const GilRelease release;
         loop.run();
       },

@@ -81,6 +81,7 @@ class WorkerPort {
 
   WorkerBlock& block() { return block_; }
   std::uint32_t num_slots() const { return segment_.sizes().slots_per_worker; }
+  std::uint32_t rows_per_slot() const { return segment_.sizes().rows_per_slot; }
   SlotRows rows(std::uint32_t slot) const { return slot_rows(segment_, worker_, slot); }
 
   /// Claims a free slot, or goes on with an answered one, whose answers stay readable until
@@ -282,6 +283,13 @@ class ServerPort {
     return parts;
   }
 
+  /// Rows of a batch that is not answered yet.
+  std::uint32_t num_rows(std::uint64_t batch) {
+    std::uint32_t rows = 0;
+    for (const Piece& piece : find_batch(batch)->pieces) rows += piece.num_rows;
+    return rows;
+  }
+
   /// Copies the rows of a batch that is not answered yet into `staging`; returns how many. It has
   /// room for the batch that they were gathered with.
   std::uint32_t refill(std::uint64_t batch, const Staging& staging) {
@@ -371,7 +379,10 @@ class ServerPort {
   std::deque<Batch>::iterator find_batch(std::uint64_t batch) {
     const auto found = std::find_if(batches_.begin(), batches_.end(),
                                     [&](const Batch& b) { return b.id == batch; });
-    if (found == batches_.end()) throw std::invalid_argument("no such batch");
+    if (found == batches_.end()) {
+      throw std::invalid_argument("batch " + std::to_string(batch) +
+                                  " is none that was gathered and has no answer yet");
+    }
     return found;
   }
 

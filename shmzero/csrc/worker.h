@@ -40,7 +40,7 @@ class Worker {
     for (std::uint32_t slot = 0; slot < num_slots; ++slot) groups_.emplace_back(settings_, queue_);
     in_flight_.assign(num_slots, false);
     capacity_ = segment.sizes().rows_per_slot;
-    const std::uint32_t rows = lanes_per_slot_ * groups_[0].rows_per_lane();
+    const std::uint64_t rows = std::uint64_t{lanes_per_slot_} * groups_[0].rows_per_lane();
     if (rows > capacity_) {
       throw std::invalid_argument("slots of " + std::to_string(capacity_) + " rows; " +
                                   std::to_string(lanes_per_slot_) + " lanes need " +
