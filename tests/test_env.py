@@ -72,6 +72,18 @@ def test_run_with_only_an_old_python_says_which_is_needed(copy: Path, tmp_path: 
     assert "no Python 3.11 or newer" in complaint(env_run(copy, path))
 
 
+def test_run_that_can_make_no_environment_removes_only_a_folder_that_it_made(copy: Path, tmp_path: Path) -> None:
+    # New enough, and without a venv module: what it is asked begins with -c or with -m.
+    path = programs(tmp_path / "bin", *BASIC, python3='[ "$1" = -c ] || { mkdir -p "$3/half"; exit 1; }')
+    for kept in ([], ["mine"]):
+        for name in kept:
+            (copy / ".venv").mkdir()
+            (copy / ".venv" / name).write_text("")
+        assert "cannot make a virtual environment" in complaint(env_run(copy, path))
+        assert (copy / ".venv").exists() == bool(kept)
+    assert (copy / ".venv" / "mine").exists()
+
+
 def test_run_without_a_compiler_says_so(copy: Path, tmp_path: Path) -> None:
     python = f'exec {sys.executable} "$@"'
     path = programs(tmp_path / "bin", *BASIC, python3=python)
