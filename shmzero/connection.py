@@ -5,7 +5,6 @@ Sends nothing itself. Read next: client.py.
 
 from __future__ import annotations
 
-import os
 import threading
 from collections import deque
 
@@ -24,7 +23,7 @@ class Connection:
     def __init__(self, segment: _core.Segment, inode: int) -> None:
         self.segment = segment
         self.inode = inode
-        self._identity = _core.process_identity(os.getpid())
+        self._identity = _core.own_identity()
         self._idle: deque[_core.RequestPort] = deque()
         self._num_ports = 0
         self._num_waiting = 0
@@ -37,7 +36,9 @@ class Connection:
 
     @property
     def is_served(self) -> bool:
-        return not self.segment.service_closed and _core.is_alive(self.segment.service_owner)
+        """Whether somebody serves it; a server that cannot be looked at does."""
+        owner = self.segment.service_owner
+        return owner != 0 and not self.segment.service_closed and _core.life_of(owner) != "dead"
 
     @property
     def is_full(self) -> bool:

@@ -151,7 +151,7 @@ class ServiceSegment:
             try:
                 segment = _allocate(fd, *sizes) if fresh else _same(fd, *sizes)
                 if segment is not None:
-                    self.epoch = segment.open_service(_core.process_identity(self._pid))
+                    self.epoch = segment.open_service(_core.own_identity())
                     self.segment, self.fd = segment, fd
                     return None
             except SegmentCorrupt:
@@ -406,7 +406,7 @@ def _holder(fd: int) -> str:
         owner = _attach(fd).service_owner
     except SegmentError:
         owner = 0
-    if not _core.is_alive(owner):  # it has the lock, and not written yet who it is
+    if owner == 0 or _core.life_of(owner) == "dead":  # it has the lock, and not written yet who it is
         return "another process; choose another name, or end that one"
     pid = _core.identity_pid(owner)
     if pid == os.getpid():

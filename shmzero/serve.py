@@ -239,6 +239,8 @@ def run(config: ServeConfig, stop: threading.Event | None = None) -> dict[str, A
             while not until.wait(FOLLOW_S):
                 if server.error is not None:
                     raise ServerGone(f"the server ended:\n{server.last_failure}")
+                while server.events:
+                    say(server.events.popleft())
                 stats = server.stats()
                 if stats["failures"] > failures:
                     failures = stats["failures"]

@@ -7,13 +7,17 @@ the blocks of clients that died. Read next: client.py (the other side), model.py
 
 from __future__ import annotations
 
+import errno
 import os
+import resource
 import select
+import sys
 import threading
 import time
 import traceback
 import weakref
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 from shmzero import _core
@@ -34,6 +38,8 @@ from shmzero.segment import (
 
 LOOK_MS = 50
 """How often the reaper looks for clients that it has not seen."""
+POLL_S = 0.5
+"""How often it looks at clients that it has no descriptor for."""
 
 
 class _Control:
@@ -105,12 +111,24 @@ class _Control:
 
 
 class _Reaper:
-    """Frees the blocks of dead clients. Deaths come by pidfd, where the kernel has it."""
+    """Frees the blocks of clients that are certainly dead. One that cannot be looked at is alive.
 
-    def __init__(self, segment: _core.Segment) -> None:
+    Deaths come by pidfd, where the kernel has it, in at most half of the descriptors that this process may
+    have: the program around us needs some as well. Clients beyond these are looked at every POLL_S.
+    """
+
+    def __init__(self, segment: _core.Segment, say: Callable[[str], object]) -> None:
         self._segment = segment
+        self._say = say
+        self._limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        self._most = sys.maxsize if self._limit == resource.RLIM_INFINITY else self._limit // 2
         self._pidfds: dict[int, int] = {}
         self._poll = select.poll()
+        self._polled: set[int] = set()
+        self._poll_at = 0.0
+        self._has_said = False
+        self._reserve = -1
+        self._take_reserve()
 
     def look(self, timeout_ms: int) -> None:
         """Wait for a death, at most so long; then look for new clients and for dead ones."""
@@ -118,37 +136,88 @@ class _Reaper:
         owners = set(self._segment.owners())
         for identity in self._pidfds.keys() - owners:
             self._close(identity)
-        for identity in owners:
-            if identity not in self._pidfds:
-                self._watch(identity)
-        died = {fd for fd, _ in self._poll.poll(0)}
-        for identity, fd in list(self._pidfds.items()):
-            if fd in died or (fd < 0 and not _core.is_alive(identity)):
-                self._segment.reap_client(identity)
-                self._close(identity)
+        self._polled &= owners
+        for identity in owners - self._pidfds.keys() - self._polled:
+            self._watch(identity)
+        watched = {fd: identity for identity, fd in self._pidfds.items()}
+        for fd, event in self._poll.poll(0):
+            self._fired(watched[fd], bool(event & select.POLLIN))
+        if self._polled and time.monotonic() >= self._poll_at:
+            for identity in list(self._polled):
+                self._reap_if_dead(identity)
+            self._poll_at = time.monotonic() + POLL_S
 
     def _watch(self, identity: int) -> None:
-        try:
-            fd = os.pidfd_open(_core.identity_pid(identity))
-            self._poll.register(fd, select.POLLIN)
-        except ProcessLookupError:
-            fd = -1
-        except OSError:  # no pidfd on this kernel, or no descriptors left
-            fd = -1
-        self._pidfds[identity] = fd
-        if not _core.is_alive(identity):  # the pidfd may be of another with the same pid
-            self._segment.reap_client(identity)
+        is_short = len(self._pidfds) >= self._most
+        if not is_short:
+            try:
+                fd = os.pidfd_open(_core.identity_pid(identity))
+            except (AttributeError, OSError) as error:  # no pidfd on this kernel; no descriptors left; just dead
+                is_short = getattr(error, "errno", 0) in (errno.EMFILE, errno.ENFILE)
+            else:
+                self._pidfds[identity] = fd
+                self._poll.register(fd, select.POLLIN)
+        if self._reap_if_dead(identity):  # only now: the pidfd may be of another with the same pid
+            return
+        if identity not in self._pidfds:
+            self._polled.add(identity)
+        if is_short and not self._has_said:
+            self._has_said = True
+            self._say(
+                f"there are more clients than this process can watch by files (ulimit -n is {self._limit}); "
+                f"it looks at the others every {POLL_S:g} s"
+            )
+
+    def _fired(self, identity: int, has_ended: bool) -> None:
+        """After an event of a descriptor, which somebody in this process may have closed or opened anew."""
+        if has_ended and self._life(identity) != "alive":
+            self._reap(identity)
+        else:
+            self._close(identity, is_ours=False)
+            self._polled.add(identity)
+
+    def _reap_if_dead(self, identity: int) -> bool:
+        is_dead = self._life(identity) == "dead"
+        if is_dead:
+            self._reap(identity)
+        return is_dead
+
+    def _reap(self, identity: int) -> None:
+        self._segment.reap_client(identity)
+        self._polled.discard(identity)
+        if identity in self._pidfds:
             self._close(identity)
 
-    def _close(self, identity: int) -> None:
+    def _life(self, identity: int) -> str:
+        life = _core.life_of(identity)
+        if life == "unknown" and self._reserve >= 0:  # perhaps for want of a descriptor
+            os.close(self._reserve)
+            life = _core.life_of(identity)
+            self._reserve = -1
+        self._take_reserve()
+        return life
+
+    def _take_reserve(self) -> None:
+        """A descriptor that makes room for a look at a process where there is no other."""
+        if self._reserve < 0:
+            try:
+                self._reserve = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+            except OSError:
+                pass  # the next time
+
+    def _close(self, identity: int, is_ours: bool = True) -> None:
         fd = self._pidfds.pop(identity)
-        if fd >= 0:
-            self._poll.unregister(fd)
+        self._poll.unregister(fd)
+        if is_ours:
             os.close(fd)
 
     def close(self) -> None:
         for identity in list(self._pidfds):
             self._close(identity)
+        self._polled.clear()
+        if self._reserve >= 0:
+            os.close(self._reserve)
+            self._reserve = -1
 
 
 class _Service:
@@ -164,7 +233,7 @@ class _Service:
         self.segment = segment
         self.error: BaseException | None = None
         self.control = _Control(version)
-        self._reaper = _Reaper(segment)
+        self._reaper = _Reaper(segment, self.control.events.append)
         self._reaper.look(0)  # what a dead predecessor's clients left, before anything is served
         port = _core.ServerPort(segment, 0, epoch, adaptive_spin=True)
         self._threads = [
@@ -326,6 +395,11 @@ class InferenceServer:
         """What the model raised last, or the traceback of `error`."""
         return self._service.control.last_failure
 
+    @property
+    def events(self) -> deque[str]:
+        """Lines about what happened, the newest 100; whoever shows them takes them out."""
+        return self._service.control.events
+
     def client(self) -> Client:
         """A client of this server."""
         return Client(self.name)
@@ -389,7 +463,7 @@ class BatchedEvaluator(Client):
         served = device_of(model, state_dim, action_dim, value_dim, wire, max_batch, device, copy, grad)
         self._memory = create_private(1, slots, 1, rows_per_slot, state_dim, action_dim, value_dim, wire)
         segment = self._memory.segment
-        epoch = segment.open_service(_core.process_identity(os.getpid()))
+        epoch = segment.open_service(_core.own_identity())
         self._service = _Service(segment, epoch, served, 0, timeout_ms, _spin(spin_us), check_finite)
         self._end = weakref.finalize(self, _end, self._service, self._memory)
         self._connect(None, time.monotonic())

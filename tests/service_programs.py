@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import select
 import sys
 from typing import Any
@@ -108,6 +109,24 @@ def idle_client(name: str, seed: int) -> None:
     print("answered", flush=True)
 
 
+def many_clients(name: str, num_clients: int) -> None:
+    """So many processes, each a client that checks 100 answers; fails where one of them does."""
+    from shmzero import Client
+
+    for seed in range(num_clients):
+        if os.fork() == 0:
+            code = 1
+            try:
+                rng, client = np.random.default_rng(seed), Client(name)
+                for _ in range(100):
+                    asked = rows(rng, int(rng.integers(1, 9)))
+                    check(*asked, *client.evaluate_many(*asked))
+                code = 0
+            finally:
+                os._exit(code)
+    assert {os.wait()[1] for _ in range(num_clients)} == {0}
+
+
 def client_of_module(name: str, seed: int) -> None:
     """Writes what a service answers to 100 rows; says whether torch was imported."""
     from shmzero import Client
@@ -122,4 +141,5 @@ def client_of_module(name: str, seed: int) -> None:
 
 
 if __name__ == "__main__":
-    {"check": client_until_told, "idle": idle_client, "module": client_of_module}[sys.argv[1]](sys.argv[2], int(sys.argv[3]))
+    programs = {"check": client_until_told, "idle": idle_client, "many": many_clients, "module": client_of_module}
+    programs[sys.argv[1]](sys.argv[2], int(sys.argv[3]))

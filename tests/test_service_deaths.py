@@ -202,12 +202,12 @@ def test_attach_mangled_headers_raise_segment_corrupt(rng: np.random.Generator) 
             head[8:128] = rng.bytes(120)
             os.pwrite(fd, bytes(head), 0)
         elif case % 4 == 2:
-            at = int(rng.choice([0, 8, 12, 16, 24, 40, 48, 52, 56, 60, 64, 68, 72, 76]))
+            at = int(rng.choice([0, 8, 12, 16, 24, 40, 48, 56, 60, 64, 68, 72, 76, 80, 84]))
             head[at] ^= int(rng.integers(1, 256))
             os.pwrite(fd, bytes(head), 0)
         else:
             sizes = rng.integers(0, 2**32, 8, dtype=np.uint32) >> rng.integers(0, 32, 8, dtype=np.uint32)
-            head[48:80] = sizes.tobytes()
+            head[56:88] = sizes.tobytes()
             os.pwrite(fd, bytes(head), 0)
         with pytest.raises(SegmentCorrupt):
             _core.Segment.attach(fd)

@@ -561,9 +561,15 @@ void bind_shm(py::module_& m) {
       .def("close", [](PyRequestPort& p) { p.port().close(); })
       .def_property_readonly("version", [](PyRequestPort& p) { return p.port().version(); });
 
-  m.def("process_identity", [](int pid) { return process_identity(pid); }, py::arg("pid"));
+  m.def("own_identity", &own_identity);
   m.def("identity_pid", &identity_pid, py::arg("identity"));
-  m.def("is_alive", &is_alive, py::arg("identity"));
+  m.def(
+      "life_of",
+      [](std::uint64_t identity) {
+        const Life life = life_of(identity);
+        return life == Life::kAlive ? "alive" : life == Life::kDead ? "dead" : "unknown";
+      },
+      py::arg("identity"));
   py::tuple edges(kWaitBins);
   for (std::uint32_t bin = 0; bin < kWaitBins; ++bin) edges[bin] = wait_bin_ns(bin);
   m.attr("WAIT_BINS_NS") = edges;

@@ -28,7 +28,7 @@
 namespace shmzero {
 
 inline constexpr std::uint64_t kSegmentMagic = 0x304f52455a4d4853u;  // "SHMZERO0"
-inline constexpr std::uint32_t kLayoutVersion = 4;
+inline constexpr std::uint32_t kLayoutVersion = 5;
 inline constexpr std::size_t kLine = 64;
 inline constexpr std::uint32_t kMaxServers = 64;
 inline constexpr std::uint32_t kMaxWorkers = 1024;
@@ -69,7 +69,8 @@ struct SegmentHeader {
   std::uint64_t layout_hash;
   std::uint64_t total_bytes;
   std::uint64_t run_id;
-  std::uint64_t pid_namespace;  ///< Of the creator: pids mean nothing outside.
+  std::uint64_t pid_namespace;   ///< Of the creator: pids mean nothing outside.
+  std::uint64_t time_namespace;  ///< Likewise: nor do start times and the monotonic clock.
   SegmentSizes sizes;
 };
 static_assert(sizeof(SegmentHeader) <= 4096);
@@ -79,7 +80,7 @@ static_assert(sizeof(SegmentHeader) <= 4096);
 struct alignas(kLine) ServerBlock {
   Doorbell bell;  ///< Rung by workers that published, waited on by the server.
   /// Written by the server of a service, which holds the life lock.
-  alignas(kLine) std::atomic<std::uint64_t> owner;  ///< process_identity; 0 before the first.
+  alignas(kLine) std::atomic<std::uint64_t> owner;  ///< own_identity; 0 before the first.
   std::atomic<std::uint64_t> epoch;                 ///< Of the owner; grows by one with each.
   std::atomic<std::uint64_t>
       closed;  ///< 1 once it has left on purpose. Release -> acquire in RequestPort.
@@ -100,7 +101,7 @@ struct alignas(kLine) WorkerBlock {
   Doorbell bell;  ///< Rung by the server that answered, waited on by the worker.
   /// Slot words: see slot.h for who writes which transition. One line, so that a sweep reads one.
   alignas(kLine) std::atomic<std::uint64_t> words[kMaxSlotsPerWorker];
-  /// Whose block this is: process_identity, 0 where nobody's, with kResting while a client keeps it
+  /// Whose block this is: own_identity, 0 where nobody's, with kResting while a client keeps it
   /// for its next request. Claimed by a CAS from 0 or from a resting one (acquire), left by the
   /// owner or, after its death, by the reaper (release).
   alignas(kLine) std::atomic<std::uint64_t> owner;
@@ -243,7 +244,8 @@ class Segment {
     header->layout_hash = layout.hash();
     header->total_bytes = layout.total;
     header->run_id = run_id;
-    header->pid_namespace = pid_namespace();
+    header->pid_namespace = own_namespace("pid");
+    header->time_namespace = own_namespace("time");
     header->sizes = sizes;
     // Last: nobody attaches to a segment without its magic.
     std::atomic_ref<std::uint64_t>(header->magic).store(kSegmentMagic, std::memory_order_release);
@@ -275,8 +277,11 @@ class Segment {
     } catch (const std::invalid_argument& error) {
       throw CorruptSegment(std::string("segment header: ") + error.what());
     }
-    if (header.pid_namespace != pid_namespace()) {
+    if (header.pid_namespace != own_namespace("pid")) {
       throw CorruptSegment("segment of another pid namespace (another container)");
+    }
+    if (header.time_namespace != own_namespace("time")) {
+      throw CorruptSegment("segment of another time namespace (another container)");
     }
     const SegmentLayout layout(header.sizes);
     if (header.layout_hash != layout.hash() || header.total_bytes != layout.total ||

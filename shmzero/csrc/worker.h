@@ -46,7 +46,7 @@ class Worker {
                                   std::to_string(lanes_per_slot_) + " lanes need " +
                                   std::to_string(rows));
     }
-    port_.block().owner.store(process_identity(getpid()), std::memory_order_relaxed);  // a report
+    port_.block().owner.store(own_identity(), std::memory_order_relaxed);  // a report
   }
 
   /// Until no unit is left or will come. Throws where a pipe breaks, or a slot comes back failed.

@@ -1,0 +1,212 @@
+"""Who is dead: a process that cannot be looked at lives."""
+
+from __future__ import annotations
+
+import os
+import resource
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from shmzero import InferenceServer, _core
+from shmzero.segment import create_private
+from shmzero.server import _Reaper
+from tests.services import ROOT, WIDTHS, started, until
+
+SEES_ALL = "import os, sys, signal; from shmzero import _core\n"
+
+
+def identity_of(pid: int) -> int:
+    """As the process itself would give it."""
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]) << 22 | pid
+
+
+@contextmanager
+def waiting_process(*command: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that lives until its input is closed."""
+    with subprocess.Popen(command or ("cat",), stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+@contextmanager
+def no_descriptors() -> Iterator[None]:
+    """This process can open no file."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    used: list[int] = []
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, os.listdir("/proc/self/fd"))) + 8, hard))
+        with pytest.raises(OSError, match="Too many open files"):
+            while True:
+                used.append(os.open(os.devnull, os.O_RDONLY))
+        yield
+    finally:
+        for fd in used:
+            os.close(fd)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def unshared(code: str, *options: str) -> str:
+    """What a Python program prints in namespaces of its own; skips where this user may have none."""
+    run = ["unshare", "--mount", "--pid", "--fork", "--kill-child", *options]
+    tried = subprocess.run([*run, "true"], capture_output=True, text=True)
+    if tried.returncode != 0:
+        pytest.skip(f"no namespaces of its own for this user: {tried.stderr.strip()}")
+    done = subprocess.run([*run, sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture
+def segment() -> Iterator[_core.Segment]:
+    memory = create_private(1, 4, 1, 4, *WIDTHS, "float32")
+    yield memory.segment
+    memory.close()
+
+
+# --- who is dead ----------------------------------------------------------------------------------------------
+
+
+def test_life_of_the_living_the_dead_and_their_successors() -> None:
+    assert _core.life_of(_core.own_identity()) == "alive"
+    assert _core.own_identity() == identity_of(os.getpid())
+    with waiting_process() as process:
+        identity = identity_of(process.pid)
+        assert _core.life_of(identity) == "alive"
+        assert _core.life_of(identity + (1 << 22)) == "dead"  # another start: of another with the same pid
+        assert _core.life_of(process.pid) == "unknown"  # it could not look at its own start
+        process.kill()
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        assert _core.life_of(identity) == "dead"  # a zombie
+        process.wait()
+        assert _core.life_of(identity) == _core.life_of(process.pid) == "dead"
+
+
+def test_life_of_a_process_whose_first_thread_has_ended_and_others_have_not() -> None:
+    code = (
+        "import ctypes, os, sys, threading\n"
+        "def last(): sys.stdin.read(); os._exit(0)\n"
+        "threading.Thread(target=last).start(); print(flush=True); ctypes.CDLL(None).syscall(60, 0)"
+    )
+    if os.uname().machine != "x86_64":
+        code = code.replace("60", "93")  # exit(2) of one thread
+    with waiting_process(sys.executable, "-c", code) as process:
+        assert process.stdout is not None and process.stdin is not None and process.stdout.readline()
+        identity = identity_of(process.pid)
+        until(lambda: Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z")
+        assert _core.life_of(identity) == "alive"
+        process.stdin.close()
+        until(lambda: _core.life_of(identity) == "dead")
+
+
+def test_life_of_a_process_that_hidepid_hides_is_unknown() -> None:
+    """Of another user, and of the same user where it may not be traced."""
+    code = SEES_ALL + (
+        "import ctypes, subprocess\n"
+        "if subprocess.run(['mount', '-o', 'remount,hidepid=2', '/proc']).returncode: print('no hidepid'); sys.exit()\n"
+        "own, (read, write) = _core.own_identity(), os.pipe()\n"
+        "os.setgroups([]); os.setresgid(65534, 65534, 65534)\n"
+        "if not (pid := os.fork()):\n"
+        "    os.setresuid(65534, 65534, 65534); ctypes.CDLL(None).prctl(4, 0)\n"
+        "    os.write(write, str(_core.own_identity()).encode()); signal.pause()\n"
+        "other = int(os.read(read, 99))\n"
+        "if not (looks := os.fork()):\n"
+        "    os.setresuid(65534, 65534, 65534)\n"
+        "    print(os.path.exists(f'/proc/{pid}'), _core.life_of(own), _core.life_of(other), flush=True)\n"
+        "    os.kill(pid, signal.SIGKILL); os._exit(0)\n"
+        "os.waitpid(looks, 0); os.waitpid(pid, 0)\n"
+        "print(_core.life_of(other))\n"
+    )
+    said = unshared(code, "--mount-proc").split("\n")
+    if said[0] == "no hidepid":
+        pytest.skip("/proc cannot be mounted with hidepid here")
+    assert said[:2] == ["False unknown unknown", "dead"]
+
+
+def test_life_of_a_process_is_unknown_where_proc_shows_another_namespace() -> None:
+    """As in `unshare --pid` without --mount-proc."""
+    code = SEES_ALL + (
+        "read, write = os.pipe()\n"
+        "if not (pid := os.fork()): os.write(write, str(_core.own_identity()).encode()); signal.pause()\n"
+        "other = int(os.read(read, 99)); print(_core.life_of(other))\n"
+        "os.kill(pid, signal.SIGKILL); os.waitpid(pid, 0); print(_core.life_of(other))\n"
+    )
+    assert unshared(code) == "unknown\ndead\n"
+
+
+@pytest.mark.parametrize("options", [["--mount-proc"], [], ["--mount-proc", "--time", "--boottime", "1000"]])
+def test_client_in_another_pid_or_time_namespace_is_refused(server: InferenceServer, options: list[str]) -> None:
+    code = (
+        "from shmzero import Client, ServerGone\n"
+        f"try: Client({server.name!r}, connect_timeout=0)\n"
+        "except ServerGone as error: print(error)"
+    )
+    assert "namespace (another container)" in unshared(code, *options)
+
+
+# --- the reaper -----------------------------------------------------------------------------------------------
+
+
+def test_reaper_without_descriptors_frees_the_blocks_of_the_dead_alone(segment: _core.Segment) -> None:
+    said: list[str] = []
+    reaper = _Reaper(segment, said.append)
+    with waiting_process() as living, waiting_process() as zombie, waiting_process() as gone:
+        ports = [_core.RequestPort.claim(segment, identity_of(p.pid)) for p in (living, zombie, gone)]
+        zombie.kill()
+        os.waitid(os.P_PID, zombie.pid, os.WEXITED | os.WNOWAIT)
+        gone.kill()
+        gone.wait()
+        with no_descriptors():
+            for _ in range(3):
+                reaper.look(0)
+            owners = segment.owners()
+        assert owners == [identity_of(living.pid)]
+        assert len(said) == 1 and "ulimit -n" in said[0]
+        reaper.look(0)
+        assert segment.owners() == owners
+        living.kill()
+        living.wait()
+        until(lambda: (reaper.look(10), segment.owners())[1] == [])  # it is polled, or has a descriptor by now
+    reaper.close()
+    del ports
+
+
+def test_reaper_whose_descriptors_somebody_closes_takes_nobody_for_dead(segment: _core.Segment) -> None:
+    """As a program does that becomes a daemon."""
+    reaper = _Reaper(segment, print)
+    with waiting_process() as living:
+        port = _core.RequestPort.claim(segment, identity_of(living.pid))
+        reaper.look(0)
+        os.close(reaper._pidfds[identity_of(living.pid)])
+        for _ in range(3):
+            reaper.look(0)
+        assert segment.owners() == [identity_of(living.pid)]
+        living.kill()
+        living.wait()
+        until(lambda: (reaper.look(10), segment.owners())[1] == [])
+    reaper.close()
+    del port
+
+
+def test_server_with_fewer_files_than_clients_answers_all_of_them(name: str) -> None:
+    """Each client a process; every row is checked, and none of them waits in vain."""
+    serve = (
+        "import resource, sys; from shmzero import InferenceServer; from tests.service_programs import *\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (20, 20))\n"
+        f"server = InferenceServer(echo, {WIDTHS[0]}, {WIDTHS[1]}, {WIDTHS[2]}, name={name!r}, slots=64)\n"
+        "print('serving', flush=True); sys.stdin.read(); print(server.error)"
+    )
+    server = subprocess.Popen(
+        [sys.executable, "-c", serve], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    started.append(server)
+    assert server.stdout is not None and server.stdout.readline() == "serving\n"
+    clients = subprocess.run([sys.executable, "-m", "tests.service_programs", "many", name, "26"], cwd=ROOT)
+    out, _ = server.communicate("")
+    assert clients.returncode == 0 and out == "None\n"
