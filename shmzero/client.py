@@ -11,7 +11,6 @@ import os
 import threading
 import time
 import weakref
-from collections import deque
 from contextlib import AbstractContextManager
 from typing import Any, ClassVar
 
@@ -117,7 +116,7 @@ class Client:
         connection = self._connection or self._connect(None, deadline)
         rows, bools, like = slot_arrays(states, masks, connection.segment, 2)
         if not 0 < len(rows) <= connection.segment.rows_per_slot:
-            return PendingRequest(self, connection, rows, bools, like)._result(deadline)
+            return self._split(connection, rows, bools, like, deadline)[0]
         policies, values, self.version = self._call(connection, rows, bools, deadline)
         return (policies, values) if like is None else (as_torch(policies, like), as_torch(values, like))
 
@@ -242,6 +241,16 @@ class Client:
             f"all {connection.segment.num_workers} are in use: start it with more --slots"
         )
 
+    def _split(
+        self, connection: Connection, states: NDArray[Any], masks: NDArray[np.bool_], like: Any, deadline: float
+    ) -> tuple[tuple[Any, Any], int]:
+        """Rows of more than one slot, there and back: (policies, values) and the oldest version."""
+        request = PendingRequest(self, connection, states, masks, like)
+        try:
+            return request._result(deadline), request.version
+        finally:
+            request._drop()  # now: a traceback may keep it alive
+
     def _call(self, connection: Connection, states: NDArray[Any], masks: NDArray[np.bool_], deadline: float) -> Answer:
         """Rows of one slot, there and back. The straight path is one call of the core."""
         port = connection.try_acquire()
@@ -249,8 +258,8 @@ class Client:
             connection, port = self._acquire(connection, deadline)
             if states.ndim == 2 and len(states) > connection.segment.rows_per_slot:  # a successor's
                 connection.release(port)
-                request = PendingRequest(self, connection, states, masks, None)
-                return *request._result(deadline), request.version
+                answers, version = self._split(connection, states, masks, None, deadline)
+                return *answers, version
         try:
             answer = port.call(states, masks, _slice_ms(deadline - time.monotonic()), self._spin_us)
         except (ValueError, ModelFailed):
@@ -271,7 +280,11 @@ class Client:
 
 
 class _Piece:
-    """Rows of one slot on their way, with what it takes to send them again."""
+    """Rows of one slot on their way, with what it takes to send them again.
+
+    A signal handler may raise in every method: the answer is there, or the request is out, or both are not and it
+    is sent anew.
+    """
 
     def __init__(self, client: Client, states: NDArray[Any], masks: NDArray[np.bool_], first_row: int = 0) -> None:
         """`first_row`: where its rows begin in the call that they are of."""
@@ -280,7 +293,7 @@ class _Piece:
         self.states = states
         self.masks = masks
         self.connection: Connection | None = None
-        """Where it was sent last; with `port` None it is not there any more."""
+        """Where it is, as long as there is a port."""
         self.port: _core.RequestPort | None = None
         self._answer: Answer | None = None
         self._error: ModelFailed | None = None
@@ -288,6 +301,17 @@ class _Piece:
     @property
     def num_rows(self) -> int:
         return len(self.states) if self.states.ndim == 2 else 1
+
+    @property
+    def is_sent(self) -> bool:
+        """Whether it is out, or has come back."""
+        return self.port is not None or self._answer is not None or self._error is not None
+
+    @property
+    def answer(self) -> Answer:
+        """What `finish` has waited for."""
+        assert self._answer is not None
+        return self._answer
 
     def send(self, connection: Connection, port: _core.RequestPort) -> None:
         self.connection, self.port = connection, port
@@ -300,24 +324,25 @@ class _Piece:
             raise
 
     def finish(self, deadline: float) -> Answer:
-        """Wait for the answer; where the server is replaced, ask its successor.
+        """Send it where it is not out, and wait for the answer; where the server is replaced, ask its successor.
 
         After a TimeoutError the request is still out.
         """
         while self._answer is None:
             if self._error is not None:
                 raise self._error
-            assert self.connection is not None
-            if self.port is None:
-                self._send_again(self.connection, deadline)
+            connection, port = self.connection, self.port
+            if connection is None or port is None:
+                self._send_anew(deadline)
                 continue
             left = deadline - time.monotonic()
-            if self.port.wait(_slice_ms(left), self.client._spin_us):
+            if port.wait(_slice_ms(left), self.client._spin_us):
                 self.collect()
-            elif _is_lost(self.client, self.connection):
+            elif _is_lost(self.client, connection):
                 self.drop()
+                self.client._connect(connection, deadline)
             elif left <= 0:
-                raise _too_late(self.client, self.connection, self.num_rows)
+                raise _too_late(self.client, connection, self.num_rows)
         return self._answer
 
     def collect(self) -> None:
@@ -325,7 +350,7 @@ class _Piece:
         connection, port = self.connection, self.port
         if connection is None or port is None or not port.answered:
             return
-        self.port = None
+        self.connection = self.port = None
         try:
             self._answer = port.take(self.num_rows, self.states.ndim == 1)
         except ModelFailed as error:
@@ -336,23 +361,25 @@ class _Piece:
             raise
         connection.release(port)
 
-    def _send_again(self, lost: Connection, deadline: float) -> None:
-        successor = self.client._connect(lost, deadline)
-        if self.num_rows > successor.segment.rows_per_slot:  # smaller slots than before
-            request = PendingRequest(self.client, successor, self.states, self.masks, None)
-            self._answer = *request._result(deadline), request.version
+    def _send_anew(self, deadline: float) -> None:
+        connection = self.client._connection or self.client._connect(None, deadline)
+        if self.num_rows > connection.segment.rows_per_slot:  # smaller slots than before
+            answers, version = self.client._split(connection, self.states, self.masks, None, deadline)
+            self._answer = *answers, version
         else:
-            self.send(*self.client._acquire(successor, deadline))
+            self.send(*self.client._acquire(connection, deadline))
 
     def drop(self) -> None:
         """Give the request up, if it is out."""
-        port, self.port = self.port, None
-        if self.connection is not None and port is not None:
-            give_up(self.connection, port)
+        connection, port = self.connection, self.port
+        self.connection = self.port = None
+        if connection is not None and port is not None:
+            give_up(connection, port)
 
 
 class PendingRequest:
-    """Rows on their way to a service. Dropping it gives the request up; a time-out does not."""
+    """Rows on their way to a service. Dropping it gives the request up: its ports do so when they are freed, in the
+    core, where no signal handler raises. A time-out does not."""
 
     def __init__(
         self, client: Client, connection: Connection, states: NDArray[Any], masks: NDArray[np.bool_], like: Any
@@ -362,15 +389,16 @@ class PendingRequest:
         self._client = client
         self._connection = connection
         self._like = like
-        self._pid = os.getpid()
         most = connection.segment.rows_per_slot
-        self._waiting = deque(
+        self._pieces = [
             _Piece(client, states[at : at + most], masks[at : at + most], at) for at in range(0, len(states), most)
-        )
-        self._sent: deque[_Piece] = deque()
-        self._answers: list[Answer] = []
-        self._lock = threading.Lock()
+        ]
+        self._first = 0  # of those whose answer has not been waited for
+        self._next = 0  # all before this one have been sent
+        # An exception between acquire and try leaves it held by its thread, which alone gets on then.
+        self._lock = threading.RLock()
         self._error: BaseException | None = None
+        self._pid = os.getpid()
         connection.segment.check_finite(states)  # all of them, before any is sent
         self._send()
         with client._lock:
@@ -388,58 +416,56 @@ class PendingRequest:
             raise RuntimeError(f"this request belongs to process {self._pid}, of which this one is a fork")
         left = min(max(deadline - time.monotonic(), 0.0), threading.TIMEOUT_MAX)
         if not self._lock.acquire(timeout=left):  # another thread waits for this result
-            raise _too_late(self._client, self._connection, sum(piece.num_rows for piece in self._sent))
+            raise _too_late(self._client, self._connection, sum(piece.num_rows for piece in self._out()))
         try:
             if self._error is not None:
                 raise self._error
-            while self._waiting or self._sent:
+            while self._first < len(self._pieces):
                 self._connection = self._client._connection or self._connection
-                if not self._sent:  # holding no slot: only then may it wait for one
-                    self._connection, port = self._client._acquire(self._connection, deadline)
-                    self._send_next(port)
                 self._send()
-                self._answers.append(self._sent[0].finish(deadline))
-                self._sent.popleft()
+                self._pieces[self._first].finish(deadline)  # which waits for a slot only where none is held
+                self._first += 1
             return self._joined()
-        except TimeoutError:
-            raise
-        except BaseException as error:
+        except (ModelFailed, ServerGone, ValueError) as error:  # after any other it may be asked again
             self._error = error
             self._drop()
             raise
         finally:
             self._lock.release()
 
+    def _out(self) -> list[_Piece]:
+        return [piece for piece in self._pieces[self._first : self._next + 1] if piece.port is not None]
+
     def _send(self) -> None:
         """As many pieces as there are free slots for them, one where others wait for slots as well."""
-        while self._waiting:
-            num_out = sum(piece.port is not None for piece in self._sent)
-            if num_out >= (1 if self._connection.is_wanted else self._connection.most_pieces):
-                return
-            port = self._client._try_acquire(self._connection)
-            if port is None:
-                return
-            self._send_next(port)
-
-    def _send_next(self, port: _core.RequestPort) -> None:
-        self._sent.append(self._waiting.popleft())
-        self._sent[-1].send(self._connection, port)
+        while self._next < len(self._pieces):
+            piece = self._pieces[self._next]
+            if not piece.is_sent:
+                if piece.num_rows > self._connection.segment.rows_per_slot:
+                    return  # of a successor: `finish` splits it
+                most = 1 if self._connection.is_wanted else self._connection.most_pieces
+                port = self._client._try_acquire(self._connection) if len(self._out()) < most else None
+                if port is None:
+                    return
+                piece.send(self._connection, port)
+            self._next += 1
 
     def _collect(self) -> None:
         """Take the answers that have come out of their slots, unless another thread is at it."""
         if self._pid == os.getpid() and self._lock.acquire(blocking=False):
             try:
-                for piece in self._sent:
+                for piece in self._out():
                     piece.collect()
             finally:
                 self._lock.release()
 
     def _joined(self) -> tuple[Any, Any]:
         segment = self._connection.segment
-        if self._answers:
-            policies = np.concatenate([answer[0] for answer in self._answers])
-            values = np.concatenate([answer[1] for answer in self._answers])
-            self.version = self._client.version = min(answer[2] for answer in self._answers)
+        if self._pieces:
+            answers = [piece.answer for piece in self._pieces]
+            policies = np.concatenate([answer[0] for answer in answers])
+            values = np.concatenate([answer[1] for answer in answers])
+            self.version = self._client.version = min(answer[2] for answer in answers)
         else:
             policies = np.empty((0, segment.action_dim), np.float32)
             values = np.empty((0, segment.value_dim), np.float32)
@@ -448,13 +474,8 @@ class PendingRequest:
         return as_torch(policies, self._like), as_torch(values, self._like)
 
     def _drop(self) -> None:
-        self._waiting.clear()
-        while self._sent:
-            self._sent.popleft().drop()
-
-    def __del__(self) -> None:
-        if self._pid == os.getpid():
-            self._drop()
+        for piece in self._out():
+            piece.drop()
 
 
 class SlotRequest(AbstractContextManager["SlotRequest"]):
@@ -486,8 +507,17 @@ class SlotRequest(AbstractContextManager["SlotRequest"]):
             raise ValueError(f"rows is {rows}; a slot of service {client.name!r} holds 1..{most}")
 
     def __enter__(self) -> SlotRequest:
-        self._take_slot(self._connection, self._deadline)
-        return self
+        try:
+            self._take_slot(self._connection, self._deadline)
+            return self
+        except BaseException:
+            self._leave()
+            raise
+
+    def _leave(self) -> None:
+        port = self.__dict__.pop("_port", None)
+        if port is not None:
+            give_up(self._connection, port)
 
     def _take_slot(self, connection: Connection, deadline: float) -> None:
         connection, port = self._client._acquire(connection, deadline)
@@ -534,8 +564,9 @@ class SlotRequest(AbstractContextManager["SlotRequest"]):
 
     def __exit__(self, *exception: object) -> None:
         if self._pid == os.getpid():  # in the child of a fork it is the parent's
-            give_up(self._connection, self._port)
-        del self.states, self.masks, self.policies, self.values, self._port  # somebody else's from now on
+            self._leave()
+        self.__dict__.pop("_port", None)
+        del self.states, self.masks, self.policies, self.values  # somebody else's from now on
         self._sent = False
 
 

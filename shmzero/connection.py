@@ -1,11 +1,14 @@
 """A client's hold on a service: the mapped segment and the blocks in it that this process has claimed.
 
-Sends nothing itself. Read next: client.py.
+Sends nothing itself. A signal handler may raise at any bytecode, so nothing here is counted up and down: a port
+that an exception drops gives its block back when it is freed, and only ports that live are counted. For the same
+reason there are no Conditions, whose lock an exception can leave held. Read next: client.py.
 """
 
 from __future__ import annotations
 
 import threading
+import weakref
 from collections import deque
 
 from shmzero import _core
@@ -25,9 +28,11 @@ class Connection:
         self.inode = inode
         self._identity = _core.own_identity()
         self._idle: deque[_core.RequestPort] = deque()
-        self._num_ports = 0
-        self._num_waiting = 0
-        self._changed = threading.Condition()
+        self._ports: list[weakref.ref[_core.RequestPort]] = []
+        """All that hold a block, those in use as well; and some that are gone."""
+        self._claiming = threading.Lock()
+        self._waiters: deque[threading.Lock] = deque()
+        """Held locks, each of a thread that waits for a port: whoever releases a port releases one."""
 
     @property
     def widths(self) -> tuple[int, int, int, str]:
@@ -43,7 +48,7 @@ class Connection:
     @property
     def is_full(self) -> bool:
         """Whether this client may have no further request in flight."""
-        return self._num_ports >= MOST_PORTS
+        return sum(port() is not None for port in self._ports) >= MOST_PORTS
 
     @property
     def most_pieces(self) -> int:
@@ -53,7 +58,7 @@ class Connection:
     @property
     def is_wanted(self) -> bool:
         """Whether a thread waits for a port."""
-        return self._num_waiting > 0
+        return bool(self._waiters)
 
     def try_acquire(self) -> _core.RequestPort | None:
         """A port whose slot is free, if there is one now."""
@@ -64,36 +69,45 @@ class Connection:
                 break
             if port.resume():
                 return port
-            with self._changed:
-                self._num_ports -= 1  # its block is another client's by now
-        with self._changed:
+            del port  # its block is another client's by now
+        with self._claiming:
             if self.is_full:
                 return None
             claimed = _core.RequestPort.claim(self.segment, self._identity)
             if claimed is not None:
-                self._num_ports += 1
+                living = [known for known in self._ports if known() is not None]
+                self._ports = [*living, weakref.ref(claimed)]
             return claimed
 
     def wait_for_port(self, seconds: float) -> None:
-        with self._changed:
-            self._num_waiting += 1
+        """Until one is released, at most so long."""
+        bell = threading.Lock()
+        bell.acquire()
+        try:
+            self._waiters.append(bell)
             if not self._idle:
-                self._changed.wait(seconds)
-            self._num_waiting -= 1
+                bell.acquire(timeout=seconds)
+        finally:
+            try:
+                self._waiters.remove(bell)
+            except ValueError:
+                pass  # it was rung
 
     def release(self, port: _core.RequestPort) -> None:
-        """Take back a port whose slot is free."""
+        """Take back a port whose slot is free. Whatever this raises, the port is the caller's no longer."""
         port.rest()
         self._idle.append(port)
-        if self._num_waiting:
-            with self._changed:
-                self._changed.notify()
+        if self._waiters:
+            try:
+                self._waiters.popleft().release()
+            except IndexError:
+                pass  # it gave up
 
     def forget(self, port: _core.RequestPort) -> None:
         """Give a block back to the service, whatever state it is in."""
         port.close()
-        with self._changed:
-            self._num_ports -= 1
+        with self._claiming:
+            self._ports = [known for known in self._ports if known() not in (None, port)]
 
     def close(self) -> None:
         while self._idle:

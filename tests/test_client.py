@@ -272,7 +272,7 @@ def test_call_does_not_wait_for_another_threads_time_out(
             check(*asked, *patient.result())
             pending = client.submit_many(*(kept := held(rng, 2)))
             patient = pool.submit(pending.result)
-            until(pending._lock.locked)
+            until(lambda: not pending._lock.acquire(blocking=False) or pending._lock.release())
             with pytest.raises(TimeoutError, match="did not answer 2 rows in time"):
                 pending.result(0.0)
             assert not patient.done()
