@@ -26,18 +26,21 @@ class MatchRun {
   }
 
   /// Plays on and returns [(agent, features float16 [B, 256], masks uint64 [B]), ...], which all
-  /// have to be answered, perhaps none; None when the match is over.
+  /// have to be answered; none where it takes long, after a tenth of a second or one decision of a
+  /// bot; None when the match is over.
   py::object step() {
     check_still();
     if (!asked_.empty()) throw py::value_error("a match was stepped before its rows were answered");
     if (group_.done()) return py::none();
+    bool complete = false;
     stepping_ = true;  // and stays so where a step fails: the match cannot go on from that
     {
       const GilRelease release;
-      group_.step();
+      complete = group_.step();
     }
     stepping_ = false;
     py::list blocks;
+    if (!complete) return blocks;
     for (std::uint32_t agent = 0; agent < group_.settings().agents.size(); ++agent) {
       std::size_t rows = 0;
       group_.for_each_waiting(agent, [&](const MatchLane& lane) { rows += lane.rows().size(); });

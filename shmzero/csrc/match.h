@@ -8,6 +8,7 @@
 
 #include <array>
 #include <atomic>
+#include <chrono>
 #include <cstdint>
 #include <exception>
 #include <optional>
@@ -79,15 +80,16 @@ class MatchLane {
     start_round(settings, drawn);
   }
 
-  /// Plays on until its agent asks for rows or the unit is finished.
-  void step(const MatchSettings& settings) {
+  /// Plays on until its agent asks for rows or the unit is finished: true. False where it is past
+  /// `until` after the decision of a bot that plays out, and there is more to do.
+  bool step(const MatchSettings& settings, std::chrono::steady_clock::time_point until) {
     rows_.clear();
     features_.clear();
     for (;;) {
       if (searching_) {
         if (!search_.advance([&](const Round& round, int seat, std::uint64_t actions,
                                  std::uint32_t row) { ask(round, seat, actions, row); })) {
-          return;
+          return true;
         }
         searching_ = false;
         const Decision& decision = search_.decision();
@@ -99,7 +101,7 @@ class MatchLane {
         if (game_) game_->finish(round_);
         if (!game_ || game_->done()) {
           unit_.reset();
-          return;
+          return true;
         }
         start_round(settings, game_->settings());
         continue;
@@ -118,6 +120,7 @@ class MatchLane {
       } else {
         play(choose_action(round_, agent.bot, uct_,
                            stream_key(settings.play.seed, id, ply_, Purpose::kBot)));
+        if (plays_out(agent.bot) && std::chrono::steady_clock::now() >= until) return false;
       }
     }
   }
@@ -136,6 +139,10 @@ class MatchLane {
   std::vector<MatchRound>& finished() { return finished_; }
 
  private:
+  static bool plays_out(const BotConfig& bot) {
+    return bot.kind == BotKind::kMonteCarlo || bot.kind == BotKind::kUct;
+  }
+
   std::uint16_t game_round() const {
     return static_cast<std::uint16_t>(game_ ? game_->round_index : 0);
   }
@@ -196,10 +203,16 @@ class MatchGroup {
     return true;
   }
 
-  /// Gives idle lanes a unit each and plays every lane on. All rows must have been answered.
-  void step() {
-    for (MatchLane& lane : lanes_) {
-      if (lane.idle() && next_unit_ < units_.size()) lane.start(settings_, units_[next_unit_++]);
+  /// Gives idle lanes a unit each and plays every lane on: true. False where there was no time for
+  /// all of them, so that the caller can look around: call it again before anything is answered.
+  /// What is asked together does not depend on the time. All rows must have been answered.
+  bool step() {
+    const auto until = std::chrono::steady_clock::now() + kStepTime;
+    if (to_step_.empty()) {
+      for (MatchLane& lane : lanes_) {
+        if (lane.idle() && next_unit_ < units_.size()) lane.start(settings_, units_[next_unit_++]);
+        if (!lane.idle()) to_step_.push_back(&lane);
+      }
     }
     std::atomic<std::size_t> next{0};  // relaxed: hands out indices, publishes nothing
     std::vector<std::exception_ptr> errors(num_threads_);
@@ -207,8 +220,9 @@ class MatchGroup {
       try {
         for (;;) {
           const std::size_t i = next.fetch_add(1, std::memory_order_relaxed);
-          if (i >= lanes_.size()) return;
-          if (!lanes_[i].idle()) lanes_[i].step(settings_);
+          if (i >= to_step_.size()) return;
+          if (to_step_[i]->step(settings_, until)) to_step_[i] = nullptr;
+          if (std::chrono::steady_clock::now() >= until) return;
         }
       } catch (...) {
         error = std::current_exception();
@@ -228,6 +242,8 @@ class MatchGroup {
       finished_.insert(finished_.end(), lane.finished().begin(), lane.finished().end());
       lane.finished().clear();
     }
+    std::erase(to_step_, nullptr);
+    return to_step_.empty();
   }
 
   /// Lanes that wait for rows of an agent, in order. Their rows make its batch.
@@ -242,11 +258,14 @@ class MatchGroup {
   const std::vector<MatchRound>& finished() const { return finished_; }
 
  private:
+  static constexpr std::chrono::milliseconds kStepTime{100};
+
   MatchSettings settings_;
   std::uint32_t num_threads_;
   std::vector<MatchUnit> units_;
   std::size_t next_unit_ = 0;
   std::vector<MatchLane> lanes_;
+  std::vector<MatchLane*> to_step_;  ///< Those that have not come as far as they can.
   std::vector<MatchRound> finished_;
 };
 
