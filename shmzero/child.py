@@ -24,7 +24,7 @@ from shmzero.segment import nameless_file
 
 MOST_DEATHS = 5
 DEATH_WINDOW_S = 60.0
-"""So many deaths of children in such a time end the run."""
+"""So many deaths of children in such a time, or so many in a row with nothing done in between, end the run."""
 START_S = 120.0
 """A child that does nothing for so long after its start hangs."""
 GLANCE_S = 1.0
@@ -51,24 +51,65 @@ class Child:
             os.close(fd)
 
 
+class Watch:
+    """Tells a child that is stuck from one that works, waits or is being started.
+
+    It is stuck when it has work and for so long has moved nothing on. How long its work takes, and whether it lives,
+    says nothing. Nor does time in which this process was away itself, and perhaps the whole machine with it.
+    """
+
+    def __init__(self, moved: bool = False) -> None:
+        """`moved`: it has been started before."""
+        self.still_s = 0.0
+        """For how long it has had work and moved nothing on."""
+        self.moved = moved
+        """Whether it has moved anything on since it was started."""
+        self._progress: object = None
+        self._looked_at: float | None = None
+
+    def look(self, progress: object, has_work: bool) -> None:
+        """To be called often. `progress` changes when the child moves something on."""
+        now = time.monotonic()
+        passed_s = 0.0 if self._looked_at is None else min(now - self._looked_at, GLANCE_S)
+        changed = progress != self._progress
+        self.moved = self.moved or (changed and self._looked_at is not None)
+        self.still_s = 0.0 if changed or not has_work else self.still_s + passed_s
+        self._progress, self._looked_at = progress, now
+
+    def stuck_s(self, stall_s: float) -> float | None:
+        """The time that it was allowed, where it has taken longer: `stall_s`, or START_S until it first moved."""
+        allowed_s = stall_s if self.moved else max(START_S, stall_s)
+        return allowed_s if self.still_s > allowed_s else None
+
+
 class Deaths:
     """Counts children that ended and are replaced."""
 
     def __init__(self) -> None:
         self.total = 0
         self._times: deque[float] = deque()
+        self._in_a_row = 0
+
+    def went_on(self) -> None:
+        """To be told when work was finished: the next death is the first in a row."""
+        self._in_a_row = 0
 
     def count(self, what: str, child: Child) -> str:
-        """A line about `child`, which has ended. Raises WorkerDied for the MOST_DEATHS-th within DEATH_WINDOW_S."""
+        """A line about `child`, which has ended.
+
+        Raises WorkerDied for the MOST_DEATHS-th within DEATH_WINDOW_S, or in a row.
+        """
         now = time.monotonic()
         self._times.append(now)
+        self._in_a_row += 1
         while now - self._times[0] > DEATH_WINDOW_S:
             self._times.popleft()
         words, status = child.last_words(), child.process.returncode
-        if len(self._times) >= MOST_DEATHS:
+        if len(self._times) >= MOST_DEATHS or self._in_a_row >= MOST_DEATHS:
+            span = f"within {DEATH_WINDOW_S:g} s" if len(self._times) >= MOST_DEATHS else "with nothing done in between"
             raise WorkerDied(
-                f"{what} ended with status {status}, the {len(self._times)}th death "
-                f"of a child within {DEATH_WINDOW_S:g} s; its last words:\n{words}"
+                f"{what} ended with status {status}, the {MOST_DEATHS}th death of a child {span}; "
+                f"its last words:\n{words}"
             )
         self.total += 1
         return f"{what} ended with status {status} and is replaced: {words.splitlines()[-1]}"

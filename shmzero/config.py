@@ -423,8 +423,8 @@ class SelfPlayConfig:
     seed: int = 0
     """Of deals, search and fresh weights: the same seed and settings give the same rounds."""
     stall_s: float = 120.0
-    """An inference process that finishes no batch for so long, or a worker that does nothing, with work
-    waiting, is replaced."""
+    """An inference process that finishes no batch for so long, or a worker that moves nothing on, with work
+    waiting, is replaced. How long a round or a decision takes makes no difference."""
     json: bool = False
     """Print one JSON object at the end and nothing else on standard output."""
 

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from shmzero import _core
-from shmzero.child import GLANCE_S, START_S, Child, Deaths, start_child, starting
+from shmzero.child import Child, Deaths, Watch, start_child, starting
 from shmzero.config import NETS, OLDER, SelfPlayConfig
 from shmzero.errors import ConfigError
 from shmzero.fleet_plan import plan_fleet
@@ -37,7 +37,9 @@ FRAME = struct.Struct("=IQI")
 """Before a record: bytes that follow the first number, unit, 1 where it is the unit's last (csrc/worker.h)."""
 PIPE_BYTES = 1 << 20
 LOOK_S = 0.2
-"""How often the children are looked at for one that hangs."""
+"""How often the children are looked at for one that is stuck."""
+HELD = {"ready", "taken", "orphaned"}
+"""States of slots that an inference process has to move on."""
 
 
 def digest_of(path: Path | str) -> str:
@@ -88,12 +90,9 @@ class _Worker:
     record_fd: int
     outstanding: set[int] = field(default_factory=set)
     buffer: bytes = b""
-    progress_ns: int | None = None
-    """Its busy and waiting time together: it grows ten times a second whatever the worker waits for."""
-    moved: bool = False
-    """Whether that has grown since it was started."""
-    still_s: float = 0.0
-    """For how long it has not."""
+    watch: Watch = field(default_factory=Watch)
+    stuck: str = ""
+    """What it was ended for."""
 
 
 @dataclass
@@ -108,8 +107,9 @@ class _Server:
     unsent: bytes = b""
     """Commands that it has no room for yet: it is busy, or hangs and will be replaced."""
     ready: bool = False
-    still_s: float = 0.0
-    """For how long it has not begun to serve or, since, a request has waited and no batch was finished."""
+    watch: Watch = field(default_factory=Watch)
+    held: dict[tuple[int, int, int], tuple[Watch, int]] = field(default_factory=dict)
+    """Requests that it holds, as (worker, slot, generation), with its batches when each was first seen."""
     killed: bool = False
 
 
@@ -151,6 +151,9 @@ class Fleet:
         self._finished: list[tuple[int, list[bytes]]] = []
         """Units that have come and were not returned yet: an error on the way must not cost them."""
         self._deaths = Deaths()
+        rows = self.plan.workers * self.plan.slots * self.plan.rows_per_slot
+        self._batches_for_all = rows // self.plan.max_batch + self.plan.workers * self.plan.slots + 8
+        """More than an inference process needs to answer all requests that there can be at once."""
         self._workers: list[_Worker] = []
         self._servers: list[_Server] = []
         self._looked_at = time.monotonic()
@@ -353,7 +356,7 @@ class Fleet:
         total: dict[str, int] = {}
         for index in range(self.plan.workers):
             for name, value in self.segment.worker_counters(index).items():
-                if name != "pid":
+                if name not in ("pid", "progress", "playing"):
                     key = f"worker_{name}" if name in ("rows", "busy_ns", "wait_ns") else name
                     total[key] = total.get(key, 0) + value
         for index in range(len(self.plan.devices)):
@@ -457,6 +460,7 @@ class Fleet:
             at += 4 + size
             if unit not in worker.outstanding:
                 continue
+            self._deaths.went_on()
             if not last:
                 self.begun.setdefault(unit, []).append(record)
                 continue
@@ -516,7 +520,7 @@ class Fleet:
             if event["event"] == "error":
                 raise ConfigError(event["message"])
             if event["event"] == "ready":
-                server.ready, server.still_s = True, 0.0
+                server.ready = True
                 self.events.append(f"inference process {server.index} serves {event['description']}")
             elif event["event"] in ("refused", "compiled"):
                 self.events.append(f"inference process {server.index}: {event['message']}")
@@ -540,37 +544,49 @@ class Fleet:
             server.unsent = b""  # dead: its replacement starts with these weights
 
     def _kill_stalled(self) -> None:
-        """End children that live and do nothing; what becomes of them then is a death like any other."""
+        """End children that are stuck; what becomes of them then is a death like any other."""
         now = time.monotonic()
         if now - self._looked_at < LOOK_S:
             return
-        passed_s = min(now - self._looked_at, GLANCE_S)
         self._looked_at = now
-        stall_s = self.config.stall_s
-        start_s = max(START_S, stall_s)
-        for server in self._servers:
-            if server.killed:
-                continue
-            server.still_s += passed_s
-            limit_s, what = start_s, f"did not begin to serve within {start_s:g} s"
-            if server.ready:
-                server.still_s = min(server.still_s, self.segment.stalled_s(server.index))
-                limit_s, what = stall_s, f"finished no batch for {stall_s:g} s"
-            if server.still_s > limit_s:
-                self.events.append(f"inference process {server.index} {what}")
-                server.killed = True
-                server.child.process.kill()
         for worker in self._workers:
-            counters = self.segment.worker_counters(worker.index)
-            progress_ns = counters["busy_ns"] + counters["wait_ns"]
-            if worker.progress_ns != progress_ns or not worker.outstanding:
-                worker.moved = worker.moved or worker.progress_ns not in (None, progress_ns)
-                worker.progress_ns = progress_ns
-                worker.still_s = 0.0
-                continue
-            worker.still_s += passed_s
-            limit_s = stall_s if worker.moved else start_s
-            if worker.still_s > limit_s:
-                self.events.append(f"worker {worker.index} did nothing for {limit_s:g} s with work to do")
-                worker.still_s = 0.0
+            if not worker.stuck and (why := self._why_stuck(worker)):
+                worker.stuck = why
+                self.events.append(f"worker {worker.index} {why}")
                 worker.child.process.kill()
+        for server in self._servers:
+            if not server.killed and (why := self._why_server_stuck(server)):
+                server.killed = True
+                self.events.append(f"inference process {server.index} {why}")
+                server.child.process.kill()
+
+    def _why_stuck(self, worker: _Worker) -> str | None:
+        """What a worker has not done for too long, None where it may go on."""
+        states = set(self.segment.slot_states(worker.index))
+        # With nothing answered and something held by a server it waits; if for too long, that is the server's.
+        waits = bool(states & HELD) and states <= HELD | {"free"}
+        worker.watch.look(
+            self.segment.worker_counters(worker.index)["progress"], bool(worker.outstanding) and not waits
+        )
+        limit_s = worker.watch.stuck_s(self.config.stall_s)
+        return f"did nothing for {limit_s:g} s with work to do" if limit_s else None
+
+    def _why_server_stuck(self, server: _Server) -> str | None:
+        """What an inference process has not done for too long, None where it may go on."""
+        stall_s = self.config.stall_s
+        batches = self.segment.server_counters(server.index)["batches"]
+        held = self.segment.held_slots(server.index)
+        server.watch.look((server.ready, batches), not server.ready or bool(held))
+        if limit_s := server.watch.stuck_s(stall_s):
+            if server.ready:
+                return f"finished no batch for {limit_s:g} s"
+            return f"did not begin to serve within {limit_s:g} s"
+        known, server.held = server.held, {}
+        for request in held:
+            watch, before = server.held[request] = known.get(request) or (Watch(moved=True), batches)
+            watch.look(None, has_work=True)
+            # It takes the oldest requests first: within so many batches every one of today's is answered.
+            if watch.stuck_s(stall_s) and batches - before > self._batches_for_all:
+                worker, slot, _ = request
+                return f"passed over slot {slot} of worker {worker} in {batches - before} batches and {stall_s:g} s"
+        return None

@@ -2,11 +2,71 @@
 
 from __future__ import annotations
 
-import numpy as np
+import mmap
+import os
+import re
+import signal
+import struct
+from collections.abc import Callable
 
-from shmzero import _core
-from shmzero.config import SearchConfig, built_in_bot, play_settings
+import numpy as np
+import pytest
+
+from shmzero import _core, child, play_rounds
+from shmzero.child import Deaths, Watch, start_child
+from shmzero.config import SearchConfig, SelfPlayConfig, built_in_bot, play_settings
+from shmzero.errors import WorkerDied
 from shmzero.evaluators import HashEvaluator
+from shmzero.launch import Fleet
+from tests.processes import wait_for
+
+LIGHT = SearchConfig(determinizations=2, simulations=20, noise_fraction=0.25)
+
+
+def test_watch_counts_only_time_with_work_in_which_nothing_moved() -> None:
+    watch = Watch()
+    watch.look(1, has_work=True)
+    assert watch.stuck_s(0.0) is None and not watch.moved
+    watch.look(2, has_work=True)
+    assert watch.moved and watch.still_s == 0
+    wait_for(lambda: watch.look(2, has_work=True) or watch.stuck_s(0.05))
+    assert watch.stuck_s(0.05) == 0.05
+    watch.look(2, has_work=False)
+    assert watch.stuck_s(0.0) is None
+
+
+def test_deaths_in_a_row_with_nothing_done_in_between_end_the_run_however_long_they_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(child, "DEATH_WINDOW_S", 0.0)
+    deaths = Deaths()
+
+    def die() -> None:
+        dead = start_child("this", {}, [], threads=1)  # a module that ends at once
+        dead.process.wait()
+        try:
+            deaths.count("worker 0", dead)
+        finally:
+            dead.close()
+
+    for _ in range(child.MOST_DEATHS - 1):
+        die()
+    deaths.went_on()
+    for _ in range(child.MOST_DEATHS - 1):
+        die()
+    with pytest.raises(WorkerDied, match=f"the {child.MOST_DEATHS}th death of a child with nothing done in between"):
+        die()
+
+
+def test_fleet_bots_whose_decisions_take_longer_than_stall_s_are_not_stuck() -> None:
+    """With this seed the agent is asked in between, and so the worker is known to move."""
+    config = SelfPlayConfig(
+        evaluator="hash", preset="light", players="3", cards="1", others="mc8000000:1", workers=1, lanes=1, stall_s=1, seed=2
+    )
+    found = []
+    with Fleet(config, range(2), 2) as fleet:
+        while not fleet.done:
+            found += fleet.poll(0.02)
+        assert fleet.restarts == 0 and not [line for line in fleet.events if "did nothing" in line]
+    assert sorted(unit for unit, _ in found) == [0, 1]
 
 
 def test_match_of_slow_bots_lets_its_caller_look_around() -> None:
@@ -34,3 +94,144 @@ def test_match_of_slow_bots_lets_its_caller_look_around() -> None:
                 wide = (masks[:, None] >> np.arange(52, dtype=np.uint64) & np.uint64(1)).astype(bool)
                 run.answer(agent, *evaluator.evaluate_many(features.astype(np.float32), wide))
     assert asked[0] == asked[1]
+
+
+# --- slots in states that nobody put them in ----------------------------------------------------------------------------------------
+
+
+def places(segment: _core.Segment, worker: int, slot: int) -> tuple[int, int]:
+    """Where a slot's word and its number of rows lie: found in a segment of the same sizes, in which nothing else changes."""
+    fd = os.memfd_create("layout")
+    os.ftruncate(fd, segment.bytes)
+    twin = _core.Segment.create(fd, segment.num_servers, segment.num_workers, segment.slots_per_worker, segment.rows_per_slot)
+    before = os.pread(fd, segment.bytes, 0)
+    port = _core.WorkerPort(twin, worker)
+    assert port.begin(slot)
+    after = os.pread(fd, segment.bytes, 0)
+    word = int(np.flatnonzero(np.frombuffer(before, np.uint8) != np.frombuffer(after, np.uint8)).item())
+    port.publish(slot, 0x0A0B0C0D)
+    rows = os.pread(fd, segment.bytes, 0).index(struct.pack("=I", 0x0A0B0C0D))
+    os.close(fd)
+    return word, rows
+
+
+class Words:
+    """The words of a fleet's slots, for a stray write."""
+
+    def __init__(self, fleet: Fleet) -> None:
+        self._segment = fleet.segment
+        self._memory = mmap.mmap(fleet._memory.fd, fleet.segment.bytes)
+
+    def read(self, worker: int, slot: int) -> tuple[int, int]:
+        """(generation, state)"""
+        (word,) = struct.unpack_from("=Q", self._memory, places(self._segment, worker, slot)[0])
+        return word >> 32, word & 0xFF
+
+    def write(self, worker: int, slot: int, generation: int, state: int) -> None:
+        struct.pack_into("=Q", self._memory, places(self._segment, worker, slot)[0], generation << 32 | state)
+
+    def write_rows(self, worker: int, slot: int, rows: int) -> None:
+        struct.pack_into("=I", self._memory, places(self._segment, worker, slot)[1], rows)
+
+
+FREE, FILLING, TAKEN, ORPHANED = 0, 1, 3, 5
+SLOTS = SelfPlayConfig(evaluator="hash", preset="light", workers=1, slots=2, lanes=20, rounds=150, stall_s=2)
+
+
+def finish(fleet: Fleet, found: dict[int, list[bytes]], said: list[str], until: Callable[[], object] = lambda: False) -> None:
+    """Poll until the fleet is done, or earlier."""
+    while not fleet.done and not until():
+        found.update(fleet.poll(0.02))
+        said += fleet.events
+        fleet.events.clear()
+
+
+@pytest.mark.parametrize(
+    ("state", "later", "said_of_it"),
+    [
+        (FREE, 0, "slot 0 is in state 0, .* which neither this worker"),
+        (FILLING, 0, "slot 0 is in state 1, .* which neither this worker"),
+        (ORPHANED, 0, "slot 0 is in state 5, .* which neither this worker"),
+        (0x77, 0, "slot 0 is in state 119, .* which neither this worker"),
+        (TAKEN, 1, "slot 0 is in state 3, .* which neither this worker"),
+    ],
+)
+def test_fleet_stray_write_to_a_slot_that_waits_is_said_and_costs_a_process_not_the_run(state: int, later: int, said_of_it: str) -> None:
+    """Written while the inference process is stopped, which may have taken the request: it says so then."""
+    found: dict[int, list[bytes]] = {}
+    said: list[str] = []
+    with Fleet(SLOTS, range(150), 150) as fleet:
+        words = Words(fleet)
+        finish(fleet, found, said, until=lambda: found)
+        (server,) = fleet.pids()["servers"]
+        os.kill(server, signal.SIGSTOP)
+        finish(fleet, found, said, until=lambda: fleet.segment.slot_states(0)[0] in ("ready", "taken"))
+        generation, _ = words.read(0, 0)
+        words.write(0, 0, generation + later, state)
+        os.kill(server, signal.SIGCONT)
+        finish(fleet, found, said)
+        assert fleet.restarts >= 1
+    assert any(re.search(f"{said_of_it}|slot 0 of worker 0 changed hands", line) for line in said), said
+    assert [found[unit] for unit in range(150)] == [[record] for record in play_rounds(HashEvaluator(), 150, LIGHT)]
+
+
+def test_fleet_request_that_is_passed_over_while_others_are_answered_is_said_and_answered() -> None:
+    """A stray write has it look as if it were being computed already."""
+    found: dict[int, list[bytes]] = {}
+    said: list[str] = []
+    with Fleet(SLOTS, range(10**6), 10**6) as fleet:
+        words = Words(fleet)
+        finish(fleet, found, said, until=lambda: found)
+        (server,) = fleet.pids()["servers"]
+        os.kill(server, signal.SIGSTOP)
+        finish(fleet, found, said, until=lambda: fleet.segment.slot_states(0)[0] in ("ready", "taken"))
+        words.write(0, 0, words.read(0, 0)[0], TAKEN)
+        os.kill(server, signal.SIGCONT)
+        generation = words.read(0, 0)[0]
+        finish(fleet, found, said, until=lambda: words.read(0, 0)[0] > generation)
+        assert fleet.restarts >= 1
+    assert any(re.search("passed over slot 0 of worker 0 in [0-9]+ batches and 2 s|slot 0 of worker 0 changed hands", line) for line in said), said
+
+
+@pytest.mark.parametrize("rows", [0, 1, 10**9])
+def test_fleet_stray_write_to_a_number_of_rows_is_said_and_costs_processes_not_the_run(rows: int) -> None:
+    """The inference process may meet it first, and its replacement once more, before the worker has looked."""
+    found: dict[int, list[bytes]] = {}
+    said: list[str] = []
+    with Fleet(SLOTS, range(150), 150) as fleet:
+        words = Words(fleet)
+        finish(fleet, found, said, until=lambda: found)
+        (server,) = fleet.pids()["servers"]
+        os.kill(server, signal.SIGSTOP)
+        finish(fleet, found, said, until=lambda: fleet.segment.slot_states(0)[0] in ("ready", "taken"))
+        words.write_rows(0, 0, rows)
+        os.kill(server, signal.SIGCONT)
+        finish(fleet, found, said)
+        assert fleet.restarts >= 1
+    assert any(f"with {rows} rows, which neither this worker" in line for line in said), said
+    assert [found[unit] for unit in range(150)] == [[record] for record in play_rounds(HashEvaluator(), 150, LIGHT)]
+
+
+@pytest.mark.parametrize("state", [FILLING, 2, TAKEN, ORPHANED])
+def test_fleet_stray_write_to_slots_that_are_free_is_said_and_costs_a_process_not_the_run(state: int) -> None:
+    found: dict[int, list[bytes]] = {}
+    said: list[str] = []
+    with Fleet(SLOTS, range(150), 150) as fleet:
+        words = Words(fleet)
+        finish(fleet, found, said, until=lambda: found)
+        fleet.paused = True
+        finish(fleet, found, said, until=lambda: set(fleet.segment.slot_states(0)) == {"free"} and not fleet._workers[0].outstanding)
+        for slot in range(2):
+            words.write(0, slot, words.read(0, slot)[0], state)
+        fleet.paused = False
+        finish(fleet, found, said)
+        assert fleet.restarts >= 1
+    assert any("neither this worker" in line or "finished no batch for 2 s" in line for line in said), said
+    assert [found[unit] for unit in range(150)] == [[record] for record in play_rounds(HashEvaluator(), 150, LIGHT)]
+
+
+def test_slot_states_of_a_word_that_is_none_says_so() -> None:
+    with Fleet(SLOTS, range(1), 1) as fleet:
+        os.kill(fleet.pids()["workers"][0], signal.SIGSTOP)
+        Words(fleet).write(0, 1, 7, 0x77)
+        assert fleet.segment.slot_states(0)[1] == "invalid"

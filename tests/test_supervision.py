@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from shmzero import NetConfig, _core, launch, play_rounds
+from shmzero import NetConfig, _core, child, launch, play_rounds
 from shmzero.child import MOST_DEATHS, has_pidfd
 from shmzero.config import SearchConfig, SelfPlayConfig, play_settings
 from shmzero.errors import ConfigError, StartError
@@ -391,7 +391,7 @@ def test_selfplay_follow_takes_new_weights_up_and_a_rerun_never_goes_back(checkp
 
 
 def test_fleet_inference_process_that_hangs_before_it_serves_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launch, "START_S", 6.0)
+    monkeypatch.setattr(child, "START_S", 6.0)
     config = SelfPlayConfig(evaluator="hash", rounds=20, preset="light", workers=2, stall_s=1)
     said: list[str] = []
     with Fleet(config, range(20), 20) as fleet:
@@ -408,7 +408,7 @@ def test_fleet_inference_process_that_hangs_before_it_serves_is_replaced(monkeyp
 def test_fleet_worker_that_hangs_is_reported_replaced_and_costs_nothing(
     when: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(launch, "START_S", 6.0)
+    monkeypatch.setattr(child, "START_S", 6.0)
     config = SelfPlayConfig(evaluator="hash", rounds=2000, preset="light", workers=2, stall_s=3)
     found: dict[int, list[bytes]] = {}
     said: list[str] = []

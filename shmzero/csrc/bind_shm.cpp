@@ -14,6 +14,7 @@
 #include <iterator>
 #include <memory>
 #include <system_error>
+#include <tuple>
 
 #include "bind.h"
 #include "client.h"
@@ -117,6 +118,8 @@ py::dict worker_counters(const Segment& segment, std::uint32_t worker) {
   d["busy_ns"] = get(block.busy_ns);
   d["wait_ns"] = get(block.wait_ns);
   d["lanes"] = get(block.lanes);
+  d["progress"] = get(block.progress);
+  d["playing"] = get(block.playing);
   return d;
 }
 
@@ -466,10 +469,14 @@ void bind_shm(py::module_& m) {
           },
           py::arg("server"))
       .def(
-          "stalled_s",
+          "held_slots",
           [](const Segment& s, std::uint32_t i) {
             check_index("server", i, s.sizes().num_servers);
-            return static_cast<double>(stalled_ns(s, i)) * 1e-9;
+            std::vector<std::tuple<std::uint32_t, std::uint32_t, std::uint32_t>> held;
+            for (const HeldSlot& one : held_slots(s, i)) {
+              held.emplace_back(one.worker, one.slot, one.generation);
+            }
+            return held;
           },
           py::arg("server"))
       .def(
@@ -659,8 +666,11 @@ void bind_shm(py::module_& m) {
         }
         Worker loop(segment, worker, grant_fd, record_fd, lanes, ns_of_ms(spin_us / 1000.0),
                     settings);
-        const GilRelease release;
-        loop.run();
+        translated([&] {
+          const GilRelease release;
+          loop.run();
+          return 0;
+        });
       },
       py::arg("segment"), py::arg("worker"), py::arg("grant_fd"), py::arg("record_fd"),
       py::arg("lanes"), py::arg("settings"), py::arg("spin_us") = 0.0);

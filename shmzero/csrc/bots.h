@@ -160,7 +160,8 @@ class ThresholdBot {
 
 /// The action of the highest mean utility over random playouts of uniform worlds; the lowest of
 /// equals. Every world is tried with every action in turn.
-inline int choose_monte_carlo(const Round& round, std::uint32_t playouts, Rng& rng) {
+inline int choose_monte_carlo(const Round& round, std::uint32_t playouts, Rng& rng,
+                              Progress* progress) {
   std::uint8_t actions[kMaxLegal];
   double sums[kMaxLegal] = {};
   std::uint32_t counts[kMaxLegal] = {};
@@ -170,6 +171,7 @@ inline int choose_monte_carlo(const Round& round, std::uint32_t playouts, Rng& r
   const WorldSampler sampler(round, round.seat);
   for (std::uint32_t played = 0; played < playouts;) {
     const Round world = sampler.sample(rng);
+    advance(progress);
     for (int a = 0; a < num_actions && played < playouts; ++a, ++played) {
       Round playout = world;
       apply(playout, actions[a]);
@@ -192,7 +194,8 @@ inline int choose_monte_carlo(const Round& round, std::uint32_t playouts, Rng& r
 /// utility (max^n) in its world's tree.
 class UctBot {
  public:
-  int choose(const Round& round, const BotConfig& config, Rng& rng) {
+  int choose(const Round& round, const BotConfig& config, Rng& rng, Progress* progress) {
+    progress_ = progress;
     nodes_.clear();
     edges_.clear();
     worlds_.clear();
@@ -303,6 +306,7 @@ class UctBot {
       }
     }
     evaluate(state, config, rng);
+    advance(progress_);
     for (const auto& [node, edge] : path_) {
       ++nodes_[node].visits;
       ++edges_[edge].visits;
@@ -314,7 +318,7 @@ class UctBot {
     const bool few = state.phase == Phase::kPlaying &&
                      static_cast<std::uint32_t>(count(state.held())) <= config.solved_cards;
     if (few) {
-      const PackedScores scores = solver_->solve(state).scores;
+      const PackedScores scores = solver_->solve(state, progress_).scores;
       for (int s = 0; s < state.num_players; ++s) {
         utility_[s] = scores.of(s) / static_cast<double>(10 + state.cards);
       }
@@ -331,17 +335,19 @@ class UctBot {
   std::vector<std::pair<std::uint32_t, std::uint32_t>> path_;  ///< (node, edge) of one simulation.
   double utility_[kMaxPlayers] = {};
   std::optional<Solver> solver_;
+  Progress* progress_ = nullptr;
 };
 
-/// The bot's action, which must have a choice. `key` names the stream of its random numbers.
+/// The bot's action, which must have a choice. `key` names the stream of its random numbers;
+/// `progress` moves on with every world or simulation, for a decision may take minutes.
 inline int choose_action(const Round& round, const BotConfig& config, UctBot& uct,
-                         std::uint64_t key) {
+                         std::uint64_t key, Progress* progress = nullptr) {
   Rng rng(key);
   switch (config.kind) {
     case BotKind::kRandom: return random_action(legal(round), rng);
     case BotKind::kThreshold: return ThresholdBot(round).choose();
-    case BotKind::kMonteCarlo: return choose_monte_carlo(round, config.playouts, rng);
-    case BotKind::kUct: return uct.choose(round, config, rng);
+    case BotKind::kMonteCarlo: return choose_monte_carlo(round, config.playouts, rng, progress);
+    case BotKind::kUct: return uct.choose(round, config, rng, progress);
   }
   throw std::logic_error("bots: unknown kind");
 }

@@ -6,6 +6,7 @@
 #pragma once
 
 #include <array>
+#include <atomic>
 #include <cmath>
 #include <cstdint>
 #include <deque>
@@ -106,6 +107,9 @@ struct UnitQueue {
   std::deque<Unit> waiting;
   std::vector<FinishedRound> finished;
   PlayCounters counters;
+  Progress* progress = nullptr;  ///< Moves on with every row, decision and part of a long one.
+  std::atomic<std::uint64_t>* playing =
+      nullptr;  ///< The unit whose lane is being stepped, plus 1; 0: none.
 };
 
 /// One round, or game, in progress.
@@ -129,6 +133,8 @@ class Lane {
     };
     for (;;) {
       if (idle() && !start_unit(settings, queue)) return false;
+      advance(queue.progress);
+      if (queue.playing != nullptr) queue.playing->store(*unit_ + 1, std::memory_order_relaxed);
       if (searching_) {
         const bool decided = search_.advance(counted);
         if (!decided) {
@@ -151,7 +157,8 @@ class Lane {
           static thread_local UctBot uct;  // scratch, too large for every lane
           play(choose_action(
               round_, *bot, uct,
-              stream_key(settings.seed, record_.id, record_.actions.size(), Purpose::kBot)));
+              stream_key(settings.seed, record_.id, record_.actions.size(), Purpose::kBot),
+              queue.progress));
           continue;
         }
         asks_other_ = true;
@@ -163,7 +170,7 @@ class Lane {
       }();
       version_ = UINT32_MAX;
       search_.begin(round_, asks_other_ ? policy_alone : settings.search, settings.seed, record_.id,
-                    record_.actions.size(), !asks_other_);
+                    record_.actions.size(), !asks_other_, queue.progress);
       searching_ = true;
     }
   }
@@ -372,6 +379,7 @@ class LaneGroup {
                   owners_.push_back({actions, i, row, order, round.phase == Phase::kPlaying});
                 });
     }
+    if (queue_.playing != nullptr) queue_.playing->store(0, std::memory_order_relaxed);
     return static_cast<std::uint32_t>(owners_.size());
   }
 

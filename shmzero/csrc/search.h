@@ -25,9 +25,11 @@ class Search {
  public:
   /// Starts a decision of the seat to act, which must have a choice. Every random number is keyed
   /// by (seed, id, ply); `noise` mixes Dirichlet noise into the priors that the root selects by.
+  /// `progress` moves on with every wave.
   void begin(const Round& round, const SearchConfig& config, std::uint64_t seed, std::uint64_t id,
-             std::uint64_t ply, bool noise) {
+             std::uint64_t ply, bool noise, Progress* progress = nullptr) {
     config_ = &config;
+    progress_ = progress;
     round_ = round;
     root_seat_ = round.seat;
     noise_ = noise && config.noise_fraction > 0.0f;
@@ -83,6 +85,7 @@ class Search {
       for (const Simulation& sim : sims_) waiting |= sim.status != Status::kArrived;
       if (waiting) return false;
       finish_wave();
+      shmzero::advance(progress_);
     }
     root_.finish();
     root_.decision().evaluations = rows_.size();
@@ -228,7 +231,7 @@ class Search {
     }
     if (state.phase == Phase::kPlaying &&
         static_cast<std::uint32_t>(count(state.held())) <= config_->solved_cards) {
-      const PackedScores scores = shared_solver().solve(state).scores;
+      const PackedScores scores = shared_solver().solve(state, progress_).scores;
       for (int i = 0; i < num_values_; ++i) {
         values(sim.node)[i] =
             utility(scores, state, num_values_ == 1 ? root_seat_ : i, config_->rivalry);
@@ -414,6 +417,7 @@ class Search {
   }
 
   const SearchConfig* config_ = nullptr;
+  Progress* progress_ = nullptr;
   Round round_;  ///< At the root.
   int root_seat_ = 0;
   int num_values_ = 1;  ///< Utilities a leaf carries: the root seat's, or every seat's under max^n.

@@ -115,6 +115,9 @@ struct alignas(kLine) WorkerBlock {
   std::atomic<std::uint64_t> busy_ns;
   std::atomic<std::uint64_t> wait_ns;
   std::atomic<std::uint64_t> lanes;
+  std::atomic<std::uint64_t> progress;  ///< Moves on while it works, not while it waits.
+  std::atomic<std::uint64_t> playing;   ///< Unit whose lane it steps, plus 1; 0: none. The reaper
+                                        ///< clears it after a death.
 };
 
 /// Head of a slot; the rows follow, requests and answers in areas of their own.

@@ -421,7 +421,7 @@ class ServerPort {
       const Taken& taken = taken_[piece.taken];
       if (taken.unanswered == 0) add(block_.waits[wait_bin(now - taken.request_ns)], 1);
     }
-    block_.last_batch_ns.store(now, std::memory_order_relaxed);  // read for stall reports only
+    block_.last_batch_ns.store(now, std::memory_order_relaxed);  // a report
     block_.version.store(version, std::memory_order_relaxed);    // likewise
     const std::uint32_t bin = 31u - static_cast<std::uint32_t>(std::countl_zero(rows | 1u));
     add(block_.histogram[std::min(bin, kHistogramBins - 1)], 1);
@@ -577,6 +577,7 @@ inline void check_slots(const Segment& segment) {
 /// By the reaper, once the worker is certainly dead: frees what it held. A slot that a server is
 /// reading stays that server's until its batch is through.
 inline void reclaim_worker(const Segment& segment, std::uint32_t worker) {
+  segment.worker(worker).playing.store(0, std::memory_order_relaxed);  // a report
   for (std::uint32_t slot = 0; slot < segment.sizes().slots_per_worker; ++slot) {
     std::atomic<std::uint64_t>& cell = segment.worker(worker).words[slot];
     for (;;) {
@@ -613,24 +614,24 @@ inline void reclaim_server(const Segment& segment, std::uint32_t server) {
   });
 }
 
-/// Nanoseconds for which the oldest request of a server has been waiting with no batch finished
-/// since; 0 where nothing waits.
-inline std::uint64_t stalled_ns(const Segment& segment, std::uint32_t server) {
-  std::uint64_t oldest = UINT64_MAX;
-  segment.for_each_slot(
-      server, [&](std::uint32_t w, std::uint32_t s, std::atomic<std::uint64_t>& cell) {
-        const SlotState state = SlotWord{cell.load(std::memory_order_acquire)}.state();
-        if (state == SlotState::kReady || state == SlotState::kTaken) {
-          oldest = std::min(oldest, segment.slot_header(w, s).request_ns);
-        }
-        return true;
-      });
-  if (oldest == UINT64_MAX) return 0;
-  // Relaxed: a report, nothing hangs on it.
-  const std::uint64_t last = segment.server(server).last_batch_ns.load(std::memory_order_relaxed);
-  const std::uint64_t now = now_ns();
-  const std::uint64_t since = std::max(oldest, last);
-  return now > since ? now - since : 0;
+/// A slot that waits for its server: ready, taken or orphaned.
+struct HeldSlot {
+  std::uint32_t worker, slot, generation;
+};
+
+/// The slots of a server that only it can move on.
+inline std::vector<HeldSlot> held_slots(const Segment& segment, std::uint32_t server) {
+  std::vector<HeldSlot> held;
+  segment.for_each_slot(server, [&](std::uint32_t w, std::uint32_t s,
+                                    std::atomic<std::uint64_t>& cell) {
+    const SlotWord word{cell.load(std::memory_order_acquire)};
+    const SlotState state = word.state();
+    if (state == SlotState::kReady || state == SlotState::kTaken || state == SlotState::kOrphaned) {
+      held.push_back({w, s, word.generation()});
+    }
+    return true;
+  });
+  return held;
 }
 
 }  // namespace shmzero

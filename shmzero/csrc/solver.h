@@ -4,6 +4,7 @@
 // value.
 #pragma once
 
+#include <atomic>
 #include <bit>
 #include <cstdint>
 #include <cstring>
@@ -12,6 +13,16 @@
 #include "rules.h"
 
 namespace shmzero {
+
+/// How far a process has come with its work: whoever watches it takes it for stuck when this stands
+/// still. One thread writes it. Relaxed: it orders nothing.
+using Progress = std::atomic<std::uint64_t>;
+
+/// Moves it on, where somebody watches.
+inline void advance(Progress* progress) {
+  if (progress == nullptr) return;
+  progress->store(progress->load(std::memory_order_relaxed) + 1, std::memory_order_relaxed);
+}
 
 /// Scores of all seats, one byte a seat, each plus 64 so that penalties fit.
 struct PackedScores {
@@ -69,8 +80,17 @@ class Solver {
   explicit Solver(int cache_bits) : cache_(std::size_t{1} << cache_bits) {}
 
   /// Work grows as the product of the hands' factorials; the cache keeps it near the number of
-  /// different positions.
-  Solution solve(const Round& round) {
+  /// different positions. `progress` moves on meanwhile.
+  Solution solve(const Round& round, Progress* progress = nullptr) {
+    progress_ = progress;
+    return solved(round);
+  }
+
+ private:
+  static constexpr std::uint32_t kPositionsAStep = 1024;
+
+  Solution solved(const Round& round) {
+    if (++positions_ % kPositionsAStep == 0) advance(progress_);
     Solution best = {{}, -1};
     if (round.phase == Phase::kDone) return {PackedScores::of_round(round), -1};
     for_each_card(distinct_actions(round), [&](int action) {
@@ -84,7 +104,6 @@ class Solver {
     return best;
   }
 
- private:
   struct Entry {
     std::uint64_t key = 0;
     PackedScores scores;
@@ -96,7 +115,7 @@ class Solver {
     // The newest position takes the place: a recursion soon asks for its neighbours.
     if (const Entry& known = cache_[key & (cache_.size() - 1)]; known.key == key)
       return known.scores;
-    const PackedScores scores = solve(round).scores;
+    const PackedScores scores = solved(round).scores;
     cache_[key & (cache_.size() - 1)] = {key, scores};
     return scores;
   }
@@ -133,6 +152,8 @@ class Solver {
   }
 
   std::vector<Entry> cache_;
+  Progress* progress_ = nullptr;
+  std::uint32_t positions_ = 0;  ///< Looked at, of all calls.
 };
 
 /// The solver of a thread, for those who solve now and then: a megabyte, made on first use.
