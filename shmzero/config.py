@@ -12,6 +12,7 @@ import math
 import operator
 import os
 import re
+import shlex
 import tomllib
 import types
 from collections.abc import Hashable, Iterable, Mapping
@@ -352,6 +353,8 @@ class SelfPlayConfig:
     """Rounds the run folder shall hold in the end (default: 100)."""
     games: int | None = None
     """Whole games instead of single rounds."""
+    first: int = 0
+    """Number of the first round, or game. A number is always the same deal, whatever is played beside it."""
     players: str = "4"
     """Number of players: 4, 3-6, or with weights 4:15,5:70,6:15."""
     cards: str = "5"
@@ -437,6 +440,7 @@ class SelfPlayConfig:
             value = getattr(self, name)
             if value is not None:
                 check_number(name, value, 1, high)
+        check_number("first", self.first, 0, 10**12)
         check_number("slots", self.slots, 2, _core.MAX_SLOTS_PER_WORKER)
         check_number("timeout_ms", self.timeout_ms, 0, 10_000)
         if self.spin_us is not None:
@@ -572,6 +576,18 @@ def read_settings(path: Path, kind: type[Any]) -> dict[str, Any]:
         if isinstance(settings.get(key), int):
             settings[key] = str(settings[key])
     return settings
+
+
+def to_flags(config: SelfPlayConfig) -> str:
+    """The flags of python -m shmzero.selfplay that come to these settings, for a shell."""
+    words: list[str] = []
+    for field in fields(config):
+        value, name = getattr(config, field.name), field.name.replace("_", "-")
+        if value is False and field.default is True:
+            words.append(f"--no-{name}")
+        elif value != field.default:
+            words += [f"--{name}"] if value is True else [f"--{name}", str(value)]
+    return shlex.join(words)
 
 
 def to_toml(settings: Mapping[str, Any]) -> str:

@@ -12,20 +12,21 @@ import json
 import os
 import selectors
 import shutil
+import signal
 import socket
 import struct
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from shmzero import _core
 from shmzero.child import Child, Deaths, Watch, start_child, starting
-from shmzero.config import NETS, OLDER, SelfPlayConfig
-from shmzero.errors import ConfigError
+from shmzero.config import NETS, OLDER, SelfPlayConfig, to_flags
+from shmzero.errors import ConfigError, WorkerDied
 from shmzero.fleet_plan import plan_fleet
 from shmzero.segment import create_private, nameless_file
 
@@ -40,6 +41,10 @@ LOOK_S = 0.2
 """How often the children are looked at for one that is stuck."""
 HELD = {"ready", "taken", "orphaned"}
 """States of slots that an inference process has to move on."""
+MOST_BLAMED = 2
+"""So many workers may end by what they play of one unit."""
+CRASHES = (signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGABRT, signal.SIGSYS, signal.SIGTRAP)
+"""Signals that a process gets by its own doing; of any other nobody knows who sent it."""
 
 
 def digest_of(path: Path | str) -> str:
@@ -154,6 +159,8 @@ class Fleet:
         rows = self.plan.workers * self.plan.slots * self.plan.rows_per_slot
         self._batches_for_all = rows // self.plan.max_batch + self.plan.workers * self.plan.slots + 8
         """More than an inference process needs to answer all requests that there can be at once."""
+        self._blamed: Counter[int] = Counter()
+        """Workers that each unit has ended."""
         self._workers: list[_Worker] = []
         self._servers: list[_Server] = []
         self._looked_at = time.monotonic()
@@ -479,15 +486,37 @@ class Fleet:
         self._read_frames(worker)  # to the end: only then may its units be given out again
         self._unregister(worker.record_fd)
         self._unregister(worker.child.end_fd)
+        played = self.segment.worker_counters(worker.index)["playing"] - 1
+        to_blame = played in worker.outstanding and _ended_itself(worker)
         self.segment.reclaim_worker(worker.index)
         self._returned.extend(sorted(worker.outstanding))
         worker.outstanding.clear()
         try:
             self.events.append(self._deaths.count(f"worker {worker.index}", worker.child))
+            if to_blame:
+                self._blame(played, worker)
             self._workers[worker.index] = self._start_worker(worker.index)
         finally:
             if self._workers[worker.index] is not worker:
                 worker.child.close()
+
+    def _blame(self, unit: int, worker: _Worker) -> None:
+        """Note that playing a unit has ended its worker. Raises WorkerDied where it is given up for that."""
+        self._blamed[unit] += 1
+        if self._blamed[unit] < MOST_BLAMED:
+            return
+        config, games = self.config, self.config.games is not None
+        others = config.others.replace(f"{OLDER}:", f"{self._others[-1]}:") if self._others else config.others
+        alone = replace(
+            config, rounds=None if games else 1, games=1 if games else None, first=unit, others=others, follow=False,
+            checkpoint=Path(self._served.path) if self._served.path else None, out=None, json=False,
+        )  # fmt: skip
+        words = worker.stuck or f"ended with status {worker.child.process.returncode}"
+        raise WorkerDied(
+            f"{'game' if games else 'round'} {unit} has ended {MOST_BLAMED} workers, of which the last {words}: "
+            f"{worker.child.last_words().splitlines()[-1]}; it is given up, and this run with it, whose finished "
+            f"rounds are kept. Play it alone with: python -m shmzero.selfplay {to_flags(alone)}"
+        )
 
     def _bury_server(self, server: _Server) -> None:
         self._read_events(server)
@@ -590,3 +619,9 @@ class Fleet:
                 worker, slot, _ = request
                 return f"passed over slot {slot} of worker {worker} in {batches - before} batches and {stall_s:g} s"
         return None
+
+
+def _ended_itself(worker: _Worker) -> bool:
+    """Whether a worker that is gone ended by what it did, and not by somebody's signal."""
+    status = worker.child.process.returncode
+    return bool(worker.stuck) or status > 0 or -status in CRASHES

@@ -38,9 +38,9 @@ class UnitLedger:
         ranges = zip(self._firsts, self._ends, strict=True)
         return sum(max(0, min(end, limit) - first) for first, end in ranges)
 
-    def missing(self) -> Iterator[int]:
-        """Units that are not finished when their turn comes, without end, by ascending id."""
-        unit = 0
+    def missing(self, first: int = 0) -> Iterator[int]:
+        """Units from `first` on that are not finished when their turn comes, without end, by ascending id."""
+        unit = first
         while True:
             at = bisect_right(self._firsts, unit)
             if at:

@@ -166,15 +166,16 @@ def _run(
     started: float,
 ) -> dict[str, Any]:
     wanted = config.games or config.rounds or DEFAULT_ROUNDS
+    first, end = config.first, config.first + wanted
     done = writer.units()
-    missing = wanted - done.count_below(wanted)
+    missing = wanted - (done.count_below(end) - done.count_below(first))
     summary: dict[str, Any] = {"records": str(writer.path), "rounds": writer.count(), "new_rounds": 0}
     if missing == 0:
         say(f"{folder} already holds {wanted} {'games' if config.games else 'rounds'}: nothing to do")
         return summary | {"complete": True, "rounds_per_min": 0.0, "distinct_evaluations_per_s": 0.0,
                           "mean_batch_rows": 0.0}
-    begun = {unit: records for unit, records in writer.begun().items() if unit < wanted}
-    units = itertools.takewhile(lambda unit: unit < wanted, done.missing())
+    begun = {unit: records for unit, records in writer.begun().items() if first <= unit < end}
+    units = itertools.takewhile(lambda unit: unit < end, done.missing(first))
     checkpoint_seen = file_stamp(config.checkpoint)  # before it is read: what replaces it meanwhile is another
     with Fleet(config, units, missing, _first_version(config, writer), begun) as fleet:
         writer.set_weights(fleet.served.version, fleet.served.digest())

@@ -5,19 +5,22 @@ from __future__ import annotations
 import mmap
 import os
 import re
+import shlex
 import signal
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from shmzero import _core, child, play_rounds
 from shmzero.child import Deaths, Watch, start_child
-from shmzero.config import SearchConfig, SelfPlayConfig, built_in_bot, play_settings
+from shmzero.config import SearchConfig, SelfPlayConfig, built_in_bot, play_settings, to_flags
 from shmzero.errors import WorkerDied
 from shmzero.evaluators import HashEvaluator
 from shmzero.launch import Fleet
+from shmzero.selfplay import parse
 from tests.processes import wait_for
 
 LIGHT = SearchConfig(determinizations=2, simulations=20, noise_fraction=0.25)
@@ -235,3 +238,81 @@ def test_slot_states_of_a_word_that_is_none_says_so() -> None:
         os.kill(fleet.pids()["workers"][0], signal.SIGSTOP)
         Words(fleet).write(0, 1, 7, 0x77)
         assert fleet.segment.slot_states(0)[1] == "invalid"
+
+
+# --- units that end their workers ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def poisoned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Whatever worker plays round 2 ends by a crash, or, where there is a file `hang`, stops."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, signal, sys, threading\n"
+        "if 'shmzero.worker' in sys.orig_argv:\n"
+        "    from shmzero import _core\n"
+        "    real = _core.run_worker\n"
+        "    def run(segment, worker, *more):\n"
+        "        def watch():\n"
+        "            while segment.worker_counters(worker)['playing'] != 3:\n"
+        "                pass\n"
+        f"            os.kill(os.getpid(), signal.SIGSTOP if os.path.exists({str(tmp_path / 'hang')!r}) else signal.SIGSEGV)\n"
+        "        threading.Thread(target=watch, daemon=True).start()\n"
+        "        real(segment, worker, *more)\n"
+        "    _core.run_worker = run\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    yield
+
+
+@pytest.mark.parametrize("how", ["crash", "hang"])
+def test_fleet_round_that_ended_two_workers_is_given_up_with_what_plays_it_alone(
+    poisoned: None, tmp_path: Path, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(child, "START_S", 10.0)
+    if how == "hang":
+        (tmp_path / "hang").touch()
+    config = SelfPlayConfig(
+        evaluator="hash", preset="light", players="3", cards="3", others="mc300000:1", workers=1, lanes=1, rounds=4, stall_s=1,
+        seed=5,
+    )  # fmt: skip
+    finished: list[int] = []
+    with pytest.raises(WorkerDied, match="round 2 has ended 2 workers") as caught, Fleet(config, range(4), 4) as fleet:
+        while not fleet.done:
+            finished += [unit for unit, _ in fleet.poll(0.02)]
+        assert sorted(finished) == [0, 1]
+    text = str(caught.value)
+    assert ("with work to do" if how == "hang" else f"ended with status -{signal.SIGSEGV:d}") in text
+    flags = shlex.split(text.partition("python -m shmzero.selfplay ")[2])
+    alone = parse(flags)
+    assert (alone.first, alone.rounds, alone.seed, alone.others) == (2, 1, 5, "mc300000:1")
+    assert alone.identity() == config.identity()
+
+
+def test_fleet_workers_that_somebody_else_kills_cost_no_round(poisoned: None, tmp_path: Path) -> None:
+    """Nobody knows whose doing that was; the round that they were at is played again."""
+    (tmp_path / "hang").touch()
+    config = SelfPlayConfig(
+        evaluator="hash", preset="light", players="3", cards="3", others="mc300000:1", workers=1, lanes=1, rounds=4
+    )
+    with Fleet(config, range(4), 4) as fleet:
+        for _ in range(child.MOST_DEATHS - 2):
+            wait_for(lambda: fleet.poll(0.02) is None or fleet.segment.worker_counters(0)["playing"] == 3)
+            (worker,) = fleet.pids()["workers"]
+            os.kill(worker, signal.SIGKILL)
+            wait_for(lambda pid=worker: fleet.poll(0.02) is None or fleet.pids()["workers"] != [pid])
+        assert fleet.restarts == child.MOST_DEATHS - 2
+
+
+def test_first_plays_the_rounds_from_a_number_on_as_they_always_are(tmp_path: Path) -> None:
+    from shmzero import selfplay
+    from shmzero.records import Records
+
+    config = SelfPlayConfig(evaluator="hash", preset="light", first=7, rounds=3, workers=1)
+    summary = selfplay.run(config, tmp_path)
+    assert summary["complete"] and list(Records(tmp_path)) == play_rounds(HashEvaluator(), 10, LIGHT)[7:]
+    assert selfplay.run(config, tmp_path)["new_rounds"] == 0
+
+
+def test_flags_of_settings_come_back_as_the_same_settings() -> None:
+    config = SelfPlayConfig(rounds=3, cards="1-3", others="threshold:0.2,mc90:0.1", compile=False, noise_fraction=0.0, follow=False)
+    assert parse(shlex.split(to_flags(config))) == config and to_flags(SelfPlayConfig()) == ""
