@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from shmzero.child import Child, start_child, starting
+from shmzero.child import Child, Pulse, Watch, start_child, starting
 from shmzero.config import cores
 from shmzero.errors import ConfigError, RecordError
 from shmzero.inference import Control, child_main
@@ -31,6 +31,8 @@ ROUNDS_OF_A_GAME = 10
 NICENESS = 5
 LEAST_WON = 1e-9
 """Points a round: by less a checkpoint wins against its equal, by rounding."""
+STALL_S = 120.0
+"""Matches that get nowhere for so long are ended."""
 GATE = "gate"
 """Mode of a match that decides whether self-play gets a checkpoint."""
 OLDER_RATED = 3
@@ -71,6 +73,7 @@ class Judge:
         """Whether the last matches were left before their end."""
         self._due_s = config.evaluate_s
         self._child: Child | None = None
+        self._watch = Watch()
         self._received = b""
 
     @property
@@ -90,6 +93,7 @@ class Judge:
     def poll(self, elapsed_s: float, say: Callable[[str], None]) -> list[dict[str, Any]]:
         """Lines for the metrics. Starts a match when it is due; `elapsed_s` is the run's time."""
         lines = self._read()
+        self._end_stuck(say)
         if self._child is not None and self._child.process.poll() is not None:
             lines += self._read()
             self._bury(say)
@@ -139,11 +143,22 @@ class Judge:
                 self.kill()
                 break
             lines += self._read()
+            self._end_stuck(say)
             time.sleep(0.05)
         lines += self._read()
         if self._child is not None:
             self._bury(say)
         return lines
+
+    def _end_stuck(self, say: Callable[[str], None]) -> None:
+        """End matches that get nowhere; what becomes of them then is a failure like any other."""
+        if self._child is None:
+            return
+        self._watch.look(self._pulse.value, has_work=True)
+        if limit_s := self._watch.stuck_s(STALL_S):
+            self._watch = Watch()
+            say(f"the matches got nowhere for {limit_s:g} s")
+            self._child.process.kill()
 
     def kill(self) -> None:
         """End a match that is being played."""
@@ -161,14 +176,18 @@ class Judge:
         opponents = against or [name for name in self.config.opponents.split(",") if name]
         if checkpoint is None or not (opponents or rate):
             return
-        with starting("matches"):
+        with starting("matches") as undo:
             ours, theirs = socket.socketpair()
+            undo.callback(ours.close)
+            undo.callback(theirs.close)
+            pulse = Pulse()
 
         def units(deals: int) -> int:
             return max(2, deals // ROUNDS_OF_A_GAME) if self.config.games else deals
 
         spec = {
             "control_fd": theirs.fileno(),
+            "pulse_fd": pulse.fd,
             "checkpoint": str(checkpoint),
             "opponents": opponents,
             "modes": list(modes),
@@ -183,7 +202,9 @@ class Judge:
             "threads": threads,
         }
         with theirs:
-            self._child = start_child("shmzero.judge", spec, [theirs.fileno()], threads)
+            self._child = start_child("shmzero.judge", spec, [theirs.fileno(), pulse.fd], threads)
+        self._pulse, self._watch = pulse, Watch()
+        self._watch.look(pulse.value, has_work=False)
         ours.setblocking(False)
         self._socket = ours
 
@@ -223,6 +244,7 @@ class Judge:
     def _close(self) -> None:
         assert self._child is not None
         self._socket.close()
+        self._pulse.close()
         self._child.close()
         self._child = None
         self._received = b""
@@ -233,7 +255,7 @@ def run(spec: dict[str, Any]) -> int:
     from shmzero.arena import make_agent, play_match
 
     os.nice(spec["niceness"])
-    control = Control(spec["control_fd"])
+    control, pulse = Control(spec["control_fd"]), Pulse(spec["pulse_fd"])
     checkpoint, threads = spec["checkpoint"], spec["threads"]
     try:
         hero = make_agent(f"{checkpoint}:policy", threads=threads)
@@ -243,7 +265,7 @@ def run(spec: dict[str, Any]) -> int:
                 result = play_match(
                     hero, villain, deals=spec["deals"], players=spec["players"], cards=spec["cards"],
                     trump=spec["trump"], seed=MATCH_SEED, mode="one" if mode == GATE else mode, threads=threads,
-                    games=spec["games"],
+                    games=spec["games"], show=lambda rounds: pulse.beat(),
                 )
                 control.send(match={
                     "opponent": name, "mode": mode, "games": spec["games"], "deals": result.deals, "mean": result.mean,
@@ -252,14 +274,14 @@ def run(spec: dict[str, Any]) -> int:
                     "steps": int(Path(checkpoint).stem), "seconds": result.seconds,
                 })
         if spec["rate"]:
-            control.send(rating=rate_checkpoints(Path(checkpoint), spec))
+            control.send(rating=rate_checkpoints(Path(checkpoint), spec, pulse))
     except (ConfigError, RecordError) as error:
         print(error, file=sys.stderr)  # the last words, which the parent says
         return 1
     return 0
 
 
-def rate_checkpoints(newest: Path, spec: dict[str, Any]) -> dict[str, Any]:
+def rate_checkpoints(newest: Path, spec: dict[str, Any], pulse: Pulse) -> dict[str, Any]:
     """Rate the newest checkpoint, older ones spread over the run, and the opponents; writes ratings.json."""
     from shmzero.arena import Agent, make_agent, rate
     from shmzero.rating import ANCHOR
@@ -268,12 +290,14 @@ def rate_checkpoints(newest: Path, spec: dict[str, Any]) -> dict[str, Any]:
     spread = {older[len(older) * i // OLDER_RATED] for i in range(OLDER_RATED)} if older else set()
 
     def named(path: Path) -> Agent:
+        pulse.beat()
         return dataclasses.replace(make_agent(f"{path}:policy", threads=spec["threads"]), name=f"step {int(path.stem)}")
 
     pool = [named(path) for path in (newest, *sorted(spread))]
     pool += [make_agent(name, threads=spec["threads"]) for name in sorted({ANCHOR, *spec["opponents"]})]
     table = rate(pool, deals=spec["deals_rated"], players=spec["players"], cards=spec["cards"], trump=spec["trump"],
-                 games=spec["games"], seed=MATCH_SEED, threads=spec["threads"])  # fmt: skip
+                 games=spec["games"], seed=MATCH_SEED, threads=spec["threads"],
+                 show=lambda rounds: pulse.beat())  # fmt: skip
     table.save(newest.parent.parent)
     agents = {name: {"rating": r.rating, "low": r.low, "high": r.high} for name, r in table.agents.items()}
     own = agents[f"step {int(newest.stem)}"]

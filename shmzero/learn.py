@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -273,9 +273,11 @@ class Learner:
     of a batch, and `policy_step` of the batch before.
     """
 
-    def __init__(self, config: TrainConfig, device: str) -> None:
+    def __init__(self, config: TrainConfig, device: str, went_on: Callable[[], None] = lambda: None) -> None:
+        """`went_on` is called within each step as well, which may take long; from both threads."""
         self.config = config
         self.device = device
+        self._went_on = went_on
         net, seed = NETS[config.net], config.seed
         self.net = BlobNet(net, seed).to(device)
         self.ema = BlobNet(net, seed).to(device)
@@ -344,13 +346,16 @@ class Learner:
         if self.critic_optimiser is None:
             return Valued(batch, None, torch.zeros((), dtype=torch.float32, device=self.device))
         q = self.critic_values(batch)
+        self._went_on()
         averaged = self._over_deals(q.detach(), batch)
+        self._went_on()
         taken = q.gather(1, batch["actions"].long()[:, None])[:, 0]
         errors = (taken - batch["utilities"]).square()
         config, loss = self.config, errors.mean()
         if self._weighs_actions:
             loss = (errors * action_weights(batch, config.random_moves, config.importance_cap)).mean()
         self.critic_optimiser.step(loss, schedule.critic_learning_rate)
+        self._went_on()
         return Valued(batch, averaged, errors.mean().detach())
 
     @torch.no_grad()
@@ -382,6 +387,7 @@ class Learner:
             logits = self.net.logits_of(features, stream)
             said = self.tricks(stream) if self.tricks else None
             values = self.net.values(batch["seat_features"][:value_rows].float())
+        self._went_on()
         policies = masked_softmax(logits, masks)
         log_policies = torch.log(policies.clamp(min=1e-9))
         entropy = -(policies * log_policies).sum(dim=1).mean()
@@ -405,6 +411,7 @@ class Learner:
         if said is not None:
             loss = loss + config.tricks_weight * F.cross_entropy(said.float(), batch["tricks"].long())
         norm = self.optimiser.step(loss, schedule.learning_rate)
+        self._went_on()
         self.steps += 1
         if norm is None:
             return None

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from shmzero import _core
+from shmzero.child import Pulse
 from shmzero.errors import ConfigError, RecordError
 from shmzero.files import make_folder, remove_unfinished
 from shmzero.inference import Control, child_main
@@ -122,7 +123,8 @@ class LearnerProcess:
         self._folder = Path(spec["folder"])
         self._config = TrainConfig(**spec["config"])
         self._pipe = RecordPipe(spec["record_fd"])
-        self._learner = learn.Learner(self._config, spec["device"])
+        self._pulse = Pulse(spec["pulse_fd"])
+        self._learner = learn.Learner(self._config, spec["device"], self._pulse.beat)
         self._buffer = learn.ReplayBuffer(self._config.buffer, self._config.seed)
         self._progress = spec["progress"]
         self._rows_new = 0
@@ -146,6 +148,7 @@ class LearnerProcess:
             try:
                 for records in newest_records(self._folder, self._config.buffer):
                     self._add(records)
+                    self._pulse.beat()
             except ConfigError:
                 raise
             except ValueError as error:
@@ -156,6 +159,7 @@ class LearnerProcess:
     def run(self) -> None:
         """Until the parent says stop or is gone; the last state is saved."""
         config, learner = self._config, self._learner
+        self._pulse.beat()
         self._control.send(event="ready", steps=learner.steps, rows=len(self._buffer))
         if learner.steps:
             self._publish()
@@ -213,6 +217,7 @@ class LearnerProcess:
     def _take(self) -> None:
         if records := self._pipe.read():
             self._rows_new += self._add(records)
+            self._pulse.beat()
 
     def _add(self, records: list[bytes]) -> int:
         """Into the buffer; where whole games decide, only as far as they are complete."""
@@ -268,6 +273,7 @@ class LearnerProcess:
         path = weights_path(self._folder, self._version)
         make_folder(path.parent)
         save_checkpoint(self._learner.ema, path, self._config.utility)
+        self._pulse.beat()
         self._control.send(event="weights", path=str(path), version=self._version)
 
     def _save(self) -> None:
@@ -280,7 +286,9 @@ class LearnerProcess:
         make_folder(checkpoints)
         path = numbered_path(checkpoints, self._learner.steps)
         save_checkpoint(self._learner.ema, path, self._config.utility)
+        self._pulse.beat()
         self._learn.save_state(self._learner, self._folder / STATE_NAME, {"rows": self._rows_new})
+        self._pulse.beat()
         self._control.send(event="checkpoint", path=str(path), steps=self._learner.steps)
 
     def _finish(self) -> None:

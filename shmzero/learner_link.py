@@ -10,13 +10,12 @@ import dataclasses
 import json
 import socket
 import struct
-import time
 from collections import deque
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from shmzero.child import GLANCE_S, START_S, Child, Deaths, start_child, starting
+from shmzero.child import Child, Deaths, Pulse, Watch, start_child, starting
 from shmzero.errors import ConfigError, RecordError
 from shmzero.train_config import TrainConfig
 
@@ -39,6 +38,9 @@ class LearnerLink:
             undo.callback(ours.close)
             undo.callback(theirs.close)
             record_ours, record_theirs = socket.socketpair()
+            undo.callback(record_ours.close)
+            undo.callback(record_theirs.close)
+            self._pulse = Pulse()
         self._control, self._records = ours, record_ours
         spec = {
             "folder": str(self.folder),
@@ -47,22 +49,23 @@ class LearnerLink:
             "threads": self.config.learner_threads,
             "control_fd": theirs.fileno(),
             "record_fd": record_theirs.fileno(),
+            "pulse_fd": self._pulse.fd,
             "progress": progress,
             "version": version,
             "refill": refill,
         }
         with theirs, record_theirs:
             self._child = start_child(
-                "shmzero.learner", spec, [theirs.fileno(), record_theirs.fileno()], self.config.learner_threads
-            )
+                "shmzero.learner", spec, [theirs.fileno(), record_theirs.fileno(), self._pulse.fd],
+                self.config.learner_threads,
+            )  # fmt: skip
         ours.setblocking(False)
         record_ours.setblocking(False)
         self._received = b""
         self._unsent = bytearray()
         self._ending = self._ended = False
-        self._began = False
-        self._still_s = 0.0
-        self._looked_at = time.monotonic()
+        self._watch = Watch()
+        self._watch.look(self._pulse.value, has_work=False)
 
     @property
     def restarts(self) -> int:
@@ -108,7 +111,6 @@ class LearnerLink:
             while self._unsent:
                 sent = self._records.send(self._unsent[: 1 << 18])
                 del self._unsent[:sent]
-                self._still_s = 0.0
             if self._ending and not self._ended:
                 self._records.shutdown(socket.SHUT_WR)
                 self._ended = True
@@ -121,32 +123,35 @@ class LearnerLink:
             pass
         *lines, self._received = self._received.split(b"\n")
         for line in lines:
-            self._began, self._still_s = True, 0.0
             event = json.loads(line)
             if event["event"] == "error":
                 raise ConfigError(event["message"])
             if event["event"] == "folder":
                 raise RecordError(event["message"])
+            if event["event"] in ("metrics", "checkpoint"):
+                self._deaths.went_on()
             self.events.append(event)
         return self._child.process.poll() is None
 
     def kill_stalled(self, stall_s: float, behind: bool) -> str | None:
-        """End a learner that has work and for so long has said nothing, nor taken records that wait for it.
+        """End a learner that has work and for so long has taken no records and got nowhere with a step.
 
         `behind`: whether it has asked for time, and so has work even where nothing waits. Returns a line about
         it; what becomes of it then is a death like any other.
         """
-        now = time.monotonic()
-        passed_s = min(now - self._looked_at, GLANCE_S)
-        self._still_s = self._still_s + passed_s if self._unsent or behind else 0.0
-        self._looked_at = now
-        limit_s = stall_s if self._began else max(START_S, stall_s)
-        if self._still_s <= limit_s:
+        self._watch.look(self._pulse.value, bool(self._unsent) or behind)
+        limit_s = self._watch.stuck_s(stall_s)
+        if limit_s is None:
             return None
-        self._still_s = 0.0
+        self._watch = Watch()
         assert self._child is not None
         self._child.process.kill()
         return f"the learner did nothing for {limit_s:g} s with work to do"
+
+    def stuck_at_end(self, stall_s: float) -> bool:
+        """Whether a learner that is to save and go has got nowhere with that for so long. To be called often."""
+        self._watch.look(self._pulse.value, has_work=True)
+        return self._watch.stuck_s(stall_s) is not None
 
     def bury(self) -> str:
         """Clear away a dead learner; returns a line about it. Raises WorkerDied if it keeps dying."""
@@ -169,5 +174,6 @@ class LearnerLink:
         assert self._child is not None
         self._control.close()
         self._records.close()
+        self._pulse.close()
         self._child.close()
         self._child = None

@@ -44,7 +44,7 @@ WEIGHTS_KEPT = 3
 MOST_BEHIND_BYTES = 1 << 18
 """Self-play pauses while more records than this wait for the learner, which may only be starting."""
 STOP_S = 60.0
-"""How long the learner may be silent at its end, while it learns on or saves."""
+"""How long the learner may get nowhere at its end, while it learns on or saves."""
 ENDLESS = 10**12
 """Units of a run that ends by its time."""
 
@@ -304,7 +304,7 @@ class Run:
         Raises WorkerDied where it does not.
         """
         config = self.config
-        heard_at, told_at = time.monotonic(), -math.inf
+        told_at = -math.inf
 
         def to_the_end() -> bool:
             in_time = config.minutes is None or self.elapsed_s + config.closing_s < 60 * config.minutes
@@ -312,14 +312,12 @@ class Run:
 
         while not self._learner_stopped:
             now = time.monotonic()
-            if now - heard_at > STOP_S:
-                raise WorkerDied(f"the learner said nothing for {STOP_S:g} s at its end; what it saved before stays")
+            if self._learner.stuck_at_end(STOP_S):
+                raise WorkerDied(f"the learner did nothing for {STOP_S:g} s at its end; what it saved before stays")
             if now - told_at >= TELL_S:
                 self._learner.end(self.done, version, to_the_end())
                 told_at = now
             alive = self._learner.poll()
-            if self._learner.events:
-                heard_at = now
             self._hear(None)
             if not alive and not self._learner_stopped:
                 self._say(self._learner.bury())

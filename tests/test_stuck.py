@@ -14,13 +14,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from shmzero import _core, child, play_rounds
-from shmzero.child import Deaths, Watch, start_child
-from shmzero.config import SearchConfig, SelfPlayConfig, built_in_bot, play_settings, to_flags
+from shmzero import _core, child, judge, play_rounds
+from shmzero.child import Deaths, Pulse, Watch, start_child
+from shmzero.config import NetConfig, SearchConfig, SelfPlayConfig, built_in_bot, play_settings, to_flags
 from shmzero.errors import WorkerDied
 from shmzero.evaluators import HashEvaluator
+from shmzero.judge import Judge
 from shmzero.launch import Fleet
+from shmzero.net import BlobNet, save_checkpoint
 from shmzero.selfplay import parse
+from shmzero.train_config import TrainConfig
 from tests.processes import wait_for
 
 LIGHT = SearchConfig(determinizations=2, simulations=20, noise_fraction=0.25)
@@ -36,6 +39,16 @@ def test_watch_counts_only_time_with_work_in_which_nothing_moved() -> None:
     assert watch.stuck_s(0.05) == 0.05
     watch.look(2, has_work=False)
     assert watch.stuck_s(0.0) is None
+
+
+def test_pulse_of_a_child_is_seen_by_its_parent() -> None:
+    parent = Pulse()
+    theirs = Pulse(os.dup(parent.fd))
+    theirs.beat()
+    theirs.beat()
+    assert parent.value == 2
+    theirs.close()
+    parent.close()
 
 
 def test_deaths_in_a_row_with_nothing_done_in_between_end_the_run_however_long_they_take(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -316,3 +329,31 @@ def test_first_plays_the_rounds_from_a_number_on_as_they_always_are(tmp_path: Pa
 def test_flags_of_settings_come_back_as_the_same_settings() -> None:
     config = SelfPlayConfig(rounds=3, cards="1-3", others="threshold:0.2,mc90:0.1", compile=False, noise_fraction=0.0, follow=False)
     assert parse(shlex.split(to_flags(config))) == config and to_flags(SelfPlayConfig()) == ""
+
+
+# --- learner and matches ---------------------------------------------------------------------------------------------------------------
+
+
+def test_judge_whose_matches_stand_still_is_said_and_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the run goes on, and at its end, where nothing else would ever end them."""
+    monkeypatch.setattr(child, "START_S", 1.0)
+    monkeypatch.setattr(judge, "STALL_S", 1.0)
+    found = Judge(TrainConfig(evaluate_s=1, deals=10**6, opponents="random"), tmp_path)
+    (tmp_path / "checkpoints").mkdir()
+    save_checkpoint(BlobNet(NetConfig(width=16, hidden=16, blocks=1)), found.checkpoint(5))
+    said: list[str] = []
+
+    def stop() -> bool:
+        if found._child is not None and found._child.process.poll() is None:
+            os.kill(found._child.process.pid, signal.SIGSTOP)
+        return False
+
+    try:
+        found.poll(2.0, said.append)
+        stop()
+        wait_for(lambda: found.poll(0.0, said.append) or found.failures == 1)
+        assert said == ["the matches got nowhere for 1 s", "the matches ended with status -9: (it said nothing; exit status -9)"]
+        found.finish(said.append, stop)
+        assert found.failures == 2 and said.count("the matches got nowhere for 1 s") == 2
+    finally:
+        found.kill()

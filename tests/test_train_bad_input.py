@@ -194,7 +194,7 @@ def test_learner_that_never_saves_its_last_state_ends_the_run_with_an_error(tmp_
                 stopped.append(child)
         return bool(stopped)
 
-    with pytest.raises(WorkerDied, match="said nothing for 1 s at its end"):
+    with pytest.raises(WorkerDied, match="did nothing for 1 s at its end"):
         train.train(config, tmp_path, stopped=stop_once_it_learns)
     assert not alive(stopped[0])
 
