@@ -277,6 +277,11 @@ class Fleet:
         return all(server.ready for server in self._servers)
 
     @property
+    def waits(self) -> bool:
+        """Whether it is paused and has finished all that was granted: nobody plays."""
+        return self.paused and not any(worker.outstanding for worker in self._workers)
+
+    @property
     def done(self) -> bool:
         """Whether every unit has been returned by `poll`."""
         return self._left == 0

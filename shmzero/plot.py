@@ -68,6 +68,10 @@ class TrainProgress:
     """Of self-play since its processes were started."""
     play_waits: float
     """Share of that time in which self-play was held back for the learner."""
+    waits_for: str | None
+    """What nobody plays for just now: the learner, the inference processes; None while somebody does."""
+    waits_s: float
+    """For how long."""
     learner: dict[str, Any]
     """Its last report, or only the step of the last checkpoint."""
     matches: list[dict[str, Any]]
@@ -79,13 +83,22 @@ class TrainProgress:
         entropy = self.learner.get("entropy")
         parts = [
             f"{self.done:4.0%}",
-            f"{self.rounds:,} rounds, {self.play.rounds_per_min:,.0f}/min",
+            ", ".join(filter(None, [f"{self.rounds:,} rounds", self._waits(), self._rate()])),
             f"step {self.learner.get('steps', 0):,}"
             + ("" if entropy is None else f", entropy {entropy:.2f}"),
             *(f"{m['mean']:+.2f}±{(m['high'] - m['low']) / 2:.2f} vs {m['opponent']}" for m in self.matches),
             f"ETA {'?' if self.left_s is None else clock(self.left_s)}",
         ]
         return " | ".join(parts)
+
+    def _waits(self) -> str:
+        return f"has waited {clock(self.waits_s)} for {self.waits_for}" if self.waits_for else ""
+
+    def _rate(self) -> str:
+        """Rounds a minute, where anything was played yet."""
+        if self.play.evaluations_per_s == 0:
+            return ""
+        return f"{self.play.rounds_per_min:,.0f}/min" + (" when it plays" if self.waits_for else "")
 
     def table(self) -> Any:
         """The same and more, for a terminal that rich draws on."""
@@ -101,9 +114,12 @@ class TrainProgress:
         body.add_column(style="bold", no_wrap=True, min_width=len("self-play"))
         body.add_column(overflow="ellipsis", no_wrap=True)
         play, learner = self.play, self.learner
-        body.add_row("self-play", f"{self.rounds:,} rounds, {play.rounds_per_min:,.0f}/min")
-        body.add_row("", f"{play.evaluations_per_s:,.0f} evaluations/s in batches of {play.mean_batch_rows:,.0f}; "
-                         f"waits {self.play_waits:.0%}")  # fmt: skip
+        body.add_row("self-play", ", ".join(filter(None, [f"{self.rounds:,} rounds", self._rate()])))
+        if self.waits_for:
+            body.add_row("", self._waits())
+        if play.evaluations_per_s:
+            body.add_row("", f"{play.evaluations_per_s:,.0f} evaluations/s in batches of {play.mean_batch_rows:,.0f}; "
+                             f"waits {self.play_waits:.0%}")  # fmt: skip
         body.add_row("learner", f"step {learner.get('steps', 0):,}" + (
             f", {learner['steps_per_s']:.1f}/s; waits {learner['learner_waits']:.0%}" if "loss" in learner else
             "; waits for its first rounds"))  # fmt: skip

@@ -12,6 +12,7 @@ import itertools
 import json
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -41,7 +42,7 @@ EXAMPLES = """examples:
 
 @dataclass
 class Progress:
-    """Where a run stands. Rates are over the last seconds, shares over the last interval."""
+    """Where a run stands. Rates and shares are over the last minute in which it played."""
 
     units: int
     total_units: int
@@ -74,23 +75,51 @@ class Progress:
 class Meter:
     """Turns the fleet's counters into Progress."""
 
-    WINDOW_S = 10.0
+    WINDOW_S = 60.0
 
     def __init__(self, fleet: Fleet, total_units: int) -> None:
         self._fleet = fleet
         self._total_units = total_units
         self._unit_decisions = decisions_in_a_unit(fleet.config.play_settings())
         self.start = time.monotonic()
-        self._samples: list[tuple[float, int, dict[str, int]]] = [(self.start, 0, fleet.counters())]
+        self.played_s = 0.0
+        """Since the first row was answered, without what follows."""
+        self.waited_s = 0.0
+        """In which the fleet waited, being paused."""
+        self.waits_since: float | None = None
+        """Since when it does, by time.monotonic()."""
+        self._began = False
+        self._looked_at = self.start
+        self._samples: deque[tuple[float, int, dict[str, int]]] = deque([(0.0, 0, fleet.counters())])
+
+    @property
+    def waits(self) -> float:
+        """Share of the time in which the fleet waited."""
+        return self.waited_s / max(self.waited_s + self.played_s, 1e-9)
+
+    def attend(self) -> None:
+        """Note whether the fleet plays or waits. To be called often."""
+        now = time.monotonic()
+        passed_s, self._looked_at = now - self._looked_at, now
+        if self._fleet.waits:
+            self.waited_s += passed_s
+            self.waits_since = now if self.waits_since is None else self.waits_since
+        else:
+            self.played_s += passed_s if self._began else 0.0
+            self.waits_since = None
 
     def progress(self, units: int, rounds: int) -> Progress:
-        now = time.monotonic()
         counters = self._fleet.counters()
-        self._samples.append((now, rounds, counters))
-        while len(self._samples) > 2 and now - self._samples[1][0] > self.WINDOW_S:
-            self._samples.pop(0)
+        self._began = self._began or counters["rows"] > 0
+        self.attend()
+        now = self._looked_at
+        if len(self._samples) > 1 and self._samples[-1][0] == self.played_s:
+            self._samples.pop()  # it has not played since
+        self._samples.append((self.played_s, rounds, counters))
+        while len(self._samples) > 2 and self.played_s - self._samples[1][0] > self.WINDOW_S:
+            self._samples.popleft()
         then, rounds_then, before = self._samples[0]
-        seconds = max(now - then, 1e-9)
+        seconds = max(self.played_s - then, 1e-9)
         gained = {name: counters[name] - before[name] for name in counters}
         return Progress(
             units=units,

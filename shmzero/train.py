@@ -31,7 +31,7 @@ from shmzero.learner import newest_version, remove_old_weights, weights_path
 from shmzero.learner_link import LearnerLink
 from shmzero.plot import METRICS_NAME, Board, TrainProgress, read_metrics
 from shmzero.records import RecordWriter, checkpoints, newest_checkpoint
-from shmzero.selfplay import Meter, Terminal, run_folder
+from shmzero.selfplay import Meter, Progress, Terminal, run_folder
 from shmzero.train_config import DEALS, TRAIN_PRESETS, TrainConfig, read_train_toml
 
 TICK_S = 0.02
@@ -45,6 +45,9 @@ MOST_BEHIND_BYTES = 1 << 18
 """Self-play pauses while more records than this wait for the learner, which may only be starting."""
 STOP_S = 60.0
 """How long the learner may get nowhere at its end, while it learns on or saves."""
+MUCH_WAITING = 0.25
+BALANCED_S = 30.0
+"""When one half has waited for so large a share of at least such a time, the summary says what would balance them."""
 ENDLESS = 10**12
 """Units of a run that ends by its time."""
 
@@ -89,9 +92,9 @@ class Run:
         newest = newest_checkpoint(folder)
         self._report: dict[str, Any] = {"steps": int(newest.stem)} if newest else {}
         self._learner_is_behind = False
+        self._learner_is_ready = False
         self._learner_stopped = False
-        self._paused_s = 0.0
-        self._attended_at = time.monotonic()
+        self._played_s = self._waited_s = 0.0  # of the stages before this one
         self._told_at = self._committed_at = self._shown_at = self._metrics_at = 0.0
 
     def _judged(self) -> bool:
@@ -151,6 +154,8 @@ class Run:
             self._commit()
             self._writer.sync()
         new_rounds = self._rounds - self._rounds_before
+        play_waits = self._waited_s / max(self._waited_s + self._played_s, 1e-9)
+        learner_waits = self._report.get("learner_waits", 0.0)
         return {
             "run": str(self.folder),
             "complete": self.done >= 1.0 and not self._judge.broken_off,
@@ -160,6 +165,11 @@ class Run:
             "steps": self._report.get("steps", 0),
             "rounds_per_min": new_rounds * 60 / max(self._trained_s - self._elapsed_before, 1e-9),
             "steps_per_s": self._report.get("steps_per_s", 0.0),
+            "self_play_waits": play_waits,
+            "learner_waits": learner_waits,
+            "replay_ratio": self.config.replay_ratio,
+            "balanced_replay_ratio": balanced_replay_ratio(self.config.replay_ratio, play_waits, learner_waits)
+            if self._waited_s + self._played_s >= BALANCED_S else None,
             "learner_restarts": self._learner.restarts,
             "judge_failures": self._judge.failures,
             "checkpoint": str(newest_checkpoint(self.folder) or ""),
@@ -180,7 +190,6 @@ class Run:
             with Fleet(play, units, left, version, begun) as fleet:
                 self._seat_older(fleet)
                 meter, rounds_before = Meter(fleet, left), self._rounds
-                self._paused_s, self._attended_at = 0.0, meter.start
                 try:
                     while (
                         not fleet.done and self.done < 1.0
@@ -191,6 +200,8 @@ class Run:
                 finally:
                     self._waiting += fleet.close()
                     self._commit()
+                    self._played_s += meter.played_s
+                    self._waited_s += meter.waited_s
                 version, begun = fleet.version, fleet.begun
             del fleet, meter  # the memory of both is the next one's: there may not be room for two
         self._end_learner(version)
@@ -232,12 +243,10 @@ class Run:
         if not self._learner.poll():
             self._hear(fleet)
             self._say(self._learner.bury())
-            self._learner_is_behind = False
+            self._learner_is_behind = self._learner_is_ready = False
             self._learner.start(self.done, fleet.version, refill=True)
         self._hear(fleet)
-        if fleet.paused:
-            self._paused_s += now - self._attended_at
-        self._attended_at = now
+        meter.attend()
         fleet.paused = self._learner_is_behind or self._learner.behind_bytes > MOST_BEHIND_BYTES
         before = self._judge.best
         for match in self._judge.poll(self.elapsed_s, self._say):
@@ -247,10 +256,10 @@ class Run:
             self._log({"gate": {"steps": self._judge.best, "version": fleet.version}})
         if now - self._shown_at >= 0.1:
             play = meter.progress(0, self._rounds - rounds_before)
-            waits = self._paused_s / max(now - meter.start, 1e-9)
+            waits_for, waits_s = self._what_play_waits_for(fleet, meter, play)
             self._show(TrainProgress(
-                self.done, self.elapsed_s, self._left_s(play.rounds_per_min), self._rounds, play, waits,
-                self._report, list(self._judge.last.values()), self._judge.rating,
+                self.done, self.elapsed_s, self._left_s(play.rounds_per_min * (1 - meter.waits)), self._rounds, play,
+                meter.waits, waits_for, waits_s, self._report, list(self._judge.last.values()), self._judge.rating,
             ))
             self._shown_at = now
             if now - self._metrics_at >= METRICS_S:
@@ -262,11 +271,20 @@ class Run:
                     "inference_busy": play.inference_busy,
                     "workers_busy": play.workers_busy,
                     "version": fleet.version,
-                    "self_play_waits": waits,
+                    "self_play_waits": meter.waits,
                     "learner": self._report,
                 })
                 self._writer.sync()
                 self._metrics_at = now
+
+    def _what_play_waits_for(self, fleet: Fleet, meter: Meter, play: Progress) -> tuple[str | None, float]:
+        """What keeps self-play from playing, None where it plays, and for how many seconds it has."""
+        now = time.monotonic()
+        if meter.waits_since is not None:
+            return "the learner" if self._learner_is_ready else "the learner to start", now - meter.waits_since
+        if play.evaluations_per_s == 0 and not fleet.ready:
+            return "the inference processes to start", now - meter.start
+        return None, 0.0
 
     def _hear(self, fleet: Fleet | None) -> None:
         """Act on what the learner says."""
@@ -289,8 +307,10 @@ class Run:
             elif kind == "stopped":
                 self._report["steps"] = event["steps"]
                 self._learner_stopped = True
-            elif kind == "ready" and event["steps"]:
-                self._say(f"the learner goes on from step {event['steps']:,} with {event['rows']:,} positions")
+            elif kind == "ready":
+                self._learner_is_ready = True
+                if event["steps"]:
+                    self._say(f"the learner goes on from step {event['steps']:,} with {event['rows']:,} positions")
 
     def _seat_older(self, fleet: Fleet) -> None:
         """Give the seats that `others` leaves to older checkpoints to one of them, another each time."""
@@ -436,12 +456,42 @@ def _main(arguments: list[str] | None) -> int:
     return 0 if summary["complete"] else 130
 
 
+def balanced_replay_ratio(ratio: float, play_waits: float, learner_waits: float) -> float | None:
+    """The replay ratio at which neither half would wait, of which one waited at `ratio`, both given as shares.
+
+    Each half is taken to do as much in the time in which it waited as in the rest. None where both have waited
+    about as long, or hardly.
+    """
+    more, less = max(play_waits, learner_waits), min(play_waits, learner_waits)
+    if more < MUCH_WAITING or less > more / 2:
+        return None
+    wanted = ratio * (1 - play_waits) / max(1 - learner_waits, 1e-9)
+    return float(f"{min(max(wanted, 0.01), 100.0):.2g}")
+
+
+def balance_words(summary: dict[str, Any]) -> str:
+    """Which half of the run waited for the other, and what would keep both busy."""
+    play, learner = summary["self_play_waits"], summary["learner_waits"]
+    ratio = f"--replay-ratio {summary['balanced_replay_ratio']:g} instead of {summary['replay_ratio']:g}"
+    if play > learner:
+        return (
+            f"self-play waited {play:.0%} of the time for the learner, which waited {learner:.0%}: in a new run about "
+            f"{ratio} keeps both busy, as does a faster learner (--learner-threads, a smaller --net and --critic-net)"
+        )
+    return (
+        f"the learner waited {learner:.0%} of the time for rounds, self-play {play:.0%}: in a new run about {ratio} "
+        "keeps both busy, as does faster self-play (--workers, --device, a smaller --search)"
+    )
+
+
 def describe(summary: dict[str, Any]) -> str:
     """The summary for people."""
     lines = [
         f"{summary['rounds']:,} rounds, {summary['steps']:,} learner steps in {summary['elapsed_s']:.0f} s",
         *map(match_words, summary["matches"]),
     ]
+    if summary.get("balanced_replay_ratio"):
+        lines.append(balance_words(summary))
     if summary["judge_failures"]:
         lines.append(f"{summary['judge_failures']} processes of matches failed")
     if summary["checkpoint"]:

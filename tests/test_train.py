@@ -8,6 +8,7 @@ import io
 import json
 import os
 import random
+import re
 import signal
 import sqlite3
 import subprocess
@@ -22,16 +23,17 @@ import safetensors.torch
 from rich.console import Console
 
 from shmzero import _core
-from shmzero.config import NetConfig, to_toml
+from shmzero.config import NetConfig, SelfPlayConfig, to_toml
 from shmzero.errors import ConfigError
 from shmzero.judge import Judge
+from shmzero.launch import Fleet
 from shmzero.learn import METRICS, read_facts
 from shmzero.learner import STATE_NAME
 from shmzero.net import BlobNet, load_checkpoint, save_checkpoint
 from shmzero.plot import TrainProgress
 from shmzero.records import Records
-from shmzero.selfplay import Progress
-from shmzero.train import describe, newest_checkpoint, parse, resolved, train
+from shmzero.selfplay import Meter, Progress
+from shmzero.train import balanced_replay_ratio, describe, newest_checkpoint, parse, resolved, train
 from shmzero.train_config import DEALS, TRAIN_PRESETS, TrainConfig
 from tests.processes import alive, children_of, committed, start, wait_for
 
@@ -350,7 +352,8 @@ def progress(**more: object) -> TrainProgress:
     learner = dict.fromkeys(METRICS, 0.1234) | {"steps": 1204, "steps_per_s": 14.3, "learner_waits": 0.07}
     given = {"learner": learner, "matches": [match, match | {"opponent": "uct10x90+solver", "mean": -2.5}],
              "rating": {"rating": 212.0, "low": 180.0, "high": 240.0, "steps": 900}} | more
-    return TrainProgress(0.375, 45.0, 3725.0, 82_000, play, 0.03, **given)  # type: ignore[arg-type]
+    given = {"play": play, "play_waits": 0.03, "waits_for": None, "waits_s": 0.0} | given
+    return TrainProgress(0.375, 45.0, 3725.0, 82_000, **given)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("width", [60, 80, 200])
@@ -365,6 +368,80 @@ def test_live_table_fits_a_terminal_and_says_everything(width: int) -> None:
         assert said in text, said
     console.print(progress(learner={"steps": 7}, matches=[], rating=None).table())
     assert "step 7; waits for its first rounds" in console.export_text()
+
+
+@pytest.mark.parametrize("width", [60, 200])
+def test_live_table_of_self_play_that_waits_says_for_what_and_how_it_plays_when_it_does(width: int) -> None:
+    console = Console(width=width, height=24, force_terminal=False, record=True, file=io.StringIO())
+    console.print(progress(waits_for="the learner", waits_s=75.0, play_waits=0.7).table())
+    text = console.export_text()
+    for said in ("82,000 rounds, 51,945/min when it plays", "has waited 1:15 for the learner", "13,235 evaluations/s in batches of 917",
+                 "waits 70%"):  # fmt: skip
+        assert said in text, said
+    line = progress(waits_for="the learner", waits_s=75.0).line()
+    assert "82,000 rounds, has waited 1:15 for the learner, 51,945/min when it plays |" in line
+
+
+def test_live_view_of_self_play_that_has_not_played_yet_has_no_rates() -> None:
+    still = Progress(0, 10**12, 0.0, 0, 3.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+    console = Console(width=80, force_terminal=False, record=True, file=io.StringIO())
+    for more in ({}, {"waits_for": "the inference processes to start", "waits_s": 3.0}):
+        console.print(progress(play=still, **more).table())
+        text = console.export_text() + progress(play=still, **more).line()
+        assert "82,000 rounds" in text and "/min" not in text and "evaluations" not in text
+        assert text.count("has waited 0:03 for the inference processes to start") == 2 * bool(more)
+
+
+def test_meter_counts_no_time_in_which_the_fleet_waits() -> None:
+    config = SelfPlayConfig(evaluator="hash", preset="light", workers=1, lanes=20)
+    with Fleet(config, range(10**6), 10**6) as fleet:
+        meter = Meter(fleet, 10**6)
+        rounds = 0
+
+        def attend() -> Progress:
+            nonlocal rounds
+            rounds += len(fleet.poll(0.02))
+            return meter.progress(0, rounds)
+
+        wait_for(lambda: attend().rounds_per_min > 0)
+        assert meter.waits_since is None and meter.waits == 0
+        fleet.paused = True
+        wait_for(lambda: attend() and meter.waits_since is not None)
+        attend()
+        played_s, then = meter.played_s, attend()
+        wait_for(lambda: attend() and meter.waits > 0.5)
+        now = attend()
+        assert meter.played_s == played_s
+        assert now.rounds_per_min == then.rounds_per_min > 0 and now.evaluations_per_s == then.evaluations_per_s > 0
+        assert now.mean_batch_rows == then.mean_batch_rows > 0
+        fleet.paused = False
+        wait_for(lambda: attend() and meter.waits_since is None and meter.played_s > played_s)
+
+
+@pytest.mark.parametrize(
+    ("waits", "wanted"),
+    [((0.7, 0.0), 0.6), ((0.0, 0.75), 8.0), ((0.2, 0.0), None), ((0.4, 0.3), None), ((0.0, 1.0), 100.0), ((0.5, 0.2), 1.2)],
+)
+def test_balanced_replay_ratio_gives_each_half_what_the_other_can_do(waits: tuple[float, float], wanted: float | None) -> None:
+    assert balanced_replay_ratio(2.0, *waits) == wanted
+
+
+@pytest.mark.parametrize(
+    ("play", "learner", "said"),
+    [
+        (0.7, 0.02, "self-play waited 70% of the time for the learner, which waited 2%: .* --replay-ratio 0.61 instead of 2 "),
+        (0.01, 0.8, "the learner waited 80% of the time for rounds, self-play 1%: .* --replay-ratio 9.9 instead of 2 .*--workers"),
+        (0.1, 0.1, ""),
+    ],
+)
+def test_summary_says_what_would_balance_the_halves(play: float, learner: float, said: str) -> None:
+    summary = {
+        "rounds": 10, "steps": 7, "elapsed_s": 120.0, "matches": [], "judge_failures": 0, "checkpoint": "x", "complete": True,
+        "self_play_waits": play, "learner_waits": learner, "replay_ratio": 2.0,
+        "balanced_replay_ratio": balanced_replay_ratio(2.0, play, learner),
+    }  # fmt: skip
+    text = describe(summary)
+    assert re.search(said, text) if said else "waited" not in text
 
 
 def test_plain_line_is_one_and_says_when_it_ends() -> None:

@@ -243,15 +243,18 @@ def test_learner_that_stands_still_while_self_play_waits_for_it_is_replaced(
                 stopped.append(child)
         return any("is replaced" in line for line in said)
 
-    waits: list[float] = []
+    waits: list[plot.TrainProgress] = []
 
     def show(progress: plot.TrainProgress) -> None:
-        if progress.play_waits > 0.3 and "loss" in progress.learner:
-            waits.append(progress.play_waits)
+        if progress.play_waits > 0.3 and progress.waits_for == "the learner" and "loss" in progress.learner:
+            waits.append(progress)
 
     summary = train.train(config, tmp_path, said.append, show, over)
     assert summary["learner_restarts"] == 1 and "the learner did nothing for 2 s with work to do" in said
     assert not alive(stopped[0])
+    assert waits[-1].play.rounds_per_min > 0 and waits[-1].play.evaluations_per_s > 0 and waits[-1].play.mean_batch_rows > 0
+    assert re.search(r"has waited \d+:\d\d for the learner, [\d,]+/min when it plays", waits[-1].line())
+    assert summary["self_play_waits"] > 0.2 and summary["learner_waits"] < 0.8
 
 
 def test_damaged_record_ends_training_with_one_line(tmp_path: Path) -> None:
