@@ -31,6 +31,7 @@ from shmzero.config import (
     SearchConfig,
     built_in_bot,
     check_choice,
+    check_cuda,
     check_number,
     cores,
     plain,
@@ -441,6 +442,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         args.device = "cuda:0"
     if not re.fullmatch(r"cpu|cuda:\d{1,3}", args.device):
         raise ConfigError(f"device is {args.device!r}; allowed: cpu, cuda, cuda:1")
+    check_cuda("device", args.device, [args.device])
     return args
 
 

@@ -13,6 +13,8 @@ import operator
 import os
 import re
 import shlex
+import subprocess
+import sys
 import tomllib
 import types
 from collections.abc import Hashable, Iterable, Mapping
@@ -510,8 +512,12 @@ class SelfPlayConfig:
                 raise ConfigError(
                     f"device is {text!r}; allowed: auto, cpu, cpu*2, cuda, cuda:0, cuda:0,cuda:1"
                 )
-            found += ["cuda:0" if name == "cuda" else name] * (int(times) if star else 1)
+            found += ["cpu" if kind == "cpu" else f"cuda:{int(index or 0)}"] * (int(times) if star else 1)
         return found
+
+    def check_devices(self) -> None:
+        """Raises ConfigError where this machine does not have the devices."""
+        check_cuda("device", self.device, self.devices(resolve_auto=False))
 
     def identity(self) -> dict[str, Any]:
         """The settings that make a round what it is; a run folder keeps to them."""
@@ -535,7 +541,37 @@ class SelfPlayConfig:
 
 def has_cuda() -> bool:
     """Whether there is an NVIDIA device and a torch that can use it, without importing that."""
-    return has_nvidia() and torch_has_cuda()
+    return has_nvidia() and torch_has_cuda() and num_cuda_devices() > 0
+
+
+@functools.cache
+def num_cuda_devices() -> int:
+    """NVIDIA devices that this process may use, as the driver counts them; CUDA_VISIBLE_DEVICES may hide some.
+
+    Asked in a process of its own: one that has asked the driver can no longer fork.
+    """
+    program = (
+        "import ctypes; driver = ctypes.CDLL('libcuda.so.1'); number = ctypes.c_int()\n"
+        "print(number.value if driver.cuInit(0) == driver.cuDeviceGetCount(ctypes.byref(number)) == 0 else 0)"
+    )
+    done = subprocess.run([sys.executable, "-S", "-c", program], capture_output=True, text=True)
+    return int(done.stdout) if done.returncode == 0 else 0
+
+
+def check_cuda(setting: str, value: str, devices: Iterable[str]) -> None:
+    """Raises ConfigError where `value` of a setting stands for a CUDA device that cannot be used here.
+
+    devices: what it stands for, as "cpu", "cuda" or "cuda:N".
+    """
+    wanted = [int(device.partition(":")[2] or 0) for device in devices if device.startswith("cuda")]
+    if not wanted:
+        return
+    if not torch_has_cuda():
+        raise ConfigError(f"{setting} is {value!r}, and the installed torch was built without CUDA; allowed: auto, cpu")
+    number = num_cuda_devices()
+    if max(wanted) >= number:
+        there = ", ".join(["cpu", *(f"cuda:{index}" for index in range(number))])
+        raise ConfigError(f"{setting} is {value!r}, and the NVIDIA devices here are {number}; allowed: {there}")
 
 
 def has_nvidia() -> bool:

@@ -137,6 +137,7 @@ class Fleet:
         Raises SegmentError where shared memory is short, ConfigError for impossible sizes and for a
         checkpoint that cannot be read, StartError where the machine has no room for the processes.
         """
+        config.check_devices()
         self.config = config
         self.plan = plan_fleet(config, num_units)
         self.events: deque[str] = deque()

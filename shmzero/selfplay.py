@@ -162,6 +162,7 @@ def run(
     time.monotonic() (default: with this call). Raises ConfigError, RecordError, SegmentError, WorkerDied.
     """
     started = time.monotonic() if started is None else started
+    config.check_devices()
     with run_folder(folder, config.identity()) as writer:
         return _run(config, folder, writer, say, show, stopped, started)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import re
 import sys
 import threading
 import time
@@ -22,7 +23,7 @@ from shmzero.command import (
     put_stdout_aside,
     run_command,
 )
-from shmzero.config import NETS, NetName, cores, has_cuda
+from shmzero.config import NETS, NetName, check_cuda, cores, has_cuda
 from shmzero.errors import ConfigError, ServerGone
 from shmzero.inference import take_up
 from shmzero.model import device_of
@@ -108,6 +109,9 @@ class ServeConfig:
             raise ConfigError(f"--timeout-ms is {self.timeout_ms:g}; allowed: 0..10000")
         if self.spin_us is not None and not 0 <= self.spin_us <= 100_000:
             raise ConfigError(f"--spin-us is {self.spin_us:g}; allowed: 0..100000")
+        if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", self.device):
+            raise ConfigError(f"--device is {self.device!r}; allowed: auto, cpu, cuda, cuda:1")
+        check_cuda("--device", self.device, [self.device])
         if self.follow and self.weights is None:
             raise ConfigError("--follow needs --weights FILE, the file to follow")
 

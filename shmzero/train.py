@@ -381,6 +381,7 @@ def train(
     A folder with a run of the same settings is continued. The time counts from `started` on, by
     time.monotonic() (default: this call). Raises ConfigError, RecordError, SegmentError, WorkerDied.
     """
+    config.check_devices()
     for name in config.opponents.split(","):
         if name:
             make_agent(name)

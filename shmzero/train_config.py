@@ -15,6 +15,7 @@ from shmzero.config import (
     NetName,
     SelfPlayConfig,
     check_choice,
+    check_cuda,
     check_number,
     check_types,
     has_cuda,
@@ -256,6 +257,11 @@ class TrainConfig:
         if self.learner == "auto":
             return "cuda:0" if has_cuda() else "cpu"
         return self.learner
+
+    def check_devices(self) -> None:
+        """Raises ConfigError where this machine does not have the devices of self-play and learner."""
+        self.self_play(0, None).check_devices()
+        check_cuda("learner", self.learner, [self.learner])
 
     def identity(self) -> dict[str, Any]:
         """The settings that make a run what it is; a run folder keeps to them."""

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -291,8 +292,49 @@ def test_device_auto_is_cuda_only_where_torch_can_use_it(
 ) -> None:
     monkeypatch.setattr(config, "has_nvidia", lambda: nvidia)
     monkeypatch.setattr(config, "torch_has_cuda", lambda: built)
+    monkeypatch.setattr(config, "num_cuda_devices", lambda: 1)
     assert set(SelfPlayConfig().devices()) == {wanted}
     assert SelfPlayConfig(device="cuda").devices() == ["cuda:0"]
+
+
+def test_device_auto_is_the_cpu_where_the_driver_shows_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(config, "has_nvidia", lambda: True)
+    monkeypatch.setattr(config, "torch_has_cuda", lambda: True)
+    monkeypatch.setattr(config, "num_cuda_devices", lambda: 0)
+    assert set(SelfPlayConfig().devices()) == {"cpu"}
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments", "flag"),
+    [
+        (main, ["--evaluator", "hash", "--out", "run"], "--device"),
+        (train.main, ["run"], "--device"),
+        (train.main, ["run"], "--learner"),
+        (arena.main, ["random", "threshold", "--deals", "2"], "--device"),
+        (serve.main, ["--model", "nobody:loads"], "--device"),
+        (serve.main, [], "--device"),
+    ],
+)
+def test_device_that_the_machine_lacks_is_refused_before_anything_starts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+    command: Callable[[list[str]], int], arguments: list[str], flag: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(config, "num_cuda_devices", lambda: 1)
+    cases = [("cuda", False, "built without CUDA"), ("cuda:7", True, "NVIDIA devices here are 1; allowed: cpu, cuda:0")]
+    for value, built, named in [*cases, ("cpu*0", True, "allowed"), ("tpu", True, "allowed"), ("cuda:-1", True, "allowed")]:
+        monkeypatch.setattr(config, "torch_has_cuda", lambda built=built: built)
+        assert command([*arguments, flag, value]) == 2
+        printed = capsys.readouterr()
+        assert printed.out == "" and re.fullmatch(r"error: [^\n]+\n", printed.err), printed
+        assert f"{flag.strip('-')} is '{value}" in printed.err and named in printed.err
+        assert contents(tmp_path) == {}
+
+
+def test_num_cuda_devices_agrees_with_torch() -> None:
+    import torch
+
+    assert config.num_cuda_devices() == torch.cuda.device_count() or torch.version.cuda is None
 
 
 def test_torch_has_cuda_agrees_with_torch() -> None:
