@@ -17,6 +17,12 @@ def slot_arrays(
 ) -> tuple[NDArray[Any], NDArray[np.bool_], Any]:
     """Rows as the slot takes them, and the tensor that the answers shall be like (None: numpy)."""
     states, like = _untorched(states)
+    try:
+        states = np.asarray(states)
+    except ValueError as error:
+        raise ValueError(f"states cannot be made an array: {error}") from None
+    if states.dtype.kind not in "fiub":
+        raise ValueError(f"states has dtype {states.dtype}; allowed: real numbers, as float32 or int64")
     with np.errstate(over="ignore"):  # beyond float16: infinite, and refused as such
         rows = np.ascontiguousarray(states, segment.wire)
     bools = mask_bools(masks)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from shmzero import _core
 from shmzero.arrays import as_torch, mask_bools, slot_arrays
-from shmzero.config import cores
+from shmzero.config import check_service, cores, seconds
 from shmzero.connection import MOST_PORTS, Connection, give_up
 from shmzero.errors import ModelFailed, SegmentCorrupt, ServerGone
 from shmzero.segment import find_service, inode_of, service_path
@@ -39,21 +39,22 @@ class Client:
     wrong shapes and for states that are not finite, TimeoutError after `timeout` seconds,
     ModelFailed with the server's message, ServerGone where nobody serves the name by then, and at once
     SegmentError where the name is another user's or there is no /dev/shm. `timeout` is for all that a
-    call waits for; a server that is started meanwhile answers it.
+    call waits for, None without end; a server that is started meanwhile answers it.
     """
 
     _all: ClassVar[weakref.WeakSet[Client]] = weakref.WeakSet()
 
-    def __init__(self, name: str, *, connect_timeout: float = 10.0, spin_us: float | None = None) -> None:
+    def __init__(self, name: str, *, connect_timeout: float | None = 10.0, spin_us: float | None = None) -> None:
         """Waits up to `connect_timeout` seconds for a server of that name; then raises ServerGone.
 
         spin_us: how long a call spins at most before it sleeps (default: 50 where there is more than one
         core); spins that are in vain, because processes outnumber cores, shorten the next ones.
         """
         self._prepare(name, spin_us)
-        self._connect(None, time.monotonic() + connect_timeout)
+        self._connect(None, time.monotonic() + seconds("connect_timeout", connect_timeout))
 
     def _prepare(self, name: str, spin_us: float | None) -> None:
+        check_service("spin_us", spin_us)
         self.name = name
         self.version = 0
         """Of the weights that gave the last answer; of a split request the oldest."""
@@ -96,23 +97,23 @@ class Client:
 
     # --- calls ----------------------------------------------------------------------------------------
 
-    def evaluate(self, state: Any, mask: Any, timeout: float = 30.0) -> tuple[Any, Any]:
+    def evaluate(self, state: Any, mask: Any, timeout: float | None = 30.0) -> tuple[Any, Any]:
         """(policy [A], value [V]) of one state [S] and its mask [A], in the state's kind.
 
         Masks here and below: bools, or 0 and 1 as any numbers; anything else is a ValueError.
         """
-        deadline = time.monotonic() + timeout
+        deadline = time.monotonic() + seconds("timeout", timeout)
         connection = self._connection or self._connect(None, deadline)
         rows, bools, like = slot_arrays(state, mask, connection.segment, 1)
         policy, value, self.version = self._call(connection, rows, bools, deadline)
         return (policy, value) if like is None else (as_torch(policy, like), as_torch(value, like))
 
-    def evaluate_many(self, states: Any, masks: Any, timeout: float = 30.0) -> tuple[Any, Any]:
+    def evaluate_many(self, states: Any, masks: Any, timeout: float | None = 30.0) -> tuple[Any, Any]:
         """(policies [n, A], values [n, V]) of states [n, S] and masks [n, A].
 
         Stacked arrays or sequences of rows, numpy or torch; the answer is of the input's kind and order.
         """
-        deadline = time.monotonic() + timeout
+        deadline = time.monotonic() + seconds("timeout", timeout)
         connection = self._connection or self._connect(None, deadline)
         rows, bools, like = slot_arrays(states, masks, connection.segment, 2)
         if not 0 < len(rows) <= connection.segment.rows_per_slot:
@@ -130,12 +131,12 @@ class Client:
         rows, bools, like = slot_arrays(states, masks, connection.segment, 2)
         return PendingRequest(self, connection, rows, bools, like)
 
-    def request(self, rows: int, timeout: float = 30.0) -> SlotRequest:
+    def request(self, rows: int, timeout: float | None = 30.0) -> SlotRequest:
         """`with client.request(rows) as r:` gives the slot itself, without a copy: see SlotRequest.
 
         `rows` is at most `max_rows`; the block is entered `timeout` seconds after this call at the latest.
         """
-        return SlotRequest(self, rows, time.monotonic() + timeout)
+        return SlotRequest(self, rows, time.monotonic() + seconds("timeout", timeout))
 
     def close(self) -> None:
         """Give the blocks back. A further call attaches again."""
@@ -238,7 +239,7 @@ class Client:
             )
         return TimeoutError(
             f"service {self.name!r} had no free slot within the time-out; "
-            f"all {connection.segment.num_workers} are in use: start it with more --slots"
+            f"all {connection.segment.num_workers} are in use: start it with more slots"
         )
 
     def _split(
@@ -404,12 +405,12 @@ class PendingRequest:
         with client._lock:
             client._pending.add(self)
 
-    def result(self, timeout: float = 30.0) -> tuple[Any, Any]:
+    def result(self, timeout: float | None = 30.0) -> tuple[Any, Any]:
         """(policies [n, A], values [n, V]), in the order of the rows. Raises as the client's calls do.
 
         After a TimeoutError it may be asked again.
         """
-        return self._result(time.monotonic() + timeout)
+        return self._result(time.monotonic() + seconds("timeout", timeout))
 
     def _result(self, deadline: float) -> tuple[Any, Any]:
         if self._pid != os.getpid():
@@ -503,8 +504,8 @@ class SlotRequest(AbstractContextManager["SlotRequest"]):
         self._connection = client._connection or client._connect(None, deadline)
         self._sent = False
         most = self._connection.segment.rows_per_slot
-        if not 1 <= rows <= most:
-            raise ValueError(f"rows is {rows}; a slot of service {client.name!r} holds 1..{most}")
+        if not hasattr(rows, "__index__") or not 1 <= rows <= most:
+            raise ValueError(f"rows is {rows!r}; a slot of service {client.name!r} holds 1..{most}")
 
     def __enter__(self) -> SlotRequest:
         try:
@@ -534,12 +535,12 @@ class SlotRequest(AbstractContextManager["SlotRequest"]):
         """uint64 [n, ceil(A / 64)] out of masks [n, A], bools or 0 and 1."""
         return _core.pack_masks(mask_bools(masks))
 
-    def run(self, timeout: float = 30.0) -> None:
+    def run(self, timeout: float | None = 30.0) -> None:
         """Send the rows and wait until policies and values are there.
 
         Once only: RuntimeError the second time. Raises as the client's calls do.
         """
-        deadline = time.monotonic() + timeout
+        deadline = time.monotonic() + seconds("timeout", timeout)
         if self._sent:
             raise RuntimeError("this request has been sent already")
         self._port.publish(self._rows)

@@ -9,6 +9,7 @@ import functools
 import importlib.util
 import json
 import math
+import numbers
 import operator
 import os
 import re
@@ -60,8 +61,42 @@ def plain(value: Any) -> Any:
 def check_number(name: str, value: Any, low: float, high: float) -> None:
     """Raises ConfigError unless `value` is a number from low to high."""
     value = plain(value)
-    if not (isinstance(value, (int, float)) and math.isfinite(value) and low <= value <= high):
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not (number and math.isfinite(value) and low <= value <= high):
         raise ConfigError(f"{name} is {value!r}; allowed: {low:g} to {high:g}")
+
+
+def check_whole(name: str, value: Any, low: int, high: int) -> None:
+    """Raises ConfigError unless `value` is a whole number, of whatever type, from low to high."""
+    if isinstance(value, bool) or not hasattr(value, "__index__") or not low <= value <= high:
+        raise ConfigError(f"{name} is {value!r}; allowed: whole numbers {low} to {high}")
+
+
+def seconds(name: str, value: float | None) -> float:
+    """A time-out: None is without end. Raises ConfigError for what is no number."""
+    if type(value) is float and value == value:
+        return value
+    if value is None:
+        return math.inf
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or math.isnan(value):
+        raise ConfigError(f"{name} is {value!r}; allowed: a number of seconds, or None to wait without end")
+    return float(value)
+
+
+SERVICE_LIMITS: dict[str, tuple[int, int]] = {
+    "max_batch": (1, 2**20), "slots": (1, _core.MAX_WORKERS), "rows_per_slot": (1, 2**20),
+    "timeout_ms": (0, 10_000), "spin_us": (0, 100_000),
+}  # fmt: skip
+"""What the arguments of a service may be; times may be fractions, and spin_us None."""
+
+
+def check_service(name: str, value: Any, called: str | None = None) -> None:
+    """Raises ConfigError unless `value` is allowed for an argument of SERVICE_LIMITS; `called`: its name in words."""
+    low, high = SERVICE_LIMITS[name]
+    if name not in ("timeout_ms", "spin_us"):
+        check_whole(called or name, value, low, high)
+    elif value is not None or name != "spin_us":
+        check_number(called or name, value, low, high)
 
 
 @functools.cache

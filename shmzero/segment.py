@@ -194,7 +194,7 @@ os.register_at_fork(after_in_child=_forget_all)
 
 def service_path(name: str) -> str:
     """The name in shared memory of a service. Raises ConfigError for one that cannot be."""
-    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}", name):
+    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}", name):
         raise ConfigError(f"service name is {name!r}; allowed: up to 100 letters, digits, _ . and -")
     return PREFIX + name
 
@@ -416,7 +416,7 @@ def _holder(fd: int) -> str:
 
 def _no_room(fd: int, size: int, error: OSError) -> str:
     """What there was too little of, and what can be done."""
-    wanted, less = f"{size / 1e6:.1f} MB", "use fewer slots, rows or lanes, or a smaller --max-batch"
+    wanted, less = f"{size / 1e6:.1f} MB", "use fewer slots, rows or lanes, or a smaller max_batch"
     if error.errno == errno.EFBIG:
         return f"a segment of {wanted} is larger than files may be here: raise `ulimit -f`, or {less}"
     in_folder = os.path.isdir(FOLDER) and os.fstat(fd).st_dev == os.stat(FOLDER).st_dev

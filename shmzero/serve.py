@@ -23,7 +23,16 @@ from shmzero.command import (
     put_stdout_aside,
     run_command,
 )
-from shmzero.config import NETS, NetName, check_cuda, cores, has_cuda
+from shmzero.config import (
+    NETS,
+    SERVICE_LIMITS,
+    NetName,
+    check_cuda,
+    check_service,
+    check_whole,
+    cores,
+    has_cuda,
+)
 from shmzero.errors import ConfigError, ServerGone
 from shmzero.inference import take_up
 from shmzero.model import device_of
@@ -99,16 +108,10 @@ class ServeConfig:
     def check(self) -> None:
         """Raises ConfigError for a setting that cannot be."""
         service_path(self.name)
-        for name, high in (
-            ("threads", 1024), ("max_batch", 2**20), ("slots", _core.MAX_WORKERS), ("rows_per_slot", 2**20),
-        ):  # fmt: skip
-            value = getattr(self, name)
-            if value is not None and not 1 <= value <= high:
-                raise ConfigError(f"--{name.replace('_', '-')} is {value}; allowed: 1..{high}")
-        if not 0 <= self.timeout_ms <= 10_000:
-            raise ConfigError(f"--timeout-ms is {self.timeout_ms:g}; allowed: 0..10000")
-        if self.spin_us is not None and not 0 <= self.spin_us <= 100_000:
-            raise ConfigError(f"--spin-us is {self.spin_us:g}; allowed: 0..100000")
+        if self.threads is not None:
+            check_whole("--threads", self.threads, 1, 1024)
+        for name in SERVICE_LIMITS:
+            check_service(name, getattr(self, name), f"--{name.replace('_', '-')}")
         if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", self.device):
             raise ConfigError(f"--device is {self.device!r}; allowed: auto, cpu, cuda, cuda:1")
         check_cuda("--device", self.device, [self.device])

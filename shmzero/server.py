@@ -22,7 +22,7 @@ from typing import Any
 
 from shmzero import _core
 from shmzero.client import Client
-from shmzero.config import cores
+from shmzero.config import check_choice, check_service, check_whole, cores, seconds
 from shmzero.connection import Connection
 from shmzero.errors import ConfigError, ModelFailed, ServerGone
 from shmzero.evaluators import BatchDevice
@@ -298,14 +298,21 @@ def percentile_us(waits: list[int], share: float) -> float:
 
 def check_sizes(slots: int, rows_per_slot: int, state_dim: int, action_dim: int, value_dim: int, wire: str) -> None:
     """Raises ConfigError for sizes that no segment has."""
-    for name, value in (("slots", slots), ("rows_per_slot", rows_per_slot), ("state_dim", state_dim),
-                        ("action_dim", action_dim), ("value_dim", value_dim)):  # fmt: skip
-        if value < 1:
-            raise ConfigError(f"{name} is {value}; allowed: 1 and more")
+    check_service("slots", slots)
+    check_service("rows_per_slot", rows_per_slot)
+    for name, value in (("state_dim", state_dim), ("action_dim", action_dim), ("value_dim", value_dim)):
+        check_whole(name, value, 1, 2**20)
+    check_choice("wire", wire, ("float32", "float16"))
     try:
         _core.segment_bytes(1, slots, 1, rows_per_slot, state_dim, action_dim, value_dim, wire)
     except ValueError as error:
         raise ConfigError(str(error)) from None
+
+
+def check_times(max_batch: int, timeout_ms: float, spin_us: float | None) -> None:
+    """Raises ConfigError for a batch or times that a service cannot have."""
+    for name, value in (("max_batch", max_batch), ("timeout_ms", timeout_ms), ("spin_us", spin_us)):
+        check_service(name, value)
 
 
 def _spin(spin_us: float | None) -> float:
@@ -358,8 +365,9 @@ class InferenceServer:
         grad: bool = False,
         check_finite: bool = True,
     ) -> None:
-        self.name = name or unnamed_service()
+        self.name = unnamed_service() if name is None else name
         service_path(self.name)  # a name that cannot be is refused before the model is looked at
+        check_times(max_batch, timeout_ms, spin_us)
         check_sizes(slots, rows_per_slot, state_dim, action_dim, value_dim, wire)
         self.device = device_of(model, state_dim, action_dim, value_dim, wire, max_batch, device, copy, grad)
         sweep_leftovers()
@@ -404,7 +412,7 @@ class InferenceServer:
         """A client of this server."""
         return Client(self.name)
 
-    def swap(self, weights: Any, timeout: float = 60.0) -> int:
+    def swap(self, weights: Any, timeout: float | None = 60.0) -> int:
         """Serve other weights from the next batch on; returns their version once they are taken up.
 
         weights: the path of a .safetensors file, a state_dict, a module of the same kind, or, where the
@@ -415,7 +423,7 @@ class InferenceServer:
         Raises TimeoutError where they were not taken up in time: they are withdrawn then, unless the
         server was at it, which `version` will tell.
         """
-        return self._service.control.swap(weights, timeout)
+        return self._service.control.swap(weights, seconds("timeout", timeout))
 
     def stats(self) -> dict[str, Any]:
         """Sums since the segment was made: rows, batches, requests, clients, waiting times (to 19 %)."""
@@ -459,6 +467,7 @@ class BatchedEvaluator(Client):
         check_finite: bool = True,
     ) -> None:
         self._prepare(unnamed_service(), spin_us)
+        check_times(max_batch, timeout_ms, spin_us)
         check_sizes(slots, rows_per_slot, state_dim, action_dim, value_dim, wire)
         served = device_of(model, state_dim, action_dim, value_dim, wire, max_batch, device, copy, grad)
         self._memory = create_private(1, slots, 1, rows_per_slot, state_dim, action_dim, value_dim, wire)
@@ -475,9 +484,9 @@ class BatchedEvaluator(Client):
             raise ServerGone("this evaluator has been closed, or its thread has ended")
         return Connection(self._service.segment, os.fstat(self._memory.fd).st_ino)
 
-    def swap(self, weights: Any, timeout: float = 60.0) -> int:
+    def swap(self, weights: Any, timeout: float | None = 60.0) -> int:
         """As InferenceServer.swap."""
-        return self._service.control.swap(weights, timeout)
+        return self._service.control.swap(weights, seconds("timeout", timeout))
 
     def stats(self) -> dict[str, Any]:
         """As InferenceServer.stats."""

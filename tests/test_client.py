@@ -339,7 +339,7 @@ def test_client_without_a_free_slot_says_so(name: str, rng: np.random.Generator)
     asked = rows(rng, 1)
     with InferenceServer(echo, *WIDTHS, name=name, slots=1) as server:
         first, second = server.client(), server.client()
-        with first.request(1), pytest.raises(TimeoutError, match="all 1 are in use: start it with more --slots"):
+        with first.request(1), pytest.raises(TimeoutError, match="all 1 are in use: start it with more slots"):
             second.evaluate_many(*asked, timeout=0.05)
         check(*asked, *second.evaluate_many(*asked))
 
@@ -368,11 +368,11 @@ def test_request_that_is_never_entered_holds_nothing(client: Client, rng: np.ran
 
 
 def test_request_being_filled_holds_up_nobody(name: str, rng: np.random.Generator) -> None:
-    """Otherwise the batch would wait for it: for hours, with this time-out."""
-    with InferenceServer(echo, *WIDTHS, name=name, timeout_ms=1e7) as server:
+    """Otherwise the batch would wait for it longer than the request does."""
+    with InferenceServer(echo, *WIDTHS, name=name, timeout_ms=10_000) as server:
         first, second = server.client(), server.client()
         with first.request(1) as r:
-            check(*(asked := rows(rng, 3)), *second.evaluate_many(*asked))
+            check(*(asked := rows(rng, 3)), *second.evaluate_many(*asked, timeout=9.0))
             r.states[:], r.masks[:] = 0.25, 0
             r.run()
             assert (r.values == 1.25).all()
