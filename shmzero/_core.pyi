@@ -353,7 +353,12 @@ class WorkerPort:
 
 class ServerPort:
     def __init__(
-        self, segment: Segment, server: int, epoch: int, adaptive_spin: bool = False
+        self,
+        segment: Segment,
+        server: int,
+        epoch: int,
+        adaptive_spin: bool = False,
+        clients: bool = False,
     ) -> None: ...
     def gather(
         self,
@@ -390,7 +395,7 @@ class RequestPort:
     def take(
         self, rows: int, single: bool = False
     ) -> tuple[NDArray[np.float32], NDArray[np.float32], int]: ...
-    def rest(self) -> None: ...
+    def rest(self) -> bool: ...
     def resume(self) -> bool: ...
     def publish(self, rows: int) -> None: ...
     def check_answer(self) -> None: ...
@@ -420,6 +425,14 @@ def segment_bytes(
     value_dim: int = 1,
     wire: str = "float16",
 ) -> int: ...
+def overwrite_slot(
+    segment: Segment,
+    worker: int,
+    slot: int,
+    word: int | None = None,
+    rows: int | None = None,
+    request_ns: int | None = None,
+) -> None: ...
 def slot_views(
     segment: Segment, worker: int, slot: int
 ) -> tuple[NDArray[Any], NDArray[np.uint64], NDArray[np.float32], NDArray[np.float32]]: ...

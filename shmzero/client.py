@@ -21,7 +21,7 @@ from shmzero import _core
 from shmzero.arrays import as_torch, mask_bools, slot_arrays
 from shmzero.config import check_service, cores, seconds
 from shmzero.connection import MOST_PORTS, Connection, give_up
-from shmzero.errors import ModelFailed, SegmentCorrupt, ServerGone
+from shmzero.errors import ModelFailed, RequestLost, SegmentCorrupt, ServerGone
 from shmzero.segment import find_service, inode_of, service_path
 
 SLICE_MS = 100.0
@@ -261,8 +261,12 @@ class Client:
                 connection.release(port)
                 answers, version = self._split(connection, states, masks, None, deadline)
                 return *answers, version
+        is_lost = False
         try:
             answer = port.call(states, masks, _slice_ms(deadline - time.monotonic()), self._spin_us)
+        except RequestLost:
+            connection.forget(port)
+            answer, is_lost = None, True
         except (ValueError, ModelFailed):
             connection.release(port)
             raise
@@ -271,7 +275,8 @@ class Client:
             raise
         if answer is None:
             piece = _Piece(self, states, masks)
-            piece.connection, piece.port = connection, port
+            if not is_lost:
+                piece.connection, piece.port = connection, port
             try:
                 return piece.finish(deadline)
             finally:
@@ -320,24 +325,36 @@ class _Piece:
             if self.num_rows > connection.segment.rows_per_slot:
                 raise ServerGone(f"service {self.client.name!r} came back with smaller slots; ask again")
             port.submit(self.states, self.masks)
+        except RequestLost:
+            self.drop()  # `finish` sends it again
         except BaseException:
             self.drop()
             raise
 
     def finish(self, deadline: float) -> Answer:
-        """Send it where it is not out, and wait for the answer; where the server is replaced, ask its successor.
+        """Send it where it is not out, and wait for the answer; where the server is replaced, ask its successor, and
+        where the slot was taken away, ask in another.
 
         After a TimeoutError the request is still out.
         """
+        num_sent = 0
         while self._answer is None:
             if self._error is not None:
                 raise self._error
             connection, port = self.connection, self.port
-            if connection is None or port is None:
-                self._send_anew(deadline)
-                continue
             left = deadline - time.monotonic()
-            if port.wait(_slice_ms(left), self.client._spin_us):
+            if connection is None or port is None:
+                if num_sent > 0 and left <= 0:
+                    raise _too_late(self.client, self.client._connected(), self.num_rows)
+                self._send_anew(deadline)
+                num_sent += 1
+                continue
+            try:
+                is_answered = port.wait(_slice_ms(left), self.client._spin_us)
+            except RequestLost:
+                self.drop()
+                continue
+            if is_answered:
                 self.collect()
             elif _is_lost(self.client, connection):
                 self.drop()
@@ -349,11 +366,17 @@ class _Piece:
     def collect(self) -> None:
         """Take the answer out of the slot, which is free for others then; if it is there."""
         connection, port = self.connection, self.port
-        if connection is None or port is None or not port.answered:
+        if connection is None or port is None:
             return
-        self.connection = self.port = None
         try:
+            if not port.answered:
+                return
+            self.connection = self.port = None
             self._answer = port.take(self.num_rows, self.states.ndim == 1)
+        except RequestLost:
+            self.connection = self.port = None
+            connection.forget(port)
+            return
         except ModelFailed as error:
             of_call = f" (it begins at row {self.first_row} of the call)" if self.first_row else ""
             self._error = ModelFailed(f"{error}{of_call}")
@@ -484,6 +507,8 @@ class SlotRequest(AbstractContextManager["SlotRequest"]):
 
     The arrays are views of shared memory, valid until the `with` block ends, and after `run` only
     those that it leaves: where a server was replaced meanwhile, the rows lie in another slot.
+    RequestLost out of `run` or at the end of the block: the slot was taken away, and what was read in
+    it may be somebody else's.
     """
 
     states: NDArray[Any]
@@ -503,6 +528,7 @@ class SlotRequest(AbstractContextManager["SlotRequest"]):
         self._pid = os.getpid()
         self._connection = client._connection or client._connect(None, deadline)
         self._sent = False
+        self._answered = False
         most = self._connection.segment.rows_per_slot
         if not hasattr(rows, "__index__") or not 1 <= rows <= most:
             raise ValueError(f"rows is {rows!r}; a slot of service {client.name!r} holds 1..{most}")
@@ -555,6 +581,7 @@ class SlotRequest(AbstractContextManager["SlotRequest"]):
                 raise _too_late(self._client, self._connection, self._rows)
         self._port.check_answer()
         self.version = self._client.version = self._port.version
+        self._answered = True
 
     def _send_again(self, deadline: float) -> None:
         lost, port, states, masks = self._connection, self._port, self.states, self.masks
@@ -564,11 +591,17 @@ class SlotRequest(AbstractContextManager["SlotRequest"]):
         self._port.publish(self._rows)
 
     def __exit__(self, *exception: object) -> None:
-        if self._pid == os.getpid():  # in the child of a fork it is the parent's
-            self._leave()
-        self.__dict__.pop("_port", None)
-        del self.states, self.masks, self.policies, self.values  # somebody else's from now on
-        self._sent = False
+        try:
+            if self._pid == os.getpid():  # in the child of a fork it is the parent's
+                try:
+                    if self._answered and exception[:1] in ((), (None,)):
+                        self._port.release()
+                finally:
+                    self._leave()
+        finally:
+            self.__dict__.pop("_port", None)
+            del self.states, self.masks, self.policies, self.values  # somebody else's from now on
+            self._sent = self._answered = False
 
 
 def _is_lost(client: Client, connection: Connection) -> bool:

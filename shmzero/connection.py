@@ -95,7 +95,9 @@ class Connection:
 
     def release(self, port: _core.RequestPort) -> None:
         """Take back a port whose slot is free. Whatever this raises, the port is the caller's no longer."""
-        port.rest()
+        if not port.rest():
+            self.forget(port)
+            return
         self._idle.append(port)
         if self._waiters:
             try:

@@ -43,6 +43,10 @@ class ServerGone(ShmzeroError, RuntimeError):
     """The inference process is not there any more."""
 
 
+class RequestLost(ServerGone):
+    """A request's place in shared memory was taken away while its process lives: ask again."""
+
+
 class ModelFailed(ShmzeroError, RuntimeError):
     """The network raised while serving; carries its message."""
 

@@ -235,7 +235,7 @@ class _Service:
         self.control = _Control(version)
         self._reaper = _Reaper(segment, self.control.events.append)
         self._reaper.look(0)  # what a dead predecessor's clients left, before anything is served
-        port = _core.ServerPort(segment, 0, epoch, adaptive_spin=True)
+        port = _core.ServerPort(segment, 0, epoch, adaptive_spin=True, clients=True)
         self._threads = [
             threading.Thread(
                 target=self._run,
@@ -277,6 +277,7 @@ class _Service:
             "batches": counters["batches"],
             "requests": sum(waits),
             "failures": self.control.failures,
+            "refused": counters["refused"],
             "clients": len(set(self.segment.owners())),
             "version": self.control.version,
             "wait_p50_us": percentile_us(waits, 0.50),

@@ -73,8 +73,8 @@ void work(Segment& segment, std::uint32_t worker) {
 }
 
 /// One server: answers state and state + 1; ends with what it holds unanswered.
-void serve(Segment& segment, std::uint32_t epoch, int batches) {
-  ServerPort port(segment, 0, epoch);
+void serve(Segment& segment, std::uint32_t epoch, Peers peers, int batches) {
+  ServerPort port(segment, 0, epoch, Spin::kFixed, peers);
   constexpr std::uint32_t kLimit = 5;  // smaller than a slot: served in pieces
   float states[kLimit], policies[kLimit], values[kLimit];
   std::uint64_t masks[kLimit];
@@ -139,14 +139,14 @@ void run_clients(Segment& segment, std::uint32_t client) {
 
 /// Everybody against one server that dies now and then; in the end every slot must be free.
 template <class Program>
-void play(const SegmentSizes& sizes, std::uint32_t num_programs, Program&& program) {
+void play(const SegmentSizes& sizes, Peers peers, std::uint32_t num_programs, Program&& program) {
   const int fd = memfd_create("protocol", MFD_CLOEXEC);
   if (ftruncate(fd, static_cast<off_t>(SegmentLayout(sizes).total)) != 0) fail("no memory");
   const auto segment = Segment::create(fd, sizes, 1);
   stop = false;
   std::thread server([&] {
     for (std::uint32_t epoch = 1; !stop.load(std::memory_order_relaxed); ++epoch) {
-      serve(*segment, epoch, epoch < kServers ? 60 : -1);
+      serve(*segment, epoch, peers, epoch < kServers ? 60 : -1);
       reclaim_server(*segment, 0);
     }
   });
@@ -168,8 +168,8 @@ void play(const SegmentSizes& sizes, std::uint32_t num_programs, Program&& progr
 }  // namespace
 
 int main() {
-  play({1, kWorkers, kSlots, kRows, 1, 1, 1, Wire::kFloat32}, kWorkers, work);
-  play({1, 3, 1, kRows, 1, 1, 1, Wire::kFloat32}, 5, run_clients);
+  play({1, kWorkers, kSlots, kRows, 1, 1, 1, Wire::kFloat32}, Peers::kWorkers, kWorkers, work);
+  play({1, 3, 1, kRows, 1, 1, 1, Wire::kFloat32}, Peers::kClients, 5, run_clients);
   std::printf("%llu rows checked\n", static_cast<unsigned long long>(checked.load()));
   return checked.load() > 5000 ? 0 : 1;
 }

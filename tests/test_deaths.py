@@ -1,21 +1,27 @@
-"""Who is dead: a process that cannot be looked at lives."""
+"""Who is dead: a process that cannot be looked at lives. What a client does whose block was taken away all the same."""
 
 from __future__ import annotations
 
+import faulthandler
+import mmap
 import os
 import resource
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from shmzero import InferenceServer, _core
+from shmzero import Client, InferenceServer, _core
+from shmzero.errors import RequestLost
 from shmzero.segment import create_private
 from shmzero.server import _Reaper
-from tests.services import ROOT, WIDTHS, started, until
+from tests.service_programs import check, echo, rows
+from tests.services import ROOT, WIDTHS, Holding, held, started, until
 
 SEES_ALL = "import os, sys, signal; from shmzero import _core\n"
 
@@ -200,7 +206,7 @@ def test_server_with_fewer_files_than_clients_answers_all_of_them(name: str) -> 
         "import resource, sys; from shmzero import InferenceServer; from tests.service_programs import *\n"
         "resource.setrlimit(resource.RLIMIT_NOFILE, (20, 20))\n"
         f"server = InferenceServer(echo, {WIDTHS[0]}, {WIDTHS[1]}, {WIDTHS[2]}, name={name!r}, slots=64)\n"
-        "print('serving', flush=True); sys.stdin.read(); print(server.error)"
+        "print('serving', flush=True); sys.stdin.read(); print(server.stats()['refused'], server.error)"
     )
     server = subprocess.Popen(
         [sys.executable, "-c", serve], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -209,4 +215,122 @@ def test_server_with_fewer_files_than_clients_answers_all_of_them(name: str) -> 
     assert server.stdout is not None and server.stdout.readline() == "serving\n"
     clients = subprocess.run([sys.executable, "-m", "tests.service_programs", "many", name, "26"], cwd=ROOT)
     out, _ = server.communicate("")
-    assert clients.returncode == 0 and out == "None\n"
+    assert clients.returncode == 0 and out == "0 None\n"
+
+
+# --- a block that was taken away ------------------------------------------------------------------------------
+
+
+def answer(server: _core.ServerPort) -> None:
+    """Serve what is ready, as an echo."""
+    states, masks = np.zeros((4, WIDTHS[0]), np.float32), np.zeros((4, 1), np.uint64)
+    batch, _ = server.gather(states, masks, 4, timeout_ms=0.0, wait_ms=0.0)
+    bools = np.zeros((4, WIDTHS[1]), np.bool_)
+    _core.unpack_masks(masks, bools)
+    server.scatter(batch, *(np.ascontiguousarray(part, np.float32) for part in echo(states, bools)), 1)
+
+
+@pytest.mark.parametrize("moment", ["free", "ready", "taken", "answered", "resting"])
+def test_client_taken_for_dead_reads_nobody_elses_answer_and_takes_nobody_elses_block(
+    moment: str, rng: np.random.Generator
+) -> None:
+    memory = create_private(1, 1, 1, 4, *WIDTHS, "float32")
+    segment, (mine, theirs) = memory.segment, (_core.own_identity(), _core.own_identity() + (1 << 22))
+    server = _core.ServerPort(segment, 0, 1)
+    asked, others = rows(rng, 3), rows(rng, 3)
+    first = _core.RequestPort.claim(segment, mine)
+    assert first is not None
+    if moment == "resting":
+        first.rest()
+    elif moment != "free":
+        first.submit(*asked)
+    if moment == "answered":
+        answer(server)
+    if moment == "taken":
+        batch, _ = server.gather(
+            np.zeros((4, WIDTHS[0]), np.float32), np.zeros((4, 1), np.uint64), 4, timeout_ms=0.0, wait_ms=0.0
+        )
+        segment.reap_client(mine)
+        assert _core.RequestPort.claim(segment, theirs) is None  # the server is still at it
+        server.scatter(batch, np.ones((4, 7), np.float32), np.ones((4, 3), np.float32), 1)
+    else:
+        segment.reap_client(mine)
+    second = _core.RequestPort.claim(segment, theirs)
+    assert second is not None
+    if moment == "resting":
+        assert not first.resume()
+    elif moment == "free":
+        with pytest.raises(RequestLost):
+            first.submit(*asked)
+    second.submit(*others)
+    answer(server)
+    if moment not in ("resting", "free"):
+        for call in (lambda: first.answered, lambda: first.wait(0.0, 0.0), lambda: first.take(3), first.release):
+            with pytest.raises(RequestLost, match="taken away: slot 0 of block 0 is answered in generation"):
+                call()
+        assert not first.cancel()
+    first.close()
+    assert segment.owners() == [theirs]
+    check(*others, *second.take(3)[:2])
+    second.close()
+    assert segment.owners() == [] and segment.slot_states(0) == ["free"]
+    memory.close()
+
+
+def test_client_taken_for_dead_asks_again(name: str, rng: np.random.Generator) -> None:
+    """While its rows are being served, and while they wait; what is left over is free in the end."""
+    model = Holding()
+    with InferenceServer(model, *WIDTHS, name=name, slots=3, rows_per_slot=4) as server:
+        client, other, segment = server.client(), server.client(), server._memory.segment
+        kept, asked, late = held(rng, 3), rows(rng, 3), rows(rng, 9)
+        pending = [client.submit_many(*kept)]
+        model.holds.wait()
+        pending.append(client.submit_many(*asked))
+        segment.reap_client(_core.own_identity())
+        mine = other.submit_many(*late)
+        model.let_go.set()
+        check(*late, *mine.result())
+        check(*kept, *pending[0].result())
+        check(*asked, *pending[1].result())
+        check(*asked, *client.evaluate_many(*asked))
+        until(lambda: {s for w in range(3) for s in segment.slot_states(w)} == {"free"})
+
+
+def test_slot_request_that_was_taken_away_says_so(client: Client, server: InferenceServer, rng: np.random.Generator) -> None:
+    asked = rows(rng, 4)
+    segment = server._memory.segment
+    with pytest.raises(RequestLost), client.request(4) as r:
+        segment.reap_client(_core.own_identity())
+        r.run()
+    with pytest.raises(RequestLost), client.request(4) as r:  # at the end of the block
+        r.states[:], r.masks[:] = asked[0], r.pack_masks(asked[1])
+        r.run()
+        check(*asked, r.policies, r.values)
+        segment.reap_client(_core.own_identity())
+    with pytest.raises(KeyError), client.request(4) as r:  # what the block itself raises goes first
+        segment.reap_client(_core.own_identity())
+        raise KeyError
+    check(*asked, *client.evaluate_many(*asked))
+
+
+# --- a client that stops ------------------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+def test_client_that_ends_while_it_copies_has_published_nothing(segment: _core.Segment, rng: np.random.Generator) -> None:
+    """So that nobody waits for one that is stopped there: its slot is free until all rows are in it."""
+    states, _ = rows(rng, 4)
+    fd = os.memfd_create("masks")
+    os.ftruncate(fd, 4096)
+    masks = np.frombuffer(mmap.mmap(fd, 4096), np.bool_)[: 4 * WIDTHS[1]].reshape(4, WIDTHS[1])
+    pid = os.fork()
+    if pid == 0:
+        faulthandler.disable()
+        signal.signal(signal.SIGBUS, signal.SIG_DFL)
+        port = _core.RequestPort.claim(segment, _core.own_identity())
+        os.ftruncate(fd, 0)
+        port.submit(states, masks)
+        os._exit(0)
+    assert os.WTERMSIG(os.waitpid(pid, 0)[1]) == signal.SIGBUS
+    assert len(segment.owners()) == 1 and segment.slot_states(0) == ["free"]
+    os.close(fd)

@@ -13,6 +13,7 @@
 #include <csignal>
 #include <iterator>
 #include <memory>
+#include <optional>
 #include <system_error>
 #include <tuple>
 
@@ -50,12 +51,27 @@ template <class Body>
 auto translated(Body&& body) {
   try {
     return body();
+  } catch (const SlotLost& error) {
+    raise_error(
+        "RequestLost",
+        std::string("this request's place in shared memory was taken away: ") + error.what());
   } catch (const CorruptSegment& error) {
     raise_error("SegmentCorrupt", error.what());
   } catch (const FailedRequest& error) {
     raise_error("ModelFailed", error.what());
   } catch (const std::system_error& error) {
     raise_os_error(error.code().value());
+  }
+}
+
+/// For a worker, whose slots nobody takes away: a word that it did not leave is a stray one.
+template <class Body>
+auto sound(Body&& body) {
+  try {
+    return body();
+  } catch (const CorruptSegment& error) {
+    raise_error("SegmentCorrupt",
+                std::string("something wrote over shared memory: ") + error.what());
   }
 }
 
@@ -134,6 +150,7 @@ py::dict server_counters(const Segment& segment, std::uint32_t server) {
   d["busy_ns"] = get(block.busy_ns);
   d["wait_ns"] = get(block.wait_ns);
   d["version"] = get(block.version);
+  d["refused"] = get(block.refused);
   std::vector<std::uint64_t> histogram;
   for (const auto& bin : block.histogram) histogram.push_back(get(bin));
   d["histogram"] = histogram;
@@ -144,12 +161,12 @@ py::dict server_counters(const Segment& segment, std::uint32_t server) {
 }
 
 std::vector<std::string> slot_states(const Segment& segment, std::uint32_t worker) {
-  static const char* const kNames[] = {"free", "filling", "ready", "taken", "answered", "orphaned"};
   std::vector<std::string> states;
   for (std::uint32_t s = 0; s < segment.sizes().slots_per_worker; ++s) {
     const SlotWord word{segment.worker(worker).words[s].load(std::memory_order_acquire)};
-    const auto state = static_cast<std::size_t>(word.state());
-    states.push_back(state < std::size(kNames) ? kNames[state] : "state " + std::to_string(state));
+    states.emplace_back(is_state(word.state())
+                            ? kStateNames[static_cast<int>(word.state())]
+                            : "state " + std::to_string(static_cast<int>(word.state())));
   }
   return states;
 }
@@ -177,7 +194,7 @@ template <class Body>
 auto with_slot(Body body) {
   return [body](WorkerPort& port, std::uint32_t slot) {
     check_index("slot", slot, port.num_slots());
-    return body(port, slot);
+    return sound([&] { return body(port, slot); });
   };
 }
 
@@ -189,8 +206,8 @@ py::array view(T* data, std::vector<py::ssize_t> shape, const py::object& owner)
 
 class PyServerPort {
  public:
-  PyServerPort(Segment& segment, std::uint32_t server, std::uint32_t epoch, Spin spin)
-      : segment_(segment), port_(segment, server, epoch, spin) {}
+  PyServerPort(Segment& segment, std::uint32_t server, std::uint32_t epoch, Spin spin, Peers peers)
+      : segment_(segment), port_(segment, server, epoch, spin, peers) {}
 
   py::tuple gather(const py::array& states, py::array_t<std::uint64_t, py::array::c_style> masks,
                    std::uint32_t limit_rows, double timeout_ms, bool other_in_flight,
@@ -283,8 +300,11 @@ class PyRequestPort {
 
   void submit(const py::array& states, const Bools& masks) {
     const std::uint32_t rows = checked_rows(states, masks);
-    port_.submit(static_cast<const std::byte*>(states.data()),
-                 reinterpret_cast<const std::uint8_t*>(masks.data()), rows);
+    translated([&] {
+      port_.submit(static_cast<const std::byte*>(states.data()),
+                   reinterpret_cast<const std::uint8_t*>(masks.data()), rows);
+      return 0;
+    });
   }
 
   /// submit, wait at most 100 ms, take: without the GIL. None where there is no answer yet.
@@ -309,8 +329,10 @@ class PyRequestPort {
   }
 
   bool wait(double timeout_ms, double spin_us) {
-    const GilRelease release;
-    return port_.wait(ns_of_ms(timeout_ms), ns_of_ms(spin_us / 1000.0));
+    return translated([&] {
+      const GilRelease release;
+      return port_.wait(ns_of_ms(timeout_ms), ns_of_ms(spin_us / 1000.0));
+    });
   }
 
   py::tuple take(std::uint32_t rows, bool single) {
@@ -323,7 +345,7 @@ class PyRequestPort {
 
   void publish(std::uint32_t rows) {
     check_rows(rows);
-    port_.publish(rows);
+    translated([&] { return port_.publish(rows), 0; });
   }
 
  private:
@@ -518,7 +540,7 @@ void bind_shm(py::module_& m) {
           [](WorkerPort& p, std::uint32_t slot, std::uint32_t num_rows) {
             check_index("slot", slot, p.num_slots());
             check_range("rows", num_rows, 0, p.rows_per_slot());
-            p.publish(slot, num_rows);
+            sound([&] { p.publish(slot, num_rows); });
           },
           slot_arg, py::arg("rows"))
       .def("answered",
@@ -556,14 +578,16 @@ void bind_shm(py::module_& m) {
            py::arg("spin_us"))
       .def("wait", &PyRequestPort::wait, py::arg("timeout_ms"), py::arg("spin_us"))
       .def("take", &PyRequestPort::take, py::arg("rows"), py::arg("single") = false)
-      .def("rest", [](PyRequestPort& p) { p.port().rest(); })
+      .def("rest", [](PyRequestPort& p) { return p.port().rest(); })
       .def("resume", [](PyRequestPort& p) { return p.port().resume(); })
       .def("publish", &PyRequestPort::publish, py::arg("rows"))
       .def("check_answer",
            [](PyRequestPort& p) { translated([&] { return p.port().check_answer(), 0; }); })
-      .def("release", [](PyRequestPort& p) { p.port().release(); })
+      .def("release", [](PyRequestPort& p) { translated([&] { return p.port().release(), 0; }); })
       .def("cancel", [](PyRequestPort& p) { return p.port().cancel(); })
-      .def_property_readonly("answered", [](PyRequestPort& p) { return p.port().answered(); })
+      .def_property_readonly(
+          "answered",
+          [](PyRequestPort& p) { return translated([&] { return p.port().answered(); }); })
       .def_property_readonly("block", [](PyRequestPort& p) { return p.port().block(); })
       .def("close", [](PyRequestPort& p) { p.port().close(); })
       .def_property_readonly("version", [](PyRequestPort& p) { return p.port().version(); });
@@ -610,6 +634,22 @@ void bind_shm(py::module_& m) {
       py::arg("words").noconvert(), py::arg("masks").noconvert());
 
   m.def(
+      "overwrite_slot",
+      [](Segment& segment, std::uint32_t worker, std::uint32_t slot,
+         std::optional<std::uint64_t> word, std::optional<std::uint32_t> rows,
+         std::optional<std::uint64_t> request_ns) {
+        check_index("worker", worker, segment.sizes().num_workers);
+        check_index("slot", slot, segment.sizes().slots_per_worker);
+        SlotHeader& header = segment.slot_header(worker, slot);
+        if (rows) header.num_rows = *rows;
+        if (request_ns) header.request_ns = *request_ns;
+        if (word) segment.worker(worker).words[slot].store(*word, std::memory_order_release);
+      },
+      py::arg("segment"), py::arg("worker"), py::arg("slot"), py::arg("word") = py::none(),
+      py::arg("rows") = py::none(), py::arg("request_ns") = py::none(),
+      "What a stray write would do, for tests.");
+
+  m.def(
       "slot_views",
       [](const py::object& owner, std::uint32_t worker, std::uint32_t slot) {
         const auto& segment = owner.cast<const Segment&>();
@@ -632,14 +672,15 @@ void bind_shm(py::module_& m) {
       py::arg("segment"), py::arg("worker"), py::arg("slot"));
 
   py::class_<PyServerPort>(m, "ServerPort", "A server's side of the slots.")
-      .def(py::init(
-               [](Segment& segment, std::uint32_t server, std::uint32_t epoch, bool adaptive_spin) {
-                 check_index("server", server, segment.sizes().num_servers);
-                 return std::make_unique<PyServerPort>(
-                     segment, server, epoch, adaptive_spin ? Spin::kAdaptive : Spin::kFixed);
-               }),
+      .def(py::init([](Segment& segment, std::uint32_t server, std::uint32_t epoch,
+                       bool adaptive_spin, bool clients) {
+             check_index("server", server, segment.sizes().num_servers);
+             return std::make_unique<PyServerPort>(segment, server, epoch,
+                                                   adaptive_spin ? Spin::kAdaptive : Spin::kFixed,
+                                                   clients ? Peers::kClients : Peers::kWorkers);
+           }),
            py::arg("segment"), py::arg("server"), py::arg("epoch"),
-           py::arg("adaptive_spin") = false, py::keep_alive<1, 2>())
+           py::arg("adaptive_spin") = false, py::arg("clients") = false, py::keep_alive<1, 2>())
       .def("gather", &PyServerPort::gather, py::arg("states").noconvert(),
            py::arg("masks").noconvert(), py::arg("limit_rows"), py::arg("timeout_ms") = 2.0,
            py::arg("other_in_flight") = false, py::arg("wait_ms") = 100.0, py::arg("spin_us") = 0.0)
@@ -666,7 +707,7 @@ void bind_shm(py::module_& m) {
         }
         Worker loop(segment, worker, grant_fd, record_fd, lanes, ns_of_ms(spin_us / 1000.0),
                     settings);
-        translated([&] {
+        sound([&] {
           const GilRelease release;
           loop.run();
           return 0;

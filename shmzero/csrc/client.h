@@ -49,6 +49,9 @@ inline void check_finite(const std::byte* states, std::size_t num_rows, const Se
                               (sizes.wire == Wire::kFloat16 ? "float16" : "float32"));
 }
 
+/// One request at a time, in a block that is ours as long as its owner word names us and its slot's
+/// word is what we left or wait for. Whatever finds that it is not throws SlotLost: the block may
+/// be another's by then, and is not touched.
 class RequestPort {
  public:
   static constexpr std::uint32_t kNone = UINT32_MAX;
@@ -63,9 +66,8 @@ class RequestPort {
         if (kind == 0 ? found != 0 : (found & kResting) == 0) continue;
         // Acquire: pairs with the release of whoever left it.
         if (!owner.compare_exchange_strong(found, identity, std::memory_order_acq_rel)) continue;
-        const SlotWord word{segment.worker(block).words[0].load(std::memory_order_acquire)};
-        if (word.state() == SlotState::kFree) return block;
-        owner.store(0, std::memory_order_release);  // a server still computes for its predecessor
+        if (is_free(segment.worker(block).words[0])) return block;
+        change_owner(owner, identity, 0);  // a server still computes for its predecessor
       }
     }
     return kNone;
@@ -77,7 +79,9 @@ class RequestPort {
         block_(block),
         identity_(identity),
         pid_(getpid()),
-        port_(segment, block) {}
+        port_(segment, block) {
+    port_.adopt(0);
+  }
   ~RequestPort() { close(); }
   RequestPort(const RequestPort&) = delete;
   RequestPort& operator=(const RequestPort&) = delete;
@@ -86,31 +90,25 @@ class RequestPort {
   SlotRows rows() const { return port_.rows(0); }
 
   /// Leaves the block, whose slot is free, to whoever needs one. Only `resume` or `close` may
-  /// follow.
-  void rest() {
-    rests_ = true;
-    port_.block().owner.store(identity_ | kResting,
-                              std::memory_order_release);  // pairs with claim, resume
+  /// follow. False where it is not ours: only `close` may follow.
+  bool rest() {
+    rests_ = port_.is_held(0) && change_owner(owner(), identity_, identity_ | kResting);
+    return rests_;
   }
 
   /// Takes the block up again. False where somebody needed it: it is another's then.
   bool resume() {
-    std::uint64_t resting = identity_ | kResting;
-    rests_ =
-        !port_.block().owner.compare_exchange_strong(resting, identity_, std::memory_order_acq_rel);
-    return !rests_;
+    if (!change_owner(owner(), identity_ | kResting, identity_)) return false;
+    rests_ = false;
+    return port_.adopt(0);
   }
 
   /// Publishes what has been written to the slot, which is free until then: a server does not wait
-  /// for somebody who takes his time. Throws std::invalid_argument where a state is not finite,
-  /// std::logic_error in the child of a fork.
+  /// for somebody who takes his time, or is stopped. Throws std::invalid_argument where a state is
+  /// not finite, std::logic_error in the child of a fork.
   void publish(std::uint32_t num_rows) {
-    if (getpid() != pid_) {
-      throw std::logic_error("this request belongs to process " + std::to_string(pid_) +
-                             ", of which this one is a fork");
-    }
+    check_ours();
     check_finite(rows().states, num_rows, segment_.sizes());
-    if (!port_.begin(0)) throw std::logic_error("request port is in use");
     port_.publish(0, num_rows);
   }
 
@@ -120,7 +118,7 @@ class RequestPort {
   void submit(const std::byte* states, const std::uint8_t* masks, std::uint32_t num_rows) {
     const SegmentSizes& sizes = segment_.sizes();
     check_finite(states, num_rows, sizes);
-    if (!port_.begin(0)) throw std::logic_error("request port is in use");
+    check_ours();
     const SlotRows to = rows();
     std::memcpy(to.states, states, num_rows * sizes.state_bytes());
     for (std::size_t r = 0; r < num_rows; ++r) {
@@ -143,7 +141,7 @@ class RequestPort {
     const std::uint64_t spin = budget_.next(spin_ns);
     const std::uint64_t start = now_ns();
     port_.block().bell.wait(timeout_ns, spin,
-                            [&] { return port_.answered(0) || service_closed(); });
+                            [&] { return !port_.must_wait(0) || service_closed(); });
     budget_.report(spin, now_ns() - start);
     return port_.answered(0);
   }
@@ -157,7 +155,8 @@ class RequestPort {
     throw FailedRequest(message);
   }
 
-  /// Copies the answer out, returns the weights' version; the slot is free again.
+  /// Copies the answer out, returns the weights' version; the slot is free again. What was copied
+  /// is the answer unless this throws: the slot's word has been the same from beginning to end.
   std::uint32_t take(float* policies, float* values, std::uint32_t num_rows) {
     const SegmentSizes& sizes = segment_.sizes();
     check_answer();
@@ -174,30 +173,59 @@ class RequestPort {
   void close() {
     if (closed_ || getpid() != pid_) return;  // in the child of a fork it is the parent's
     closed_ = true;
-    std::atomic<std::uint64_t>& owner = port_.block().owner;
     if (rests_) {
-      std::uint64_t resting = identity_ | kResting;
-      owner.compare_exchange_strong(resting, 0,
-                                    std::memory_order_acq_rel);  // unless it is another's by now
+      change_owner(owner(), identity_ | kResting, 0);  // unless it is another's by now
       return;
     }
-    cancel();
-    owner.store(0, std::memory_order_release);  // pairs with claim
+    port_.cancel(0);
+    if (port_.is_held(0)) change_owner(owner(), identity_, 0);
   }
 
   std::uint32_t version() const { return rows().header->version; }
+  /// What was read in the slot was its answer, unless this throws.
   void release() { port_.release(0); }
 
-  /// Gives the request up. False where the slot is the server's until it has done with it, and in
-  /// the child of a fork, which has nothing to give up.
+  /// Gives the request up. False where the slot is the server's until it has done with it, where it
+  /// is not ours, and in the child of a fork, which has nothing to give up.
   bool cancel() {
     if (getpid() != pid_) return false;
-    if (port_.load(0).state() == SlotState::kFilling) port_.publish(0, 0);
     port_.cancel(0);
-    return port_.load(0).state() == SlotState::kFree;
+    return port_.is_held(0) && port_.load(0).state() == SlotState::kFree;
   }
 
  private:
+  /// False where it is not `from`'s. Acquire and release: every owner pairs with the one before.
+  static bool change_owner(std::atomic<std::uint64_t>& owner, std::uint64_t from,
+                           std::uint64_t to) {
+    return owner.compare_exchange_strong(from, to, std::memory_order_acq_rel);
+  }
+
+  /// Whether the slot of a block that was nobody's is free, or made so where no server has it.
+  static bool is_free(std::atomic<std::uint64_t>& cell) {
+    SlotWord word{cell.load(std::memory_order_acquire)};
+    if (word.state() == SlotState::kFree) return true;
+    if (word.state() == SlotState::kTaken || word.state() == SlotState::kOrphaned) return false;
+    return cell.compare_exchange_strong(word.bits, word.next(SlotState::kFree).bits,
+                                        std::memory_order_acq_rel);
+  }
+
+  std::atomic<std::uint64_t>& owner() { return port_.block().owner; }
+
+  /// Throws where rows may not be written to the slot.
+  void check_ours() {
+    if (getpid() != pid_) {
+      throw std::logic_error("this request belongs to process " + std::to_string(pid_) +
+                             ", of which this one is a fork");
+    }
+    if (port_.is_out(0)) throw std::logic_error("request port is in use");
+    port_.check_held(0);
+    const std::uint64_t found = owner().load(std::memory_order_relaxed);  // publish's CAS decides
+    if (found != identity_) {
+      throw SlotLost("block " + std::to_string(block_) + " belongs to process " +
+                     std::to_string(identity_pid(found)));
+    }
+  }
+
   Segment& segment_;
   std::uint32_t block_;
   std::uint64_t identity_;
@@ -235,8 +263,8 @@ inline void reap_client(Segment& segment, std::uint64_t identity) {
     if (owner.compare_exchange_strong(resting, 0, std::memory_order_acq_rel) || resting != identity)
       continue;
     reclaim_worker(segment, w);
-    owner.store(0, std::memory_order_release);  // pairs with RequestPort::claim
-    segment.server(0).bell.ring();              // it may have held a batch open for this filling
+    std::uint64_t dead = identity;
+    owner.compare_exchange_strong(dead, 0, std::memory_order_acq_rel);  // pairs with claim
   }
 }
 

@@ -91,6 +91,7 @@ struct alignas(kLine) ServerBlock {
   std::atomic<std::uint64_t> wait_ns;        ///< In gather without enough work.
   std::atomic<std::uint64_t> last_batch_ns;  ///< Monotonic time of the last scatter.
   std::atomic<std::uint64_t> version;        ///< Of the weights that answered last.
+  std::atomic<std::uint64_t> refused;        ///< Words and row counts that nobody may leave.
   std::atomic<std::uint64_t> histogram[kHistogramBins];  ///< Batches of [2^i, 2^(i+1)) rows.
   std::atomic<std::uint64_t>
       waits[kWaitBins];  ///< Requests by the time from publishing to the answer.
@@ -122,9 +123,9 @@ struct alignas(kLine) WorkerBlock {
 
 /// Head of a slot; the rows follow, requests and answers in areas of their own.
 struct alignas(kLine) SlotHeader {
-  std::uint32_t num_rows;  ///< Worker, while filling.
-  std::uint32_t failed;    ///< Server, while taken: 1 where the model raised; `message` says what.
-  std::uint64_t request_ns;     ///< Worker, while filling: monotonic time of publishing.
+  std::uint32_t num_rows;  ///< Worker, before `ready`.
+  std::uint32_t failed;    ///< Server, while taken: 1 where there is no answer; `message` says why.
+  std::uint64_t request_ns;     ///< Worker, before `ready`: monotonic time of publishing.
   std::uint32_t version;        ///< Server, while taken: oldest weights that answered a row.
   char message[kMessageBytes];  ///< Server, while taken: with a zero at its end.
 };

@@ -2,23 +2,34 @@
 //
 // A slot belongs to one side at a time; its word says to which. Requests and answers lie in areas
 // of their own, so a request outlives the server that was reading it. No locks on the data path.
+// Each side changes a word by a CAS from what it left there itself, or from what the other side may
+// have made of that; a word that is neither is a stray one, and costs that slot's request alone.
 //
 // from      to            by      when                      order
 // free      filling       worker  before its search begins  relaxed: only a hint to others
 // filling   ready         worker  all rows written          release -> acquire in ServerPort::sweep
+// free      ready         client  all rows written          likewise; nobody waits for a client
 // filling   free          worker  no rows after all         relaxed: nothing was handed over
 // ready     taken(epoch)  server  sweeps                    CAS acquire; it may read the rows now
 // taken     answered      server  all answers written       CAS release -> acquire in `answered`
 // answered  filling(g+1)  worker  goes on                   relaxed: its own until `ready`
-// answered  free(g+1)     worker  leaves                    release -> acquire in WorkerPort::begin
+// answered  free(g+1)     client  has read the answers      release -> acquire in claim
 // ready     free(g+1)     worker  cancels                   CAS
 // taken     orphaned      worker  gives up                  CAS; the server's until it has answered
 //   deaths, all by the one reaper, after the process is certainly gone:
-// filling, ready, answered
+// free, filling, ready, answered
 //           free(g+1)     worker died                       CAS, against a server's ready -> taken
 // taken     orphaned      worker died                       CAS, against its taken -> answered
 // orphaned  free(g+1)     the server that took it, in scatter; the reaper once that one is dead
-// taken(e)  ready         server of epoch e died            store release: run again by the next
+// taken(e)  ready         server of epoch e died            CAS: run again by the next
+//   words that nobody leaves, and requests of no or too many rows; counted in `refused`:
+// taken     answered      server  rows that do not fit      failed, with a message
+// taken     ready         server  does not hold it          CAS: run, where its owner waits for it
+// orphaned  free(g+1)     server  does not hold it          CAS
+// filling   free(g+1)     server  of clients, who never fill
+// no state  free(g+1)     server, the reaper, whoever claims the block
+// filling, ready, answered
+//           free(g+1)     client  claims the block, which was nobody's
 #pragma once
 
 #include <algorithm>
@@ -37,6 +48,11 @@
 namespace shmzero {
 
 enum class SlotState : std::uint8_t { kFree, kFilling, kReady, kTaken, kAnswered, kOrphaned };
+inline constexpr const char* kStateNames[] = {"free",  "filling",  "ready",
+                                              "taken", "answered", "orphaned"};
+
+/// Whether a word names a state that there is.
+inline bool is_state(SlotState state) { return state <= SlotState::kOrphaned; }
 
 /// generation (32 bits) | epoch of the server that took it (24) | state (8)
 struct SlotWord {
@@ -53,6 +69,14 @@ struct SlotWord {
   SlotWord with(SlotState state) const { return make(generation(), 0, state); }
   SlotWord next(SlotState state) const { return make(generation() + 1, 0, state); }
 };
+
+/// "ready in generation 7".
+inline std::string describe(SlotWord word) {
+  const std::string state = is_state(word.state())
+                                ? kStateNames[static_cast<int>(word.state())]
+                                : "in state " + std::to_string(static_cast<int>(word.state()));
+  return state + " in generation " + std::to_string(word.generation());
+}
 
 /// A slot's areas, for the side that holds it.
 struct SlotRows {
@@ -71,7 +95,14 @@ inline SlotRows slot_rows(const Segment& segment, std::uint32_t worker, std::uin
           reinterpret_cast<float*>(base + layout.values), reinterpret_cast<SlotHeader*>(base)};
 }
 
-/// A worker's side of its slots.
+/// Thrown where a slot holds a word that its owner neither left there nor waits for: the reaper
+/// took a living owner for dead, or something wrote over it. What lies in the slot may be
+/// another's.
+struct SlotLost : CorruptSegment {
+  using CorruptSegment::CorruptSegment;
+};
+
+/// A worker's side of its slots. Remembers each word as it left it: see SlotLost.
 class WorkerPort {
  public:
   WorkerPort(Segment& segment, std::uint32_t worker)
@@ -84,73 +115,109 @@ class WorkerPort {
   std::uint32_t rows_per_slot() const { return segment_.sizes().rows_per_slot; }
   SlotRows rows(std::uint32_t slot) const { return slot_rows(segment_, worker_, slot); }
 
-  /// Claims a free slot, or goes on with an answered one, whose answers stay readable until
-  /// `publish`. False where the slot is the server's.
-  bool begin(std::uint32_t slot) {
+  /// Takes a free slot over from whoever had it, to be published without `begin`. False where it is
+  /// not free.
+  bool adopt(std::uint32_t slot) {
     const SlotWord word = load(slot);
-    if (word.state() == SlotState::kFree) {
-      store(slot, word.with(SlotState::kFilling), std::memory_order_relaxed);
-    } else if (word.state() == SlotState::kAnswered) {
-      store(slot, word.next(SlotState::kFilling), std::memory_order_relaxed);
-    } else {
-      return false;
+    if (word.state() == SlotState::kFree) left_[slot] = word;
+    return word.state() == SlotState::kFree;
+  }
+
+  /// Claims a free slot, or goes on with an answered one, whose answers stay readable until
+  /// `publish`. False where the slot is the server's. Throws SlotLost.
+  bool begin(std::uint32_t slot) {
+    const SlotWord left = left_[slot];
+    if (is_out(slot)) {
+      if (!answered(slot)) return false;
+      move(slot, left.with(SlotState::kAnswered), left.next(SlotState::kFilling),
+           std::memory_order_relaxed);
+      return true;
     }
+    const SlotWord word = load(slot);
+    if (word.state() == SlotState::kOrphaned) return false;  // of a request that was given up
+    if (word.state() != SlotState::kFree) throw lost(slot, word);
+    move(slot, word, word.with(SlotState::kFilling), std::memory_order_relaxed);
     return true;
   }
 
-  /// From here on the slot belongs to the server. No rows: it stays ours, free.
-  /// Order: release; pairs with the acquire in ServerPort::sweep.
+  /// From here on the slot, begun or adopted, belongs to the server. No rows: it stays ours, free.
+  /// Order: release; pairs with the acquire in ServerPort::sweep. Throws SlotLost.
   void publish(std::uint32_t slot, std::uint32_t num_rows) {
-    const SlotWord word = load(slot);
+    const SlotWord left = left_[slot];
     if (num_rows == 0) {
-      store(slot, word.with(SlotState::kFree), std::memory_order_relaxed);
+      move(slot, left, left.with(SlotState::kFree), std::memory_order_relaxed);
       // A server may be holding a batch open because of the filling it saw.
       segment_.server(segment_.server_of(worker_, slot)).bell.ring();
       return;
     }
+    check_held(slot);  // before the header, which may be another's
     SlotHeader& header = *rows(slot).header;
     header.num_rows = num_rows;
     header.request_ns = now_ns();
-    store(slot, word.with(SlotState::kReady), std::memory_order_release);
+    move(slot, left, left.with(SlotState::kReady), std::memory_order_release);
     segment_.server(segment_.server_of(worker_, slot)).bell.ring();
   }
 
-  /// Whether the answers are there. Order: acquire; pairs with the release in ServerPort::scatter.
-  bool answered(std::uint32_t slot) const { return load(slot).state() == SlotState::kAnswered; }
+  /// Whether a request is out, answered or not.
+  bool is_out(std::uint32_t slot) const { return left_[slot].state() == SlotState::kReady; }
 
-  /// Gives an answered slot back.
-  void release(std::uint32_t slot) {
-    store(slot, load(slot).next(SlotState::kFree), std::memory_order_release);
+  /// Whether the answers are there. Order: acquire; pairs with the release in ServerPort::scatter.
+  /// Throws SlotLost.
+  bool answered(std::uint32_t slot) const {
+    if (!is_out(slot)) return false;
+    const SlotWord word = load(slot);
+    if (word.bits == left_[slot].with(SlotState::kAnswered).bits) return true;
+    if (!is_pending(slot, word)) throw lost(slot, word);
+    return false;
   }
 
-  /// Gives up a request. The slot is free again at once, or when its server has done with it.
+  /// Gives an answered slot back. Where it does not throw SlotLost, what was read was its answer.
+  void release(std::uint32_t slot) {
+    move(slot, left_[slot].with(SlotState::kAnswered), left_[slot].next(SlotState::kFree),
+         std::memory_order_release);
+  }
+
+  /// Gives up a request, if one is out. The slot is free again at once, or when its server has done
+  /// with it.
   void cancel(std::uint32_t slot) {
+    const SlotWord left = left_[slot];
+    if (!is_out(slot)) return;
     for (;;) {
       std::uint64_t seen = block_.words[slot].load(std::memory_order_acquire);
       const SlotWord word{seen};
-      SlotWord to = word;
-      if (word.state() == SlotState::kReady || word.state() == SlotState::kAnswered) {
-        to = word.next(SlotState::kFree);
-      } else if (word.state() == SlotState::kTaken) {
+      SlotWord to = left.next(SlotState::kFree);
+      if (word.state() == SlotState::kTaken && is_pending(slot, word)) {
         to = SlotWord::make(word.generation(), word.epoch(), SlotState::kOrphaned);
-      } else {
+      } else if (word.bits != left.bits && word.bits != left.with(SlotState::kAnswered).bits) {
+        return;  // lost: there is nothing of ours in it
+      }
+      if (block_.words[slot].compare_exchange_strong(seen, to.bits, std::memory_order_acq_rel)) {
+        left_[slot] = to;
         return;
       }
-      if (block_.words[slot].compare_exchange_strong(seen, to.bits, std::memory_order_acq_rel))
-        return;
     }
   }
 
-  /// Waits until one of the slots in `slots` (bits) is answered or free. At most 100 ms.
+  /// Whether a slot that is ours still is as we left it.
+  bool is_held(std::uint32_t slot) const { return load(slot).bits == left_[slot].bits; }
+  void check_held(std::uint32_t slot) const {
+    if (!is_held(slot)) throw lost(slot, load(slot));
+  }
+
+  /// Waits until one of the slots in `slots` (bits) is answered, free or lost. At most 100 ms.
   bool wait(std::uint32_t slots, std::uint64_t timeout_ns, std::uint64_t spin_ns) {
     return block_.bell.wait(timeout_ns, spin_ns, [&] {
       for (std::uint32_t slot = 0; slot < num_slots(); ++slot) {
-        if (!(slots >> slot & 1)) continue;
-        const SlotState state = load(slot).state();
-        if (state == SlotState::kAnswered || state == SlotState::kFree) return true;
+        if ((slots >> slot & 1) && !must_wait(slot)) return true;
       }
       return false;
     });
+  }
+
+  /// Whether the slot is the server's.
+  bool must_wait(std::uint32_t slot) const {
+    const SlotWord word = load(slot);
+    return is_out(slot) ? is_pending(slot, word) : word.state() == SlotState::kOrphaned;
   }
 
   SlotWord load(std::uint32_t slot) const {
@@ -158,13 +225,32 @@ class WorkerPort {
   }
 
  private:
-  void store(std::uint32_t slot, SlotWord word, std::memory_order order) {
-    block_.words[slot].store(word.bits, order);
+  /// Whether `word` is what a server may have made of our request before it has answered.
+  bool is_pending(std::uint32_t slot, SlotWord word) const {
+    return word.generation() == left_[slot].generation() &&
+           (word.state() == SlotState::kReady || word.state() == SlotState::kTaken);
+  }
+
+  SlotLost lost(std::uint32_t slot, SlotWord found) const {
+    return SlotLost("slot " + std::to_string(slot) + " of block " + std::to_string(worker_) +
+                    " is " + describe(found) + "; its owner left it " + describe(left_[slot]));
+  }
+
+  void move(std::uint32_t slot, SlotWord from, SlotWord to, std::memory_order order) {
+    std::uint64_t seen = from.bits;
+    // Relaxed where it fails: nothing is read then.
+    if (!block_.words[slot].compare_exchange_strong(seen, to.bits, order,
+                                                    std::memory_order_relaxed)) {
+      throw lost(slot, SlotWord{seen});
+    }
+    left_[slot] = to;
   }
 
   Segment& segment_;
   std::uint32_t worker_;
   WorkerBlock& block_;
+  /// By slot. A new worker's are free, whatever its predecessor left: `begin` looks.
+  SlotWord left_[kMaxSlotsPerWorker] = {};
 };
 
 /// Place of the first element that is NaN or infinite, `count` where there is none.
@@ -187,16 +273,22 @@ inline std::size_t first_not_finite(const std::byte* elements, std::size_t count
   return wire == Wire::kFloat16 ? look(std::uint16_t{0x7c00}) : look(std::uint32_t{0x7f800000});
 }
 
+/// Who asks: workers, of whom a server knows when more is coming, or clients, of whom it does not.
+enum class Peers { kWorkers, kClients };
+
 /// A server's side: sweeps what is ready into batches and scatters their answers.
 class ServerPort {
  public:
   /// `epoch` is new for each process that serves in this block's place.
-  ServerPort(Segment& segment, std::uint32_t server, std::uint32_t epoch, Spin spin = Spin::kFixed)
+  ServerPort(Segment& segment, std::uint32_t server, std::uint32_t epoch, Spin spin = Spin::kFixed,
+             Peers peers = Peers::kWorkers)
       : segment_(segment),
         server_(server),
         epoch_(epoch),
         spin_(spin),
-        block_(segment.server(server)) {
+        peers_(peers),
+        block_(segment.server(server)),
+        held_(std::size_t{segment.sizes().num_workers} * segment.sizes().slots_per_worker) {
     if (server >= segment.sizes().num_servers) throw std::invalid_argument("server out of range");
   }
 
@@ -220,8 +312,8 @@ class ServerPort {
     const std::uint64_t start = now_ns();
     const std::uint64_t end = start + std::min(wait_ns, kLongestWaitNs);
     for (;;) {
-      const bool filling = sweep();
-      const std::uint64_t now = now_ns();
+      std::uint64_t now;
+      const bool filling = sweep(now);
       if (backlog_rows_ > 0) {
         const std::uint64_t oldest = taken_[backlog_.front()].request_ns;
         const bool waited = now >= oldest + timeout_ns;
@@ -264,7 +356,8 @@ class ServerPort {
                    if (!check_finite) return;
                    const std::string wrong = not_finite(piece, out);
                    if (wrong.empty()) return;
-                   set_failed(taken, out, wrong);
+                   taken.failed = true;
+                   say(*out.header, wrong);
                    told = wrong;
                  });
     return told;
@@ -306,7 +399,8 @@ class ServerPort {
   void fail(std::uint64_t batch, const std::string& message, std::uint32_t version) {
     finish_batch(batch, version,
                  [&](const Piece&, Taken& taken, const SlotRows& out, std::uint32_t) {
-                   set_failed(taken, out, message);
+                   taken.failed = true;
+                   say(*out.header, message);
                  });
   }
 
@@ -330,15 +424,14 @@ class ServerPort {
     std::vector<Piece> pieces;
   };
 
-  static void set_failed(Taken& taken, const SlotRows& out, const std::string& message) {
-    taken.failed = true;
+  static void say(SlotHeader& header, const std::string& message) {
     std::size_t bytes = std::min(message.size(), kMessageBytes - 1);
     if (bytes < message.size()) {
       while (bytes > 0 && (static_cast<unsigned char>(message[bytes]) & 0xc0) == 0x80)
         --bytes;  // within a character
     }
-    std::memcpy(out.header->message, message.data(), bytes);
-    out.header->message[bytes] = 0;
+    std::memcpy(header.message, message.data(), bytes);
+    header.message[bytes] = 0;
   }
 
   /// What is wrong with a piece's answers where one of them is NaN or infinite, else an empty
@@ -376,6 +469,13 @@ class ServerPort {
     return wrong.empty() ? look("value", out.values, sizes.value_dim, false) : wrong;
   }
 
+  std::atomic<std::uint64_t>& cell_of(const Taken& taken) const {
+    return segment_.worker(taken.worker).words[taken.slot];
+  }
+  std::size_t number_of(std::uint32_t worker, std::uint32_t slot) const {
+    return std::size_t{worker} * segment_.sizes().slots_per_worker + slot;
+  }
+
   std::deque<Batch>::iterator find_batch(std::uint64_t batch) {
     const auto found = std::find_if(batches_.begin(), batches_.end(),
                                     [&](const Batch& b) { return b.id == batch; });
@@ -399,13 +499,17 @@ class ServerPort {
     for (const Piece& piece : found->pieces) {
       Taken& taken = taken_[piece.taken];
       const SlotRows out = slot_rows(segment_, taken.worker, taken.slot);
-      answer(piece, taken, out, rows);
+      // Given up, or written over: the answer area may be another's. Relaxed: `finish` decides.
+      const bool is_wanted = cell_of(taken).load(std::memory_order_relaxed) == taken.word;
+      if (is_wanted) answer(piece, taken, out, rows);
       rows += piece.num_rows;
       taken.unanswered -= piece.num_rows;
       taken.version = std::min(taken.version, version);
       if (taken.unanswered > 0) continue;
-      out.header->version = taken.version;
-      out.header->failed = taken.failed;
+      if (is_wanted) {
+        out.header->version = taken.version;
+        out.header->failed = taken.failed;
+      }
       finish(taken);
       if (taken.worker != last_worker) ring();
       last_worker = taken.worker;
@@ -433,41 +537,34 @@ class ServerPort {
     counter.store(counter.load(std::memory_order_relaxed) + amount, std::memory_order_relaxed);
   }
 
-  /// Takes every ready slot into the backlog. Returns whether anybody is filling.
-  bool sweep() {
+  /// Takes every ready slot into the backlog. Returns whether anybody is filling, and the time.
+  bool sweep(std::uint64_t& now) {
     bool filling = false;
     const std::size_t before = backlog_.size();
-    segment_.for_each_slot(
-        server_, [&](std::uint32_t w, std::uint32_t s, std::atomic<std::uint64_t>& cell) {
-          // Acquire: pairs with the release in WorkerPort::publish; the rows are visible.
-          std::uint64_t seen = cell.load(std::memory_order_acquire);
-          const SlotWord word{seen};
-          if (word.state() == SlotState::kFilling) filling = true;
-          if (word.state() != SlotState::kReady) return true;
-          const SlotWord mine = SlotWord::make(word.generation(), epoch_, SlotState::kTaken);
-          // Against a cancel or the reaper, who would free it.
-          if (!cell.compare_exchange_strong(seen, mine.bits, std::memory_order_acq_rel))
-            return true;
-          const SlotHeader& header = *slot_rows(segment_, w, s).header;
-          const std::uint32_t rows = header.num_rows;
-          if (rows == 0 || rows > segment_.sizes().rows_per_slot) {
-            throw CorruptSegment("slot " + std::to_string(s) + " of worker " + std::to_string(w) +
-                                 " is ready with " + std::to_string(rows) + " rows; allowed: 1.." +
-                                 std::to_string(segment_.sizes().rows_per_slot));
-          }
-          std::uint32_t place;
-          if (free_taken_.empty()) {
-            place = static_cast<std::uint32_t>(taken_.size());
-            taken_.emplace_back();
-          } else {
-            place = free_taken_.back();
-            free_taken_.pop_back();
-          }
-          taken_[place] = {w, s, mine.bits, header.request_ns, rows, 0, rows, UINT32_MAX, false};
-          backlog_.push_back(place);
-          backlog_rows_ += rows;
-          return true;
-        });
+    segment_.for_each_slot(server_,
+                           [&](std::uint32_t w, std::uint32_t s, std::atomic<std::uint64_t>& cell) {
+                             // Acquire: pairs with the release in WorkerPort::publish; the rows are
+                             // visible.
+                             const SlotWord word{cell.load(std::memory_order_acquire)};
+                             switch (word.state()) {
+                               case SlotState::kFree:
+                               case SlotState::kAnswered: break;
+                               case SlotState::kFilling:
+                                 if (peers_ == Peers::kClients) {
+                                   mend(w, s, cell, word);
+                                 } else {
+                                   filling = true;
+                                 }
+                                 break;
+                               case SlotState::kReady: take(w, s, cell, word); break;
+                               default: mend(w, s, cell, word);
+                             }
+                             return true;
+                           });
+    now = now_ns();
+    for (std::size_t i = before; i < backlog_.size(); ++i) {  // it may be what a client wrote
+      taken_[backlog_[i]].request_ns = std::min(taken_[backlog_[i]].request_ns, now);
+    }
     if (backlog_.size() > before + 1) {
       std::stable_sort(backlog_.begin() + static_cast<std::ptrdiff_t>(before), backlog_.end(),
                        [&](std::uint32_t a, std::uint32_t b) {
@@ -475,6 +572,50 @@ class ServerPort {
                        });
     }
     return filling;
+  }
+
+  void take(std::uint32_t w, std::uint32_t s, std::atomic<std::uint64_t>& cell, SlotWord word) {
+    if (held_[number_of(w, s)]) return;  // written over; `finish` finds it
+    const SlotWord mine = SlotWord::make(word.generation(), epoch_, SlotState::kTaken);
+    // Against a cancel or the reaper, who would free it.
+    if (!cell.compare_exchange_strong(word.bits, mine.bits, std::memory_order_acq_rel)) return;
+    SlotHeader& header = *slot_rows(segment_, w, s).header;
+    const std::uint32_t rows = header.num_rows;
+    if (rows == 0 || rows > segment_.sizes().rows_per_slot) {
+      add(block_.refused, 1);
+      say(header, "the request says that it has " + std::to_string(rows) +
+                      " rows; a slot of this service holds 1.." +
+                      std::to_string(segment_.sizes().rows_per_slot));
+      header.failed = 1;
+      // Relaxed: our own. Release: as in `finish`.
+      header.version = static_cast<std::uint32_t>(block_.version.load(std::memory_order_relaxed));
+      finish({w, s, mine.bits, 0, 0, 0, 0, 0, true});
+      segment_.worker(w).bell.ring();
+      return;
+    }
+    std::uint32_t place;
+    if (free_taken_.empty()) {
+      place = static_cast<std::uint32_t>(taken_.size());
+      taken_.emplace_back();
+    } else {
+      place = free_taken_.back();
+      free_taken_.pop_back();
+    }
+    taken_[place] = {w, s, mine.bits, header.request_ns, rows, 0, rows, UINT32_MAX, false};
+    held_[number_of(w, s)] = true;
+    backlog_.push_back(place);
+    backlog_rows_ += rows;
+  }
+
+  /// For a word that nobody can have left: one that says that the slot is ours where it is not,
+  /// that names no state, or of a client that fills. Its owner finds out by the word.
+  void mend(std::uint32_t w, std::uint32_t s, std::atomic<std::uint64_t>& cell, SlotWord word) {
+    if (held_[number_of(w, s)]) return;  // ours, or written over: `finish` finds it
+    const SlotWord to = word.state() == SlotState::kTaken ? word.with(SlotState::kReady)
+                                                          : word.next(SlotState::kFree);
+    if (!cell.compare_exchange_strong(word.bits, to.bits, std::memory_order_acq_rel)) return;
+    add(block_.refused, 1);
+    segment_.worker(w).bell.ring();
   }
 
   /// A ready slot, or the end of all filling that was seen.
@@ -523,7 +664,8 @@ class ServerPort {
 
   /// Hands an answered slot back to its worker, or frees it where the worker gave it up.
   void finish(const Taken& taken) {
-    std::atomic<std::uint64_t>& cell = segment_.worker(taken.worker).words[taken.slot];
+    held_[number_of(taken.worker, taken.slot)] = false;
+    std::atomic<std::uint64_t>& cell = cell_of(taken);
     std::uint64_t expected = taken.word;
     const SlotWord mine{taken.word};
     // Release: pairs with the acquire in WorkerPort::answered.
@@ -531,20 +673,23 @@ class ServerPort {
                                      std::memory_order_acq_rel)) {
       return;
     }
-    const SlotWord found{expected};
-    if (found.state() != SlotState::kOrphaned || found.generation() != mine.generation()) {
-      throw CorruptSegment("slot " + std::to_string(taken.slot) + " of worker " +
-                           std::to_string(taken.worker) + " changed hands while it was taken");
+    const SlotWord orphan = SlotWord::make(mine.generation(), epoch_, SlotState::kOrphaned);
+    if (expected != orphan.bits ||
+        // Release: pairs with the acquire in RequestPort::claim and in WorkerPort::begin.
+        !cell.compare_exchange_strong(expected, orphan.next(SlotState::kFree).bits,
+                                      std::memory_order_acq_rel)) {
+      add(block_.refused, 1);  // written over: what it is now is the next sweep's matter
     }
-    cell.store(found.next(SlotState::kFree).bits, std::memory_order_release);
   }
 
   Segment& segment_;
   std::uint32_t server_;
   std::uint32_t epoch_;
   Spin spin_;
+  Peers peers_;
   ServerBlock& block_;
   SpinBudget budget_;
+  std::vector<bool> held_;  ///< By number_of: whether the slot is among the taken.
   std::vector<Taken> taken_;
   std::vector<std::uint32_t> free_taken_;
   std::deque<std::uint32_t> backlog_;  ///< Slots with rows that no batch has yet, oldest first.
@@ -564,8 +709,7 @@ inline void check_slots(const Segment& segment) {
           SlotWord{segment.worker(w).words[s].load(std::memory_order_acquire)}.state();
       const std::uint32_t rows = segment.slot_header(w, s).num_rows;
       const bool requested = state == SlotState::kReady || state == SlotState::kTaken;
-      if (state > SlotState::kOrphaned ||
-          (requested && (rows == 0 || rows > sizes.rows_per_slot))) {
+      if (!is_state(state) || (requested && (rows == 0 || rows > sizes.rows_per_slot))) {
         throw CorruptSegment("slot " + std::to_string(s) + " of block " + std::to_string(w) +
                              " is in state " + std::to_string(static_cast<int>(state)) + " with " +
                              std::to_string(rows) + " rows");
@@ -574,7 +718,8 @@ inline void check_slots(const Segment& segment) {
   }
 }
 
-/// By the reaper, once the worker is certainly dead: frees what it held. A slot that a server is
+/// By the reaper, once the worker is certainly dead: frees what it held, and gives what was free
+/// another generation: rows written for the old one are not published. A slot that a server is
 /// reading stays that server's until its batch is through.
 inline void reclaim_worker(const Segment& segment, std::uint32_t worker) {
   segment.worker(worker).playing.store(0, std::memory_order_relaxed);  // a report
@@ -583,7 +728,7 @@ inline void reclaim_worker(const Segment& segment, std::uint32_t worker) {
     for (;;) {
       std::uint64_t seen = cell.load(std::memory_order_acquire);
       const SlotWord word{seen};
-      if (word.state() == SlotState::kFree || word.state() == SlotState::kOrphaned) break;
+      if (word.state() == SlotState::kOrphaned) break;
       const SlotWord to =
           word.state() == SlotState::kTaken
               ? SlotWord::make(word.generation(), word.epoch(), SlotState::kOrphaned)
