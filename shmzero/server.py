@@ -224,15 +224,18 @@ class _Service:
     """Two threads over a segment: the serving loop and the reaper."""
 
     def __init__(
-        self, segment: _core.Segment, epoch: int, device: BatchDevice, version: int, timeout_ms: float,
-        spin_us: float, check_finite: bool,
+        self, memory: ServiceSegment | PrivateSegment, epoch: int, device: BatchDevice, version: int,
+        timeout_ms: float, spin_us: float, check_finite: bool,
     ) -> None:  # fmt: skip
         from shmzero.inference import serve  # here, as `python -m shmzero.inference` imports the package first
 
         self.pid = os.getpid()
-        self.segment = segment
+        self.segment = segment = memory.segment
         self.error: BaseException | None = None
         self.control = _Control(version)
+        self._memory = memory
+        self._memory_lock = threading.Lock()  # the first of both threads that fails closes it
+        self._has_memory = True
         self._reaper = _Reaper(segment, self.control.events.append)
         self._reaper.look(0)  # what a dead predecessor's clients left, before anything is served
         port = _core.ServerPort(segment, 0, epoch, adaptive_spin=True, clients=True)
@@ -255,7 +258,7 @@ class _Service:
             self.error = error
             self.control.last_failure = "".join(traceback.format_exception(error))
             self.control.closed = True
-            self.segment.close_service()
+            self._close_memory()  # another server may have the name at once
 
     def _reap(self) -> None:
         while not self.control.closed:
@@ -267,7 +270,15 @@ class _Service:
         for thread in self._threads:
             thread.join()
         self._reaper.close()
-        self.segment.close_service()
+        self._close_memory()
+
+    def _close_memory(self) -> None:
+        """Tell the clients, give the name back; what is mapped stays."""
+        with self._memory_lock:
+            if self._has_memory:
+                self._has_memory = False
+                self.segment.close_service()
+                self._memory.close()
 
     def stats(self) -> dict[str, Any]:
         counters = self.segment.server_counters(0)
@@ -320,10 +331,9 @@ def _spin(spin_us: float | None) -> float:
     return (50.0 if cores() > 1 else 0.0) if spin_us is None else spin_us
 
 
-def _end(service: _Service, memory: ServiceSegment | PrivateSegment) -> None:
-    if service.pid == os.getpid():  # in the child of a fork both are the parent's
+def _end(service: _Service) -> None:
+    if service.pid == os.getpid():  # in the child of a fork it is the parent's
         service.stop()
-        memory.close()
 
 
 class InferenceServer:
@@ -375,7 +385,7 @@ class InferenceServer:
         self._memory = ServiceSegment(self.name, slots, rows_per_slot, state_dim, action_dim, value_dim, wire)
         try:
             self._service = _Service(
-                self._memory.segment,
+                self._memory,
                 self._memory.epoch,
                 self.device,
                 self._memory.first_version,
@@ -386,7 +396,7 @@ class InferenceServer:
         except BaseException:
             self._memory.close()
             raise
-        self._end = weakref.finalize(self, _end, self._service, self._memory)  # also at the program's end
+        self._end = weakref.finalize(self, _end, self._service)  # also at the program's end
 
     @property
     def version(self) -> int:
@@ -474,8 +484,8 @@ class BatchedEvaluator(Client):
         self._memory = create_private(1, slots, 1, rows_per_slot, state_dim, action_dim, value_dim, wire)
         segment = self._memory.segment
         epoch = segment.open_service(_core.own_identity())
-        self._service = _Service(segment, epoch, served, 0, timeout_ms, _spin(spin_us), check_finite)
-        self._end = weakref.finalize(self, _end, self._service, self._memory)
+        self._service = _Service(self._memory, epoch, served, 0, timeout_ms, _spin(spin_us), check_finite)
+        self._end = weakref.finalize(self, _end, self._service)
         self._connect(None, time.monotonic())
 
     def _find(self) -> Connection | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,8 +14,9 @@ from shmzero.config import play_settings
 from shmzero.errors import SegmentCorrupt
 from shmzero.launch import GRANT
 from shmzero.segment import create_private
-from tests.service_programs import check, rows
+from tests.service_programs import ACTION_DIM, STATE_DIM, VALUE_DIM, check, echo, rows
 from tests.services import WIDTHS, Holding, held, until
+from tests.test_server import TwoStages
 
 FREE, FILLING, READY, TAKEN, ANSWERED, ORPHANED = range(6)
 FUTURE_NS = 2**62
@@ -107,10 +109,33 @@ def test_request_of_the_future_is_one_of_now() -> None:
         assert workers[number].begin(0)
         workers[number].publish(0, 1)
         _core.overwrite_slot(segment, number, 0, request_ns=FUTURE_NS)
-    assert segment.stalled_s(0) > 0
     assert workers[2].begin(0)
     batch, n = server.gather(states, masks, 16, timeout_ms=0.0, wait_ms=0.0)
     assert n == 2
     server.scatter(batch, np.zeros((2, 52), np.float32), np.zeros((2, 1), np.float32), 1)
     assert sum(server_waits := segment.server_counters(0)["waits"]) == 2 and not any(server_waits[-40:])
     memory.close()
+
+
+class Failing(TwoStages):
+    """A device with a bug: what it raises is no ModelFailed."""
+
+    is_quick = True
+
+    def wait(self, stage: int) -> None:
+        raise ZeroDivisionError("a bug of the device")
+
+
+def test_server_that_ended_gives_its_name_back(name: str, rng: np.random.Generator) -> None:
+    asked = rows(rng, 3)
+    device: Any = Failing()
+    server = InferenceServer(device, STATE_DIM, ACTION_DIM, VALUE_DIM, name=name)
+    client = server.client()
+    pending = client.submit_many(*asked)
+    until(lambda: server.error is not None)
+    until(lambda: f"shmzero-{name}" not in os.listdir("/dev/shm"))
+    assert "ZeroDivisionError: a bug of the device" in server.last_failure
+    with InferenceServer(echo, *WIDTHS, name=name):
+        check(*asked, *pending.result())
+        server.close()
+        check(*asked, *client.evaluate_many(*asked))
