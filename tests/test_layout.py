@@ -56,6 +56,6 @@ def test_transport_includes_no_game_and_the_search_no_features_or_slots() -> Non
 
 def test_readme_names_every_source_file_and_is_short() -> None:
     text = (ROOT / "README.md").read_text()
-    assert len(text.splitlines()) <= 200
+    assert len(text.splitlines()) <= 220
     for path in [*(ROOT / "shmzero").glob("*.py"), *CSRC.glob("*.h")]:
         assert path.name in text or path.name == "__init__.py", path.name
