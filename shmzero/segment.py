@@ -422,6 +422,11 @@ def _no_room(fd: int, size: int, error: OSError) -> str:
     in_folder = os.path.isdir(FOLDER) and os.fstat(fd).st_dev == os.stat(FOLDER).st_dev
     if error.errno != errno.ENOSPC or not in_folder:
         free = _free_memory()
+        if error.errno == errno.ENOMEM and free is not None and free > size:
+            return (
+                f"a segment of {wanted} cannot be mapped ({error.strerror}), and memory is free: "
+                f"allow this process more (ulimit -v), or {less}"
+            )
         known = "" if free is None else f"; {free / 1e6:.1f} MB are free"
         return f"memory has no room for {wanted} ({error.strerror}){known}: {less}"
     left = [(FOLDER + path, os.fstat(other).st_size) for path, other in _dead(named=True)]
