@@ -304,7 +304,7 @@ def test_selfplay_on_a_python_without_memfd_create_plays(tmp_path: Path) -> None
 def test_segment_larger_than_memory_is_refused_and_kills_nobody() -> None:
     """The room of a file in memory ends where the kernel begins to kill."""
     with pytest.raises(SegmentError, match="memory has no room for .* MB .*; .* MB are free: use fewer slots"):
-        BatchedEvaluator(echo, *WIDTHS, slots=1024, rows_per_slot=1 << 22)
+        BatchedEvaluator(echo, 4000, *WIDTHS[1:], slots=_core.MAX_WORKERS, rows_per_slot=1 << 20)
 
 
 def test_segment_larger_than_a_control_group_allows_is_refused(tmp_path: Path) -> None:
