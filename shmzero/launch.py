@@ -164,6 +164,8 @@ class Fleet:
         """Workers that each unit has ended."""
         self._workers: list[_Worker] = []
         self._servers: list[_Server] = []
+        self._refused = [0] * len(self.plan.devices)
+        """By inference process: stray words of slots that it and its predecessors have mended, as far as was said."""
         self._looked_at = time.monotonic()
         try:
             self._served = Weights.copied(version, config.checkpoint) if config.checkpoint else Weights(version, None)
@@ -590,6 +592,14 @@ class Fleet:
                 self.events.append(f"worker {worker.index} {why}")
                 worker.child.process.kill()
         for server in self._servers:
+            refused = self.segment.server_counters(server.index)["refused"]
+            if refused > self._refused[server.index]:
+                number = refused - self._refused[server.index]
+                self.events.append(
+                    f"inference process {server.index} mended {number} slots whose words neither it nor a worker "
+                    "wrote: something else writes into the shared memory"
+                )
+                self._refused[server.index] = refused
             if not server.killed and (why := self._why_server_stuck(server)):
                 server.killed = True
                 self.events.append(f"inference process {server.index} {why}")
