@@ -113,7 +113,7 @@ def _connect(path: Path, how: Literal["mode=ro", "mode=rw", "mode=ro&immutable=1
         )
         connection.execute("PRAGMA schema_version")
     except sqlite3.Error as error:
-        raise RecordError(f"record file {path} cannot be opened: {_why(error)}") from None
+        raise RecordError(f"record file {path} cannot be opened: {_why(error, path)}") from None
     return connection
 
 
@@ -157,9 +157,18 @@ def _connect_to_read(path: Path) -> tuple[sqlite3.Connection, Stamp | None]:
         return _connect(path, "mode=ro&immutable=1"), stamp
 
 
-def _why(error: sqlite3.Error) -> str:
-    """What SQLite says, and what to do about a lock."""
+FULL_BYTES = 1 << 16
+"""With less room than this SQLite can make neither its log nor the index of it, and says so in other words."""
+
+
+def _why(error: sqlite3.Error, path: Path) -> str:
+    """What SQLite says, what to do about a lock, and that a disk is full where it gives that another name."""
     code = getattr(error, "sqlite_errorcode", 0)
+    if code & 0xFF in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN):
+        with suppress(OSError):
+            room = os.statvfs(os.path.dirname(os.path.realpath(path)))
+            if room.f_bavail * room.f_frsize < FULL_BYTES:
+                return os.strerror(errno.ENOSPC)
     if code & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
         return f"{error}: another program has it locked, such as a database browser, or {UNLOCKABLE}"
     if code & 0xFF == sqlite3.SQLITE_PROTOCOL or code in _LOCK_ERRORS:
@@ -172,7 +181,7 @@ def _not_readable(path: Path, error: sqlite3.Error) -> ShmzeroError:
     strange = (sqlite3.SQLITE_ERROR, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT)
     if getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF in strange:
         return ConfigError(f"{path} is no record file of shmzero: {error}")
-    return RecordError(f"record file {path} cannot be read: {_why(error)}")
+    return RecordError(f"record file {path} cannot be read: {_why(error, path)}")
 
 
 def _is_new(connection: sqlite3.Connection, path: Path) -> bool:
@@ -198,7 +207,7 @@ def _query(connection: sqlite3.Connection, path: Path, query: str, values: Seque
     try:
         return connection.execute(query, values).fetchall()
     except sqlite3.Error as error:
-        raise RecordError(f"record file {path} cannot be read: {_why(error)}") from None
+        raise RecordError(f"record file {path} cannot be read: {_why(error, path)}") from None
 
 
 class RecordWriter:
@@ -235,7 +244,7 @@ class RecordWriter:
         except sqlite3.Error as error:
             self._connection.close()
             self._leave_as_found()
-            raise RecordError(f"record file {self.path} cannot be written: {_why(error)}") from None
+            raise RecordError(f"record file {self.path} cannot be written: {_why(error, self.path)}") from None
         except ShmzeroError:
             self._connection.close()
             self._leave_as_found()
@@ -322,7 +331,7 @@ class RecordWriter:
         try:
             yield from self._connection.execute(query)
         except sqlite3.Error as error:
-            raise RecordError(f"record file {self.path} cannot be read: {_why(error)}") from None
+            raise RecordError(f"record file {self.path} cannot be read: {_why(error, self.path)}") from None
 
     def weights(self) -> tuple[int, str | None] | None:
         """Version and digest of the weights that played last; None where nothing says."""
@@ -340,7 +349,7 @@ class RecordWriter:
                 "INSERT OR REPLACE INTO meta VALUES ('weights', ?)", (json.dumps([version, digest]),)
             )
         except sqlite3.Error as error:
-            raise RecordError(f"record file {self.path} cannot be written: {_why(error)}") from None
+            raise RecordError(f"record file {self.path} cannot be written: {_why(error, self.path)}") from None
 
     def count(self) -> int:
         """Rounds in the file."""
@@ -368,7 +377,7 @@ class RecordWriter:
             if self._connection.in_transaction:
                 self._connection.execute("ROLLBACK")
             raise RecordError(
-                f"record file {self.path} cannot be written: {_why(error)}; "
+                f"record file {self.path} cannot be written: {_why(error, self.path)}; "
                 "everything committed before is intact"
             ) from None
         return new
@@ -381,7 +390,7 @@ class RecordWriter:
         try:
             self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
         except sqlite3.Error as error:
-            raise RecordError(f"record file {self.path} cannot be written: {_why(error)}") from None
+            raise RecordError(f"record file {self.path} cannot be written: {_why(error, self.path)}") from None
 
     def close(self) -> None:
         """End writing; another process may then."""
