@@ -61,7 +61,7 @@ class Pulse:
 
     def __init__(self, fd: int | None = None) -> None:
         """The parent's end, or with `fd` that of a child that inherited it. Raises OSError."""
-        self.fd = os.memfd_create("shmzero-pulse") if fd is None else fd
+        self.fd = nameless_file("shmzero-pulse") if fd is None else fd
         if fd is None:
             os.ftruncate(self.fd, mmap.PAGESIZE)
         self._memory = mmap.mmap(self.fd, mmap.PAGESIZE)
