@@ -47,7 +47,7 @@ Rows = tuple[NDArray[np.float32], NDArray[np.float32]]
 Mode = Literal["one", "rest"]
 
 DEFAULT_SEARCH = SearchConfig(determinizations=3, simulations=30)
-"""Of a checkpoint without a suffix."""
+"""The search of a checkpoint that is named without a suffix."""
 ROWS_PER_STEP = 4096
 """Lanes are as many as make batches of about this size."""
 BOT_LANES = 128

@@ -57,7 +57,7 @@ class Client:
         check_service("spin_us", spin_us)
         self.name = name
         self.version = 0
-        """Of the weights that gave the last answer; of a split request the oldest."""
+        """The version of the weights that gave the last answer; the oldest for a split request."""
         self._path = service_path(name)
         self._given_spin_us = spin_us
         self._spin_us = (50.0 if cores() > 1 else 0.0) if spin_us is None else spin_us
@@ -409,7 +409,7 @@ class PendingRequest:
         self, client: Client, connection: Connection, states: NDArray[Any], masks: NDArray[np.bool_], like: Any
     ) -> None:
         self.version = 0
-        """Of the oldest weights that answered a row, once there is a result."""
+        """The version of the oldest weights that answered a row, once there is a result."""
         self._client = client
         self._connection = connection
         self._like = like

@@ -39,7 +39,7 @@ BUILT_IN = "random, threshold, mc90, mc900, uct10x90, uct10x90+solver (any numbe
 SOLVED_CARDS = 12
 """Most cards in all hands with which `+solver` solves a leaf: three tricks of four players."""
 MOST_SIMULATIONS = 1 << 18
-"""Of a decision, over all worlds and, under max^n, seats: each takes 300 to 600 bytes of its lane."""
+"""The most simulations of a decision, over all worlds (under max^n seats too); each takes 300 to 600 bytes."""
 OLDER = "older"
 """Among `others` of a training run: one of its own earlier checkpoints."""
 
