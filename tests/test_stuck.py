@@ -211,7 +211,7 @@ def test_fleet_stray_write_to_slots_that_are_free_is_said_and_is_mended_or_costs
         fleet.paused = False
         finish(fleet, found, said, until=lambda: fleet.restarts or any(map(MENDED.search, said)))
         finish(fleet, found, said)
-    assert any(MENDED.search(line) or "neither this worker" in line or "finished no batch for 2 s" in line for line in said), said
+    assert any(MENDED.search(line) or "its owner left it" in line or "finished no batch for 2 s" in line for line in said), said
     assert [found[unit] for unit in range(150)] == [[record] for record in play_rounds(HashEvaluator(), 150, LIGHT)]
 
 

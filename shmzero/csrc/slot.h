@@ -123,20 +123,16 @@ class WorkerPort {
     return word.state() == SlotState::kFree;
   }
 
+  /// Whether `begin` may claim the slot: it is free, or answered. Throws SlotLost.
+  bool may_begin(std::uint32_t slot) const { return may_begin(slot, load(slot)); }
+
   /// Claims a free slot, or goes on with an answered one, whose answers stay readable until
   /// `publish`. False where the slot is the server's. Throws SlotLost.
   bool begin(std::uint32_t slot) {
-    const SlotWord left = left_[slot];
-    if (is_out(slot)) {
-      if (!answered(slot)) return false;
-      move(slot, left.with(SlotState::kAnswered), left.next(SlotState::kFilling),
-           std::memory_order_relaxed);
-      return true;
-    }
     const SlotWord word = load(slot);
-    if (word.state() == SlotState::kOrphaned) return false;  // of a request that was given up
-    if (word.state() != SlotState::kFree) throw lost(slot, word);
-    move(slot, word, word.with(SlotState::kFilling), std::memory_order_relaxed);
+    if (!may_begin(slot, word)) return false;
+    move(slot, word, is_out(slot) ? word.next(SlotState::kFilling) : word.with(SlotState::kFilling),
+         std::memory_order_relaxed);
     return true;
   }
 
@@ -163,13 +159,7 @@ class WorkerPort {
 
   /// Whether the answers are there. Order: acquire; pairs with the release in ServerPort::scatter.
   /// Throws SlotLost.
-  bool answered(std::uint32_t slot) const {
-    if (!is_out(slot)) return false;
-    const SlotWord word = load(slot);
-    if (word.bits == left_[slot].with(SlotState::kAnswered).bits) return true;
-    if (!is_pending(slot, word)) throw lost(slot, word);
-    return false;
-  }
+  bool answered(std::uint32_t slot) const { return is_out(slot) && may_begin(slot); }
 
   /// Gives an answered slot back. Where it does not throw SlotLost, what was read was its answer.
   void release(std::uint32_t slot) {
@@ -215,16 +205,27 @@ class WorkerPort {
   }
 
   /// Whether the slot is the server's.
-  bool must_wait(std::uint32_t slot) const {
-    const SlotWord word = load(slot);
-    return is_out(slot) ? is_pending(slot, word) : word.state() == SlotState::kOrphaned;
-  }
+  bool must_wait(std::uint32_t slot) const { return must_wait(slot, load(slot)); }
 
   SlotWord load(std::uint32_t slot) const {
     return {block_.words[slot].load(std::memory_order_acquire)};
   }
 
  private:
+  bool may_begin(std::uint32_t slot, SlotWord word) const {
+    if (is_out(slot) ? word.bits == left_[slot].with(SlotState::kAnswered).bits
+                     : word.state() == SlotState::kFree) {
+      return true;
+    }
+    if (!must_wait(slot, word)) throw lost(slot, word);
+    return false;
+  }
+
+  /// A slot that is not out is the server's where a request in it was given up.
+  bool must_wait(std::uint32_t slot, SlotWord word) const {
+    return is_out(slot) ? is_pending(slot, word) : word.state() == SlotState::kOrphaned;
+  }
+
   /// Whether `word` is what a server may have made of our request before it has answered.
   bool is_pending(std::uint32_t slot, SlotWord word) const {
     return word.generation() == left_[slot].generation() &&

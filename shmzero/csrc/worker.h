@@ -38,8 +38,6 @@ class Worker {
     const std::uint32_t num_slots = port_.num_slots();
     lanes_per_slot_ = std::max(1u, (lanes + num_slots - 1) / num_slots);
     for (std::uint32_t slot = 0; slot < num_slots; ++slot) groups_.emplace_back(settings_, queue_);
-    in_flight_.assign(num_slots, false);
-    generations_.assign(num_slots, 0);
     num_rows_.assign(num_slots, 0);
     capacity_ = segment.sizes().rows_per_slot;
     const std::uint64_t rows = std::uint64_t{lanes_per_slot_} * groups_[0].rows_per_lane();
@@ -54,7 +52,7 @@ class Worker {
   }
 
   /// Until no unit is left or will come. Throws where a pipe breaks, or a slot comes back failed,
-  /// CorruptSegment where a slot is in a state that neither this worker nor its server put it in.
+  /// CorruptSegment where neither this worker nor its server wrote what a slot holds.
   void run() {
     for (;;) {
       read_grants();
@@ -65,13 +63,11 @@ class Worker {
       const std::uint64_t stepped_until = now_ns();
       add(port_.block().busy_ns, stepped_until - start);
       if (stepped) continue;
-      const bool waiting =
-          std::find(in_flight_.begin(), in_flight_.end(), true) != in_flight_.end();
-      if (waiting) {
-        std::uint32_t slots = 0;
-        for (std::size_t s = 0; s < in_flight_.size(); ++s) {
-          if (in_flight_[s]) slots |= 1u << s;
-        }
+      std::uint32_t slots = 0;
+      for (std::uint32_t s = 0; s < groups_.size(); ++s) {
+        if (port_.is_out(s)) slots |= 1u << s;
+      }
+      if (slots != 0) {
         port_.wait(slots, kLongestWaitNs, spin_ns_);
       } else if (no_more_grants_ && queue_.waiting.empty()) {
         return;
@@ -95,32 +91,23 @@ class Worker {
     bool stepped = false;
     for (std::uint32_t slot = 0; slot < groups_.size(); ++slot) {
       LaneGroup& group = groups_[slot];
-      const SlotState state = checked_state(slot);
-      if (in_flight_[slot]) {
-        if (state != SlotState::kAnswered) continue;
-      } else if (queue_.waiting.empty()) {
-        continue;
-      }
+      const bool may_begin = port_.may_begin(slot);  // also of a slot without work: it may be lost
+      const bool is_out = port_.is_out(slot);
+      if (is_out) check_rows(slot);
+      if (!may_begin || (!is_out && queue_.waiting.empty())) continue;
       const SlotRows rows = port_.rows(slot);
-      if (in_flight_[slot] && rows.header->failed != 0) {
+      if (is_out && rows.header->failed != 0) {
         throw std::runtime_error(
             "slot " + std::to_string(slot) + " was answered with a failure: " +
             std::string(rows.header->message, strnlen(rows.header->message, kMessageBytes)));
       }
       if (!port_.begin(slot)) continue;
-      generations_[slot] = port_.load(slot).generation();
-      in_flight_[slot] = false;
       stepped = true;
       const std::uint64_t finished = queue_.counters.units;
       group.set_num_lanes(lanes_wanted(slot));
       const std::uint32_t num_rows =
           group.step({rows.policies, rows.values, rows.header->version},
                      {reinterpret_cast<std::uint16_t*>(rows.states), rows.masks, capacity_});
-      if (port_.load(slot).bits !=
-          SlotWord::make(generations_[slot], 0, SlotState::kFilling).bits) {
-        throw_corrupt(slot);
-      }
-      in_flight_[slot] = num_rows > 0;
       num_rows_[slot] = num_rows;
       port_.publish(slot, num_rows);
       in_progress_ -= queue_.counters.units - finished;
@@ -128,32 +115,13 @@ class Worker {
     return stepped;
   }
 
-  /// The state of a slot. What is in flight is its server's or answered, in the generation and with
-  /// the rows that were published; any other slot is free, or a dead predecessor's until its server
-  /// has done with it.
-  SlotState checked_state(std::uint32_t slot) const {
-    const SlotWord word = port_.load(slot);
-    const SlotState state = word.state();
-    const bool possible = in_flight_[slot]
-                              ? word.generation() == generations_[slot] &&
-                                    port_.rows(slot).header->num_rows == num_rows_[slot] &&
-                                    (state == SlotState::kReady || state == SlotState::kTaken ||
-                                     state == SlotState::kAnswered)
-                              : state == SlotState::kFree || state == SlotState::kOrphaned;
-    if (!possible) throw_corrupt(slot);
-    return state;
-  }
-
-  [[noreturn]] void throw_corrupt(std::uint32_t slot) const {
-    const SlotWord word = port_.load(slot);
-    throw CorruptSegment(
-        "slot " + std::to_string(slot) + " is in state " +
-        std::to_string(static_cast<int>(word.state())) + ", generation " +
-        std::to_string(word.generation()) + ", with " +
-        std::to_string(port_.rows(slot).header->num_rows) +
-        " rows, which neither this worker (generation " + std::to_string(generations_[slot]) +
-        ", " + std::to_string(num_rows_[slot]) + " rows" + (in_flight_[slot] ? ", in flight" : "") +
-        ") nor its inference process wrote: something else writes into the shared memory");
+  /// Throws where the request that is out in a slot has not the rows that were published.
+  void check_rows(std::uint32_t slot) const {
+    const std::uint32_t found = port_.rows(slot).header->num_rows;
+    if (found == num_rows_[slot]) return;
+    throw CorruptSegment("slot " + std::to_string(slot) + " holds a request with " +
+                         std::to_string(found) + " rows, which neither this worker (it wrote " +
+                         std::to_string(num_rows_[slot]) + ") nor its inference process wrote");
   }
 
   /// Lanes a slot may start units in: an even share of what there is, few before the first is done
@@ -234,11 +202,9 @@ class Worker {
   std::uint64_t spin_ns_;
   std::uint32_t lanes_per_slot_ = 1;
   std::uint32_t capacity_ = 0;
-  std::deque<LaneGroup> groups_;            ///< One a slot.
-  std::vector<bool> in_flight_;             ///< The slot has rows of its group out.
-  std::vector<std::uint32_t> generations_;  ///< Of what this worker last began in the slot.
-  std::vector<std::uint32_t> num_rows_;     ///< That it last published.
-  std::uint64_t in_progress_ = 0;           ///< Units granted and not finished.
+  std::deque<LaneGroup> groups_;         ///< One a slot.
+  std::vector<std::uint32_t> num_rows_;  ///< By slot: rows of the last request.
+  std::uint64_t in_progress_ = 0;        ///< Units granted and not finished.
   bool no_more_grants_ = false;
   PlayCounters published_;
 };
