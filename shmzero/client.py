@@ -21,7 +21,7 @@ from shmzero import _core
 from shmzero.arrays import as_torch, mask_bools, slot_arrays
 from shmzero.config import check_service, cores, seconds
 from shmzero.connection import MOST_PORTS, Connection, give_up
-from shmzero.errors import ModelFailed, RequestLost, SegmentCorrupt, ServerGone
+from shmzero.errors import ModelFailed, RequestLost, SegmentCorrupt, SegmentError, ServerGone
 from shmzero.segment import find_service, inode_of, service_path
 
 SLICE_MS = 100.0
@@ -605,10 +605,16 @@ class SlotRequest(AbstractContextManager["SlotRequest"]):
 
 
 def _is_lost(client: Client, connection: Connection) -> bool:
-    """Whether this segment will never be served again: left on purpose, or dead and replaced."""
+    """Whether this segment will never be served again: its server left on purpose, or is dead and replaced.
+
+    False where the name cannot be looked at: the segment may still be the one behind it.
+    """
     if connection.segment.service_closed:
         return True
-    return inode_of(client._path) != connection.inode and not connection.is_served
+    try:
+        return inode_of(client._path) != connection.inode and not connection.is_served
+    except SegmentError:
+        return False
 
 
 def _too_late(client: Client, connection: Connection, rows: int) -> Exception:

@@ -224,11 +224,16 @@ def find_service(name: str) -> tuple[_core.Segment, int] | None:
 
 
 def inode_of(path: str) -> int:
-    """Of the file behind a name in shared memory; 0 where there is none."""
+    """The inode of the file behind a name in shared memory; 0 where there is none.
+
+    Raises SegmentError where it cannot be looked at: it may be there.
+    """
     try:
         return os.stat(FOLDER + path).st_ino
-    except OSError:
+    except FileNotFoundError:
         return 0
+    except OSError as error:
+        raise SegmentError(f"shared memory {FOLDER}{path} cannot be looked at: {error.strerror}") from None
 
 
 def sweep_leftovers() -> list[str]:
@@ -326,7 +331,10 @@ def _check_ours(status: os.stat_result, path: str) -> None:
 
 
 def _unlink(fd: int, path: str) -> None:
-    """Remove the name of our open file, if it is still this file's. Raises SegmentError where that is forbidden."""
+    """Remove the name of our open file, if it is still this file's.
+
+    Raises SegmentError where the name cannot be looked at or may not be removed.
+    """
     if inode_of(path) != os.fstat(fd).st_ino:
         return
     try:

@@ -15,8 +15,9 @@ import pytest
 
 import shmzero.inference  # noqa: F401 before a child that may not read it is forked
 from shmzero import BatchedEvaluator, Client, ConfigError, InferenceServer, _core
+from shmzero.client import _is_lost
 from shmzero.errors import SegmentError
-from shmzero.segment import FOLDER, create_private, sweep_leftovers
+from shmzero.segment import FOLDER, _unlink, create_private, inode_of, sweep_leftovers
 from tests.service_programs import check, echo, rows
 from tests.services import ROOT, WIDTHS, start_server
 from tests.test_bad_input import last_line, mounted
@@ -260,6 +261,30 @@ def test_server_whose_file_is_replaced_all_the_time_ends(name: str, monkeypatch:
     with pytest.raises(SegmentError, match="is replaced all the time"):
         InferenceServer(echo, *WIDTHS, name=name)
     file_of(name).unlink(missing_ok=True)
+
+
+def test_name_that_cannot_be_looked_at_is_not_taken_for_gone(
+    name: str, tmp_path: Path, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server neither calls its own file replaced nor leaves it behind in silence; a client waits on."""
+    no_folder = tmp_path / "file"
+    no_folder.touch()
+    asked = rows(rng, 3)
+    with InferenceServer(echo, *WIDTHS, name=name) as server, Client(name) as client:
+        client.evaluate_many(*asked)
+        connection = client._connection
+        assert connection is not None
+        with monkeypatch.context() as patched:
+            patched.setattr("shmzero.segment.FOLDER", str(no_folder))
+            with pytest.raises(SegmentError, match=f"{no_folder}/shmzero-{name} cannot be looked at: Not a directory"):
+                inode_of(client._path)
+            with pytest.raises(SegmentError, match="cannot be looked at"):
+                _unlink(server._memory.fd, client._path)
+            patched.setattr(type(connection), "is_served", False)
+            assert not _is_lost(client, connection)
+        assert file_of(name).exists()
+        check(*asked, *client.evaluate_many(*asked))
+    assert inode_of(client._path) == 0
 
 
 def test_private_segment_cannot_be_shrunk() -> None:
