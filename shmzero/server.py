@@ -55,7 +55,7 @@ class _Control:
         self._command: dict[str, Any] | None = None
         self._last_version = version  # that a swap has been given
         self._outcome = (version, "")  # of the last swap that the loop has done: its version and what was wrong
-        self._swapping = threading.Lock()
+        self._is_swapping = False  # for one swap at a time; guarded by `_done`
         self._done = threading.Condition()
 
     def commands(self) -> list[dict[str, Any]]:
@@ -86,10 +86,13 @@ class _Control:
         """
         end = time.monotonic() + timeout
         late = TimeoutError(f"weights were not taken up within {timeout:g} s: a batch or a swap is still running")
-        if not self._swapping.acquire(timeout=min(max(timeout, 0.0), threading.TIMEOUT_MAX)):
-            raise late
-        try:
-            with self._done:
+        with self._done:
+            while self._is_swapping:
+                if time.monotonic() >= end:
+                    raise late
+                self._done.wait(min(0.1, max(end - time.monotonic(), 0.0)))
+            try:
+                self._is_swapping = True
                 self._last_version += 1
                 self._command = {"cmd": "weights", "weights": weights, "version": self._last_version}
                 while self._outcome[0] != self._last_version:
@@ -106,8 +109,9 @@ class _Control:
                     self._outcome = (self._last_version, "")
                     raise ConfigError(message)
                 return self._last_version
-        finally:
-            self._swapping.release()
+            finally:
+                self._is_swapping = False
+                self._done.notify_all()
 
 
 class _Reaper:

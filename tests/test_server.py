@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 
 from shmzero import BatchedEvaluator, ConfigError, InferenceServer, ModelFailed, _core
 from shmzero.evaluators import RowFunctionDevice, Staging
-from shmzero.server import percentile_us
+from shmzero.server import _Control, percentile_us
 from tests.service_programs import ACTION_DIM, STATE_DIM, VALUE_DIM, check, echo, make_module, make_raising, rows
 from tests.services import WIDTHS, Holding, constant, held, until
 
@@ -339,3 +340,38 @@ def test_percentile_us_is_the_end_of_the_bin() -> None:
     assert percentile_us(waits, 0.5) == _core.WAIT_BINS_NS[41] / 1000
     assert percentile_us(waits, 0.995) == _core.WAIT_BINS_NS[81] / 1000
     assert percentile_us([0] * 128, 0.5) == 0.0
+
+
+def test_swap_that_is_interrupted_after_any_call_leaves_the_next_one_free() -> None:
+    """A Ctrl-C comes when a call has returned, and before anything is done about it."""
+
+    def is_interrupted(control: _Control, call: int) -> bool:
+        """Whether a swap that nobody takes up makes so many calls; it is interrupted after the last of these."""
+        calls = 0
+
+        def profile(frame: Any, event: str, argument: Any) -> None:
+            nonlocal calls
+            if frame.f_code is _Control.swap.__code__ and event == "c_return":
+                calls += 1
+                if calls == call:
+                    raise KeyboardInterrupt
+
+        sys.setprofile(profile)
+        try:
+            control.swap({}, timeout=0.0)
+        except (KeyboardInterrupt, TimeoutError):
+            pass
+        finally:
+            sys.setprofile(None)
+        return calls >= call
+
+    call = 1
+    while is_interrupted(control := _Control(0), call):
+        with ThreadPoolExecutor(1) as pool:
+            swap = pool.submit(control.swap, {}, timeout=60.0)
+            while not swap.done():
+                for command in control.commands():
+                    control.send(event="weights", version=command["version"])
+            assert swap.result() == control.version
+        call += 1
+    assert call > 2
