@@ -10,6 +10,7 @@ import errno
 import fcntl
 import json
 import os
+import resource
 import sqlite3
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -159,21 +160,41 @@ def _connect_to_read(path: Path) -> tuple[sqlite3.Connection, Stamp | None]:
 
 FULL_BYTES = 1 << 16
 """With less room than this SQLite can make neither its log nor the index of it, and says so in other words."""
+SQLITE_ENDS = ("", "-wal", "-shm", "-journal")
+"""What follows the name of a record file in the names of the files that SQLite writes for it."""
 
 
 def _why(error: sqlite3.Error, path: Path) -> str:
-    """What SQLite says, what to do about a lock, and that a disk is full where it gives that another name."""
+    """What SQLite says and what to do about a lock.
+
+    SQLite calls a full disk and a limit of the files' size (ulimit -f) by other names; this calls them by theirs.
+    """
     code = getattr(error, "sqlite_errorcode", 0)
     if code & 0xFF in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN):
         with suppress(OSError):
             room = os.statvfs(os.path.dirname(os.path.realpath(path)))
             if room.f_bavail * room.f_frsize < FULL_BYTES:
                 return os.strerror(errno.ENOSPC)
+        most_bytes, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
+        if most_bytes != resource.RLIM_INFINITY and _largest_bytes(path) + FULL_BYTES > most_bytes:
+            return (
+                f"{os.strerror(errno.EFBIG)}: files of this process may have {most_bytes} bytes; "
+                "allow larger ones (ulimit -f)"
+            )
     if code & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
         return f"{error}: another program has it locked, such as a database browser, or {UNLOCKABLE}"
     if code & 0xFF == sqlite3.SQLITE_PROTOCOL or code in _LOCK_ERRORS:
         return f"{error}: {UNLOCKABLE}"
     return str(error)
+
+
+def _largest_bytes(path: Path) -> int:
+    """The size of the largest of the files that SQLite writes for a record file, as far as they can be looked at."""
+    sizes = [0]
+    for end in SQLITE_ENDS:
+        with suppress(OSError):
+            sizes.append(os.stat(os.path.realpath(path) + end).st_size)
+    return max(sizes)
 
 
 def _not_readable(path: Path, error: sqlite3.Error) -> ShmzeroError:

@@ -81,6 +81,25 @@ def test_shared_memory_too_small_ends_with_one_line_and_leaves_nothing(tmp_path:
     assert done.stdout == "" and list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("most", [10_000, 50_000, 200_000, 1_000_000])
+def test_records_under_a_limit_of_the_files_size_name_it(tmp_path: Path, most: int) -> None:
+    """SQLite says "disk I/O error", be it of the first file that it makes or of a later round."""
+    program = (
+        "import resource, sys; from shmzero import SearchConfig, play_rounds\n"
+        "from pathlib import Path; from shmzero.evaluators import HashEvaluator; from shmzero.records import RecordWriter\n"
+        "record = play_rounds(HashEvaluator(), 1, SearchConfig(simulations=0))[0]\n"
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({most}, -1))\n"
+        "writer, number = RecordWriter(Path(sys.argv[1]), {}), 0\n"
+        "while True:\n"
+        "    writer.write([(i, [record[:8] + i.to_bytes(8, 'little') + record[16:]]) for i in range(number, number + 500)])\n"
+        "    number += 500\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program, tmp_path / "run"], capture_output=True, text=True)
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("shmzero.errors.RecordError: record file ") and "I/O" not in last
+    assert f"File too large: files of this process may have {most} bytes; allow larger ones (ulimit -f)" in last
+
+
 @pytest.mark.parametrize(
     ("limit", "named"), [("RLIMIT_FSIZE, (10**6, -1)", "ulimit -f"), ("RLIMIT_AS, (pages * resource.getpagesize() + 10**6, -1)", "Cannot allocate memory")]
 )
