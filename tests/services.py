@@ -10,14 +10,18 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from shmzero import Client, InferenceServer
+from shmzero import Client, InferenceServer, SearchConfig, _core
 from shmzero.client import _unpickled
+from shmzero.config import play_settings
+from shmzero.launch import GRANT
 from tests.service_programs import ACTION_DIM, STATE_DIM, VALUE_DIM, echo, rows
 
 ROOT = Path(__file__).parent.parent
@@ -25,6 +29,21 @@ WIDTHS = (STATE_DIM, ACTION_DIM, VALUE_DIM)
 
 
 started: list[subprocess.Popen[str]] = []
+
+
+@contextmanager
+def worker_in_thread(segment: _core.Segment) -> Iterator[Future[None]]:
+    """The loop of worker 0 at its first unit. It has to end before the block does."""
+    grants, granted = os.pipe()
+    records, recorded = os.pipe()
+    settings = play_settings(SearchConfig(determinizations=1, simulations=4))
+    try:
+        os.write(granted, bytes(GRANT.size))  # unit 0, from its first round
+        with ThreadPoolExecutor(1) as pool:
+            yield pool.submit(_core.run_worker, segment, 0, grants, recorded, 1, settings)
+    finally:
+        for fd in (grants, granted, records, recorded):
+            os.close(fd)
 
 
 @pytest.fixture

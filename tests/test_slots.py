@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import os
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from shmzero import SearchConfig, _core
-from shmzero.config import play_settings
+from shmzero import _core
 from shmzero.errors import SegmentCorrupt, SegmentError
-from shmzero.launch import GRANT
 from shmzero.segment import create_private
+from tests.services import worker_in_thread
 
 
 class Pair:
@@ -182,23 +180,14 @@ def test_worker_whose_slot_comes_back_failed_ends_with_the_message() -> None:
     memory = create_private(1, 1, 1, 64)
     server = _core.ServerPort(memory.segment, 0, 1)
     states, masks = np.zeros((64, 256), np.float16), np.zeros(64, np.uint64)
-    grants, granted = os.pipe()
-    records, recorded = os.pipe()
-    settings = play_settings(SearchConfig(determinizations=1, simulations=4))
-    try:
-        os.write(granted, bytes(GRANT.size))  # unit 0, from its first round
-        with ThreadPoolExecutor(1) as pool:
-            worker = pool.submit(_core.run_worker, memory.segment, 0, grants, recorded, 1, settings)
-            rows = 0
-            while rows == 0 and not worker.done():
-                batch, rows = server.gather(states, masks, 64)
-            server.fail(batch, "the kettle is empty", 1)
-            with pytest.raises(RuntimeError, match="slot 0 was answered with a failure: the kettle is empty"):
-                worker.result()
-    finally:
-        for fd in (grants, granted, records, recorded):
-            os.close(fd)
-        memory.close()
+    with worker_in_thread(memory.segment) as worker:
+        rows = 0
+        while rows == 0 and not worker.done():
+            batch, rows = server.gather(states, masks, 64)
+        server.fail(batch, "the kettle is empty", 1)
+        with pytest.raises(RuntimeError, match="slot 0 was answered with a failure: the kettle is empty"):
+            worker.result()
+    memory.close()
 
 
 def test_scatter_of_an_unknown_batch_raises(pair: Pair) -> None:

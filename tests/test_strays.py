@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import os
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import pytest
 
-from shmzero import InferenceServer, ModelFailed, SearchConfig, _core
-from shmzero.config import play_settings
+from shmzero import InferenceServer, ModelFailed, _core
 from shmzero.errors import SegmentCorrupt
-from shmzero.launch import GRANT
 from shmzero.segment import create_private
 from tests.service_programs import ACTION_DIM, STATE_DIM, VALUE_DIM, check, echo, rows
-from tests.services import WIDTHS, Holding, held, until
+from tests.services import WIDTHS, Holding, held, until, worker_in_thread
 from tests.test_server import TwoStages
 
 FREE, FILLING, READY, TAKEN, ANSWERED, ORPHANED = range(6)
@@ -77,25 +74,16 @@ def test_word_that_is_written_over_costs_no_answer_and_no_slot(
 def test_worker_whose_word_is_written_over_ends_and_says_so(stray: int) -> None:
     """It would wait for an answer that never comes."""
     memory = create_private(1, 1, 1, 64)
-    grants, granted = os.pipe()
-    records, recorded = os.pipe()
-    settings = play_settings(SearchConfig(determinizations=1, simulations=4))
-    try:
-        os.write(granted, bytes(GRANT.size))  # unit 0, from its first round
-        with ThreadPoolExecutor(1) as pool:
-            worker = pool.submit(_core.run_worker, memory.segment, 0, grants, recorded, 1, settings)
-            until(lambda: memory.segment.slot_states(0) == ["ready"] or worker.done())
-            _core.overwrite_slot(memory.segment, 0, 0, word=stray)
-            with pytest.raises(SegmentCorrupt, match="wrote over shared memory: slot 0 .*; its owner left"):
-                worker.result()
-        memory.segment.reclaim_worker(0)
-        server = _core.ServerPort(memory.segment, 0, 1)
-        server.gather(np.zeros((64, 256), np.float16), np.zeros(64, np.uint64), 64, timeout_ms=0.0, wait_ms=0.0)
-        assert memory.segment.slot_states(0) == ["free"]  # its successor can begin
-    finally:
-        for fd in (grants, granted, records, recorded):
-            os.close(fd)
-        memory.close()
+    with worker_in_thread(memory.segment) as worker:
+        until(lambda: memory.segment.slot_states(0) == ["ready"] or worker.done())
+        _core.overwrite_slot(memory.segment, 0, 0, word=stray)
+        with pytest.raises(SegmentCorrupt, match="wrote over shared memory: slot 0 .*; its owner left"):
+            worker.result()
+    memory.segment.reclaim_worker(0)
+    server = _core.ServerPort(memory.segment, 0, 1)
+    server.gather(np.zeros((64, 256), np.float16), np.zeros(64, np.uint64), 64, timeout_ms=0.0, wait_ms=0.0)
+    assert memory.segment.slot_states(0) == ["free"]  # its successor can begin
+    memory.close()
 
 
 def test_request_of_the_future_is_one_of_now() -> None:

@@ -142,17 +142,22 @@ def finish(fleet: Fleet, found: dict[int, list[bytes]], said: list[str], until: 
         fleet.events.clear()
 
 
+def stop_with_a_request(fleet: Fleet, found: dict[int, list[bytes]], said: list[str]) -> tuple[Words, int]:
+    """Stop the inference process, which may have taken the request that waits in slot 0; returns its process id too."""
+    finish(fleet, found, said, until=lambda: found)
+    (server,) = fleet.pids()["servers"]
+    os.kill(server, signal.SIGSTOP)
+    finish(fleet, found, said, until=lambda: fleet.segment.slot_states(0)[0] in ("ready", "taken"))
+    return Words(fleet), server
+
+
 @pytest.mark.parametrize(("state", "later"), [(FREE, 0), (FILLING, 0), (ORPHANED, 0), (0x77, 0), (TAKEN, 1)])
 def test_fleet_stray_write_to_a_slot_that_waits_is_said_and_costs_a_process_not_the_run(state: int, later: int) -> None:
     """Written while the inference process is stopped, which may have taken the request: it says so then."""
     found: dict[int, list[bytes]] = {}
     said: list[str] = []
     with Fleet(SLOTS, range(150), 150) as fleet:
-        words = Words(fleet)
-        finish(fleet, found, said, until=lambda: found)
-        (server,) = fleet.pids()["servers"]
-        os.kill(server, signal.SIGSTOP)
-        finish(fleet, found, said, until=lambda: fleet.segment.slot_states(0)[0] in ("ready", "taken"))
+        words, server = stop_with_a_request(fleet, found, said)
         generation = words.generation(0, 0)
         words.write(0, 0, generation + later, state)
         os.kill(server, signal.SIGCONT)
@@ -167,11 +172,7 @@ def test_fleet_request_that_is_passed_over_while_others_are_answered_is_said_and
     found: dict[int, list[bytes]] = {}
     said: list[str] = []
     with Fleet(SLOTS, range(10**6), 10**6) as fleet:
-        words = Words(fleet)
-        finish(fleet, found, said, until=lambda: found)
-        (server,) = fleet.pids()["servers"]
-        os.kill(server, signal.SIGSTOP)
-        finish(fleet, found, said, until=lambda: fleet.segment.slot_states(0)[0] in ("ready", "taken"))
+        words, server = stop_with_a_request(fleet, found, said)
         words.write(0, 0, words.generation(0, 0), TAKEN)
         os.kill(server, signal.SIGCONT)
         generation = words.generation(0, 0)
@@ -184,11 +185,7 @@ def test_fleet_stray_write_to_a_number_of_rows_is_said_and_costs_processes_not_t
     found: dict[int, list[bytes]] = {}
     said: list[str] = []
     with Fleet(SLOTS, range(150), 150) as fleet:
-        words = Words(fleet)
-        finish(fleet, found, said, until=lambda: found)
-        (server,) = fleet.pids()["servers"]
-        os.kill(server, signal.SIGSTOP)
-        finish(fleet, found, said, until=lambda: fleet.segment.slot_states(0)[0] in ("ready", "taken"))
+        words, server = stop_with_a_request(fleet, found, said)
         words.write_rows(0, 0, rows)
         os.kill(server, signal.SIGCONT)
         finish(fleet, found, said)
