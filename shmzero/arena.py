@@ -194,7 +194,7 @@ class MatchResult:
     high: float
     """95 % interval of `mean`: normal, over deals."""
     exact_bid: dict[int, float]
-    """By hand size: share of the hero's rounds in which it won exactly what it bid."""
+    """The share of the hero's rounds in which it won exactly what it bid, by hand size."""
     villain_exact_bid: dict[int, float]
     ceiling: dict[int, float]
     """By hand size: what the mean exact-bid rate of whole tables cannot exceed, (n-1)/n, for the hook makes one

@@ -1,6 +1,6 @@
 """One child process: started with a spec and inherited files, gone when its parent is, and what it said last.
 
-Knows not what the child does. Read next: launch.py.
+It does not know what the child does. Read next: launch.py.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from shmzero.segment import nameless_file
 
 MOST_DEATHS = 5
 DEATH_WINDOW_S = 60.0
-"""So many deaths of children in such a time, or so many in a row with nothing done in between, end the run."""
+"""A run ends after MOST_DEATHS deaths of children within DEATH_WINDOW_S, or in a row with nothing done in between."""
 START_S = 120.0
 """A child that does nothing for so long after its start hangs."""
 GLANCE_S = 1.0
-"""What one look at a child that stands still counts at most: this process may have been away itself."""
+"""How much time one look at a child that stands still counts at most: this process may have been away itself."""
 
 
 @dataclass
@@ -68,12 +68,12 @@ class Pulse:
 
     @property
     def value(self) -> int:
-        """Where it stands."""
+        """The number as it is now."""
         number: int = struct.unpack_from("=Q", self._memory)[0]
         return number
 
     def beat(self) -> None:
-        """Move it on. The child's, from any thread."""
+        """Move the number on. Only the child calls this, from any thread."""
         struct.pack_into("=Q", self._memory, 0, self.value + 1)
 
     def close(self) -> None:
@@ -89,16 +89,16 @@ class Watch:
     """
 
     def __init__(self, moved: bool = False) -> None:
-        """`moved`: it has been started before."""
+        """`moved` says that the child has been started before."""
         self.still_s = 0.0
-        """For how long it has had work and moved nothing on."""
+        """For how long the child has had work and moved nothing on."""
         self.moved = moved
-        """Whether it has moved anything on since it was started."""
+        """Whether the child has moved anything on since it was started."""
         self._progress: object = None
         self._looked_at: float | None = None
 
     def look(self, progress: object, has_work: bool) -> None:
-        """To be called often. `progress` changes when the child moves something on."""
+        """Look at the child; call this often. `progress` changes when the child moves something on."""
         now = time.monotonic()
         passed_s = 0.0 if self._looked_at is None else min(now - self._looked_at, GLANCE_S)
         changed = progress != self._progress
@@ -121,7 +121,7 @@ class Deaths:
         self._in_a_row = 0
 
     def went_on(self) -> None:
-        """To be told when work was finished: the next death is the first in a row."""
+        """Note that work was finished: the next death is the first in a row."""
         self._in_a_row = 0
 
     def count(self, what: str, child: Child) -> str:

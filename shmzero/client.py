@@ -27,7 +27,7 @@ from shmzero.segment import find_service, inode_of, service_path
 SLICE_MS = 100.0
 """How long to wait for an answer before looking whether the server is still there."""
 LOOK_S = 0.02
-"""Between two looks for a server, or for a free block."""
+"""How long to wait between two looks for a server, or for a free block."""
 
 Answer = tuple[NDArray[np.float32], NDArray[np.float32], int]
 
@@ -65,7 +65,7 @@ class Client:
         self._widths: tuple[int, int, int, str] | None = None
         self._refusal = ""
         self._pending: weakref.WeakSet[PendingRequest] = weakref.WeakSet()
-        self._lock = threading.Lock()  # of _connection, _widths and _pending; never held while waiting
+        self._lock = threading.Lock()  # guards _connection, _widths and _pending; never held while waiting
         Client._all.add(self)
 
     # --- what the service is ------------------------------------------------------------------------
@@ -92,7 +92,7 @@ class Client:
 
     @property
     def max_rows(self) -> int:
-        """Rows that travel together; requests of more are split."""
+        """How many rows travel together at most; a request of more is split."""
         return self._connected().segment.rows_per_slot
 
     # --- calls ----------------------------------------------------------------------------------------
@@ -250,7 +250,7 @@ class Client:
         try:
             return request._result(deadline), request.version
         finally:
-            request._drop()  # now: a traceback may keep it alive
+            request._drop()  # at once: a traceback may keep it alive
 
     def _call(self, connection: Connection, states: NDArray[Any], masks: NDArray[np.bool_], deadline: float) -> Answer:
         """Rows of one slot, there and back. The straight path is one call of the core."""
@@ -293,13 +293,13 @@ class _Piece:
     """
 
     def __init__(self, client: Client, states: NDArray[Any], masks: NDArray[np.bool_], first_row: int = 0) -> None:
-        """`first_row`: where its rows begin in the call that they are of."""
+        """`first_row` is where these rows begin among the rows of their call."""
         self.client = client
         self.first_row = first_row
         self.states = states
         self.masks = masks
         self.connection: Connection | None = None
-        """Where it is, as long as there is a port."""
+        """The connection that the port belongs to, as long as there is a port."""
         self.port: _core.RequestPort | None = None
         self._answer: Answer | None = None
         self._error: ModelFailed | None = None
@@ -310,12 +310,12 @@ class _Piece:
 
     @property
     def is_sent(self) -> bool:
-        """Whether it is out, or has come back."""
+        """Whether the rows have been sent, or the answer has come back."""
         return self.port is not None or self._answer is not None or self._error is not None
 
     @property
     def answer(self) -> Answer:
-        """What `finish` has waited for."""
+        """The answer that `finish` has waited for."""
         assert self._answer is not None
         return self._answer
 
@@ -364,7 +364,7 @@ class _Piece:
         return self._answer
 
     def collect(self) -> None:
-        """Take the answer out of the slot, which is free for others then; if it is there."""
+        """Take the answer out of the slot, if it is there. The slot is free for others then."""
         connection, port = self.connection, self.port
         if connection is None or port is None:
             return
@@ -394,7 +394,7 @@ class _Piece:
             self.send(*self.client._acquire(connection, deadline))
 
     def drop(self) -> None:
-        """Give the request up, if it is out."""
+        """Give the request up, if it has been sent."""
         connection, port = self.connection, self.port
         self.connection = self.port = None
         if connection is not None and port is not None:
@@ -417,9 +417,9 @@ class PendingRequest:
         self._pieces = [
             _Piece(client, states[at : at + most], masks[at : at + most], at) for at in range(0, len(states), most)
         ]
-        self._first = 0  # of those whose answer has not been waited for
-        self._next = 0  # all before this one have been sent
-        # An exception between acquire and try leaves it held by its thread, which alone gets on then.
+        self._first = 0  # the first piece whose answer has not been waited for
+        self._next = 0  # the first piece that has not been sent
+        # An exception between acquire and try leaves the lock with its thread. Only that thread gets on then.
         self._lock = threading.RLock()
         self._error: BaseException | None = None
         self._pid = os.getpid()
@@ -592,7 +592,7 @@ class SlotRequest(AbstractContextManager["SlotRequest"]):
 
     def __exit__(self, *exception: object) -> None:
         try:
-            if self._pid == os.getpid():  # in the child of a fork it is the parent's
+            if self._pid == os.getpid():  # in the child of a fork the request is the parent's
                 try:
                     if self._answered and exception[:1] in ((), (None,)):
                         self._port.release()
@@ -600,7 +600,7 @@ class SlotRequest(AbstractContextManager["SlotRequest"]):
                     self._leave()
         finally:
             self.__dict__.pop("_port", None)
-            del self.states, self.masks, self.policies, self.values  # somebody else's from now on
+            del self.states, self.masks, self.policies, self.values  # they are somebody else's from now on
             self._sent = self._answered = False
 
 

@@ -81,7 +81,7 @@ class _Unfailing(io.RawIOBase):
 
 
 def take_over_ctrl_c() -> None:
-    """Where this process is a command: until it runs, Ctrl-C is `leave`."""
+    """Have a Ctrl-C call `leave` until the command runs, where this process is one."""
     if is_command() and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, leave)
 
@@ -126,7 +126,7 @@ class Interrupt:
         os.eventfd_write(self._bell, 1)
 
     def wait(self, seconds: float) -> bool:
-        """Until the wish comes, at most so long; whether it has come."""
+        """Wait until the wish comes, at most so long; return whether it has come."""
         bell = select.poll()
         bell.register(self._bell, select.POLLIN)
         bell.poll(seconds * 1e3)
@@ -134,10 +134,10 @@ class Interrupt:
 
 
 def end_at_interrupt() -> None:
-    """Until there is an Interrupt, a Ctrl-C ends this process as SIGTERM and SIGHUP do, by the kernel and at once.
+    """Have a Ctrl-C end this process as SIGTERM and SIGHUP do, by the kernel and at once, until there is an Interrupt.
 
-    For other people's code, which may block in C or catch every exception, before anything of ours is there that
-    could be left behind.
+    This is for other people's code, which may block in C or catch every exception, before anything of ours is there
+    that could be left behind.
     """
     if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -155,7 +155,7 @@ _aside: TextIO | None = None
 
 
 def put_stdout_aside() -> None:
-    """From here on the standard output takes what `print_result` prints and nothing else.
+    """Keep the standard output for what `print_result` prints, and nothing else.
 
     What other people's code prints in this process, be it from C, and in processes that it starts, goes to
     standard error; for as long as this process lives.
@@ -181,7 +181,7 @@ def file_stamp(path: Path | None) -> tuple[int, int] | None:
 
 
 def _bytes_or_escapes(error: UnicodeError) -> tuple[str | bytes, int]:
-    """For text that an encoding lacks: the bytes that a path had, or else an escape."""
+    """What stands for text that an encoding lacks: the bytes that a path had, or else an escape."""
     try:
         return codecs.lookup_error("surrogateescape")(error)
     except UnicodeError:

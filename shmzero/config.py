@@ -420,7 +420,8 @@ class SelfPlayConfig:
     noise_alpha: float = 1.0
     """Concentration of that noise: small is spiky, large is even."""
     temperature: float = 1.0
-    """Of the choice by visit counts, or by the policy without a search: 0 plays the highest, 1 in proportion."""
+    """Temperature of the choice by visit counts, or by the policy without a search: 0 plays the highest, 1 in
+    proportion."""
     temperature_decisions: int = 99
     """Decisions of a round that are played with the temperature; later ones as with 0."""
     rivalry: float = 0.0
@@ -461,7 +462,7 @@ class SelfPlayConfig:
     out: Path | None = None
     """Run folder; an existing one is continued (default: a new folder under runs/)."""
     seed: int = 0
-    """Of deals, search and fresh weights: the same seed and settings give the same rounds."""
+    """Seed of deals, search and fresh weights: the same seed and settings give the same rounds."""
     stall_s: float = 120.0
     """An inference process that finishes no batch for so long, or a worker that moves nothing on, with work
     waiting, is replaced. How long a round or a decision takes makes no difference."""
@@ -526,7 +527,7 @@ class SelfPlayConfig:
         )
 
     def other_network(self) -> str | None:
-        """What `others` names beside bots."""
+        """The network that `others` names beside bots, or None."""
         return next((name for name, bot, _ in other_agents(self.others) if bot is None), None)
 
     def devices(self, resolve_auto: bool = True) -> list[str]:

@@ -80,7 +80,7 @@ class Connection:
             return claimed
 
     def wait_for_port(self, seconds: float) -> None:
-        """Until one is released, at most so long."""
+        """Wait until a port is released, at most so long."""
         bell = threading.Lock()
         bell.acquire()
         try:

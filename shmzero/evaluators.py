@@ -50,7 +50,7 @@ class BatchDevice(Protocol):
         """Whether wait(stage) would return at once."""
 
     def wait(self, stage: int) -> None:
-        """Until the stage's policies and values are there. Raises ModelFailed."""
+        """Wait until the stage's policies and values are there. Raises ModelFailed."""
 
     def swap(self, weights: Any) -> None:
         """Serve other weights (the path of a checkpoint, or what the device takes) from the next launch on.
@@ -59,7 +59,7 @@ class BatchDevice(Protocol):
         """
 
     def poll(self) -> str | None:
-        """Between batches: a chance to switch to a better callable. Returns a line about it."""
+        """Switch to a better callable, if there is one now. Called between batches. Returns a line about it."""
 
 
 class OtherDevice(BatchDevice, Protocol):

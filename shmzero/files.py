@@ -1,7 +1,7 @@
 """Files that are replaced whole or not at all, lines that are added to one, folders that are made.
 
-When a call returns, what it wrote is on the disk and outlives a power cut. What is in the files is none of
-its business. Read next: records.py (the folder of a run).
+When a call returns, what it wrote is on the disk and outlives a power cut. This module does not
+look at what is in the files. Read next: records.py (the folder of a run).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from shmzero.errors import RecordError
 TEMPORARY = re.compile(r"\.shmzero-[0-9a-f]{32}\.tmp")
 """The names that `write_whole` gives to a file that it has not finished."""
 MOST_TRIES = 100
-"""Of what another process undoes at the same time."""
+"""How often to try again what another process undoes at the same time."""
 
 
 def sync_folder(folder: Path) -> None:
@@ -142,7 +142,7 @@ def make_folder(folder: Path) -> list[Path]:
                     break
                 if os.path.lexists(folder) or not left:
                     raise
-            except FileNotFoundError:  # nor is there what it is in, or another process has just removed that
+            except FileNotFoundError:  # so is the folder it is in, or another process has just removed that
                 if not left:
                     raise
                 made = make_folder(folder.parent) + made

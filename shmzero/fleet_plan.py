@@ -12,7 +12,7 @@ from shmzero.config import SelfPlayConfig, cores
 from shmzero.errors import ConfigError
 
 LANE_SIMULATIONS = 1 << 22
-"""So many simulations the lanes of a run have room for, unless their number is given: one to two GB."""
+"""How many simulations the lanes of a run have room for, unless their number is given: one to two GB."""
 
 
 @dataclass(frozen=True)

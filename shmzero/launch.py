@@ -1,7 +1,7 @@
 """A fleet of child processes: workers and inference processes around one segment.
 
 The parent grants units, reads finished ones, replaces children that die, and is the reaper of their
-slots. Knows nothing of SQLite and terminals; selfplay.py does. Read next: worker.py, inference.py.
+slots. It knows nothing of SQLite and terminals; selfplay.py does. Read next: worker.py, inference.py.
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ GRANT = struct.Struct("=QI4x8h")
 GRANT_UNITS = 4096 // GRANT.size
 """Units in one write: 4096 bytes, which a pipe takes whole or not at all."""
 FRAME = struct.Struct("=IQI")
-"""Before a record: bytes that follow the first number, unit, 1 where it is the unit's last (csrc/worker.h)."""
+"""What precedes a record: bytes that follow this number, unit, 1 where it is the unit's last (csrc/worker.h)."""
 PIPE_BYTES = 1 << 20
 LOOK_S = 0.2
 """How often the children are looked at for one that is stuck."""
 HELD = {"ready", "taken", "orphaned"}
 """States of slots that an inference process has to move on."""
 MOST_BLAMED = 2
-"""So many workers may end by what they play of one unit."""
+"""How many workers may end by what they play of one unit."""
 CRASHES = (signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGABRT, signal.SIGSYS, signal.SIGTRAP)
-"""Signals that a process gets by its own doing; of any other nobody knows who sent it."""
+"""Signals that a process gets by its own doing. Nobody knows who sent any other signal."""
 
 
 def digest_of(path: Path | str) -> str:
@@ -59,13 +59,13 @@ class Weights:
 
     version: int
     path: str | None
-    """None: the network is initialised from the seed."""
+    """The path of the checkpoint that was copied, or None where the network is initialised from the seed."""
     fd: int = -1
     refused: bool = False
 
     @classmethod
     def copied(cls, version: int, path: Path | str) -> Weights:
-        """Of a checkpoint file. Raises OSError."""
+        """A copy of a checkpoint file. Raises OSError."""
         with open(path, "rb") as file:
             fd = nameless_file("shmzero-weights")
             with open(fd, "wb", closefd=False) as copy:
@@ -97,7 +97,7 @@ class _Worker:
     buffer: bytes = b""
     watch: Watch = field(default_factory=Watch)
     stuck: str = ""
-    """What it was ended for."""
+    """Why this process killed it, or an empty text."""
 
 
 @dataclass
@@ -107,7 +107,7 @@ class _Server:
     control: socket.socket
     epoch: int
     heard: int
-    """Version of the weights that it last took, refused or was started with."""
+    """The version of the weights that it last took, refused or was started with."""
     received: bytes = b""
     unsent: bytes = b""
     """Commands that it has no room for yet: it is busy, or hangs and will be replaced."""
@@ -147,10 +147,10 @@ class Fleet:
         self.begun: dict[int, list[bytes]] = {unit: list(records) for unit, records in (begun or {}).items()}
         """Records of the rounds finished so far of games in progress: all that is needed to go on with them."""
         self.version = version
-        """Of the weights that were published last; see `served`."""
+        """The version of the weights that were published last; see `served`."""
         other = config.other_network()
         self._others = [] if other in (None, OLDER) else [other]
-        """Checkpoints of the network that holds the others' seats: the newest, and before it what stays without it."""
+        """Checkpoints of the network that holds the others' seats. Where the last is refused, the one before stays."""
         self._fresh: Iterator[int] = iter(units)
         self._returned: deque[int] = deque()
         self._left = num_units
@@ -159,20 +159,20 @@ class Fleet:
         self._deaths = Deaths()
         rows = self.plan.workers * self.plan.slots * self.plan.rows_per_slot
         self._batches_for_all = rows // self.plan.max_batch + self.plan.workers * self.plan.slots + 8
-        """More than an inference process needs to answer all requests that there can be at once."""
+        """More batches than an inference process needs to answer all requests that there can be at once."""
         self._blamed: Counter[int] = Counter()
-        """Workers that each unit has ended."""
+        """How many workers each unit has ended."""
         self._workers: list[_Worker] = []
         self._servers: list[_Server] = []
         self._refused = [0] * len(self.plan.devices)
-        """By inference process: stray words of slots that it and its predecessors have mended, as far as was said."""
+        """How many stray words of slots each inference process and its predecessors have mended, as far as was said."""
         self._looked_at = time.monotonic()
         try:
             self._served = Weights.copied(version, config.checkpoint) if config.checkpoint else Weights(version, None)
         except OSError as error:
             raise ConfigError(f"checkpoint {config.checkpoint} cannot be read: {error.strerror}") from None
         self._weights = {version: self._served}
-        """By version: what is served, what was offered since, and what a server may be about to read."""
+        """The weights by version: those served, those offered since, and those that a server may be about to read."""
         with starting("a fleet") as undo:
             self._selector = selectors.DefaultSelector()
             undo.callback(self._selector.close)
@@ -204,7 +204,7 @@ class Fleet:
             record_read, record_write = os.pipe()
             theirs.callback(os.close, record_write)
             undo.callback(os.close, record_read)
-            with suppress(PermissionError):  # beyond a user's share of pipe memory: a small one does
+            with suppress(PermissionError):  # beyond a user's share of pipe memory; a small pipe will do
                 fcntl.fcntl(record_read, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
             os.set_blocking(grant_write, False)
             os.set_blocking(record_read, False)
@@ -440,7 +440,7 @@ class Fleet:
                 try:
                     os.write(worker.grant_fd, b"".join(map(self._granted, units)))
                 except (BlockingIOError, BrokenPipeError):
-                    self._returned.extend(units)  # full, or it is dead and about to be replaced
+                    self._returned.extend(units)  # the pipe is full, or the worker is dead and about to be replaced
                     break
                 worker.outstanding.update(units)
 

@@ -130,7 +130,7 @@ class LearnerProcess:
         self._rows_new = 0
         self._version = max(newest_version(self._folder), spec["version"])
         self._played_version = spec["version"]
-        """Of the weights that self-play has; with a gate it counts those that passed."""
+        """The version of the weights that self-play has; with a gate it counts those that passed."""
         self._paused = False
         self._wait_s = 0.0
         self._first_step = 0
@@ -157,7 +157,7 @@ class LearnerProcess:
             self._rows_new = self._buffer.added
 
     def run(self) -> None:
-        """Until the parent says stop or is gone; the last state is saved."""
+        """Learn until the parent says stop or is gone, and save the last state."""
         config, learner = self._config, self._learner
         self._pulse.beat()
         self._control.send(event="ready", steps=learner.steps, rows=len(self._buffer))

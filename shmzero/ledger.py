@@ -12,7 +12,7 @@ class UnitLedger:
     def __init__(self, finished: Iterable[int] = ()) -> None:
         self._firsts: list[int] = []
         self._ends: list[int] = []
-        """Of range i: the unit after its last one."""
+        """The unit after the last one of range i."""
         for unit in finished:
             self.add(unit)
 

@@ -28,7 +28,7 @@ Answers = tuple[NDArray[np.float32], NDArray[np.float32]]
 TRIALS = ("uniform in 0..1", "zeros and ones", "all zero")
 """States of the server's own rows. A model that takes none of them is not served; all its actions are legal in them."""
 PROBE_ROWS = 4
-"""Rows that a swap is checked with."""
+"""How many rows a swap is checked with."""
 SAME = 1e-2
 """Answers differ by less, as a share of the largest, where the same weights run in other kernels or in bfloat16."""
 EQUAL = 1e-6
@@ -56,7 +56,7 @@ class FunctionDevice:
         self._widths = (action_dim, value_dim)
         self._stages = [self._new_stage(state_dim, wire) for _ in range(self.num_stages)]
         self._trial = 0
-        """Place in TRIALS of the rows that the model takes."""
+        """The place in TRIALS of the rows that the model takes."""
         self.description = f"{getattr(model, '__name__', type(model).__name__)} on {self._place()}"
         _in_fresh_thread(self._try_out)
 
@@ -86,7 +86,7 @@ class FunctionDevice:
         raise ConfigError(f"the model cannot be served: {self._tried(1)} {failures[0]}{self._advice(failures[0])}")
 
     def _tried(self, num_rows: int) -> str:
-        """Which rows something was tried with, for a message that goes on with what came of it."""
+        """The beginning of a message: it names the rows that were tried. The message goes on with what came of it."""
         shape, kind = [num_rows, self.staging(0).features.shape[1]], TRIALS[self._trial]
         return f"tried with rows of the server's own (states {shape} {kind}, all {self._widths[0]} actions legal):"
 
@@ -358,7 +358,7 @@ class ModuleDevice(FunctionDevice):
                 done.synchronize()
 
     def swap(self, weights: Any) -> None:
-        """Weights: another module of this kind, its state_dict, or the path of a .safetensors file.
+        """Serve other weights: another module of this kind, its state_dict, or the path of a .safetensors file.
 
         They are copied into the module that is served. Raises ConfigError, and the old weights stay, where it then
         does not answer made-up rows as the new module does by itself; for weights without a module, where they are
@@ -505,7 +505,7 @@ def device_of(
 
 
 def _check_device(device: Any, state_dim: int, action_dim: int, value_dim: int, wire: str) -> None:
-    """Whether the arrays of a BatchDevice are those of the service."""
+    """Check that the arrays of a BatchDevice are those of the service. Raises ConfigError."""
     words = (action_dim + 63) // 64
     for stage in range(device.num_stages):
         staging = device.staging(stage)

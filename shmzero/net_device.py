@@ -42,7 +42,7 @@ from shmzero.segment import nameless_file
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 MOST_ROWS = 1 << 22
-"""Of a batch."""
+"""The most rows that a batch may have."""
 CUDA_BUCKETS = (64, 256, 1024, 4096, 8192, 16384)
 """Batch sizes that a CUDA graph is captured for. A CPU has no graphs."""
 PAD_ROWS_TO = 8
@@ -52,13 +52,13 @@ kernel for each number of rows that it meets, and one that is no multiple of its
 LOOK_S = 0.5
 """How often a server looks whether the compiled callable is there."""
 COMPILE_AFTER_S = 2.0
-"""So long after its start a server starts the compile helper; until then a run's first rounds have the cores."""
+"""How long after its start a server starts the compile helper. Until then a run's first rounds have the cores."""
 COMPILE_BYTES = 32 << 20
 """Room that a compilation may need in the cache folder."""
 CUDA_PACKAGES_FROM = (2, 13)
 """The first torch that loads a CUDA package from a folder that it is given."""
 LOCK = "shmzero.lock"
-"""In the cache folder; locked by the compile helper at work."""
+"""A file in the cache folder, locked by the compile helper at work."""
 
 Callable3 = Callable[..., tuple[Tensor, Tensor]]
 

@@ -63,15 +63,15 @@ class TrainProgress:
     left_s: float | None
     """At the rate of the last seconds; None where that cannot be said."""
     rounds: int
-    """Of all sessions."""
+    """How many rounds all sessions have played."""
     play: Progress
-    """Of self-play since its processes were started."""
+    """The progress of self-play since its processes were started."""
     play_waits: float
     """Share of that time in which self-play was held back for the learner."""
     waits_for: str | None
     """What nobody plays for just now: the learner, the inference processes; None while somebody does."""
     waits_s: float
-    """For how long."""
+    """For how many seconds nobody has played because of that."""
     learner: dict[str, Any]
     """Its last report, or only the step of the last checkpoint."""
     matches: list[dict[str, Any]]

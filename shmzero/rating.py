@@ -23,7 +23,7 @@ from shmzero.files import make_folder, write_whole
 POINTS_PER_NAT = 400 / math.log(10)
 """Ratings are on Elo's scale: 400 points are odds of ten to one between two."""
 PRIOR_SD = 10.0
-"""In nats, of every strength: keeps an agent that always wins or always loses finite."""
+"""The prior's standard deviation of every strength, in nats. It keeps an agent that always wins or loses finite."""
 ANCHOR = "threshold"
 """Has rating 0 where it is in the pool; otherwise the pool's mean has."""
 NEWTON_STEPS = 50
@@ -46,7 +46,7 @@ class Ratings:
     """A pool's ratings, and how they came about."""
 
     agents: dict[str, Rating]
-    """By name, the strongest first."""
+    """Ratings by the agents' names, the strongest first."""
     anchor: str
     deals: int
     settings: dict[str, Any]

@@ -46,7 +46,7 @@ _LOCK_ERRORS = (
     sqlite3.SQLITE_IOERR_SHMMAP,
 )  # fmt: skip
 CHECKPOINT_FOLDER = "checkpoints"
-"""Of a training run's folder."""
+"""The folder of the checkpoints in a training run's folder."""
 
 _SCHEMA = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -284,7 +284,10 @@ class RecordWriter:
             raise RecordError(f"record file {self.path} cannot be made: {error.strerror}") from None
 
     def _write_ahead(self) -> None:
-        """From the first change on: who only looks leaves the file as it is. Raises sqlite3.Error."""
+        """Turn the write-ahead log on before the first change. Raises sqlite3.Error.
+
+        A writer that only looks leaves the file as it is.
+        """
         if not self._writes_ahead:
             self._connection.execute("PRAGMA journal_mode = WAL")
             self._connection.execute("PRAGMA synchronous = NORMAL")
@@ -373,7 +376,7 @@ class RecordWriter:
             raise RecordError(f"record file {self.path} cannot be written: {_why(error, self.path)}") from None
 
     def count(self) -> int:
-        """Rounds in the file."""
+        """How many rounds the file has."""
         return int(_query(self._connection, self.path, "SELECT count(*) FROM rounds")[0][0])
 
     def write(self, units: Iterable[tuple[int, list[bytes]]]) -> int:
@@ -414,7 +417,7 @@ class RecordWriter:
             raise RecordError(f"record file {self.path} cannot be written: {_why(error, self.path)}") from None
 
     def close(self) -> None:
-        """End writing; another process may then."""
+        """End writing. Another process may write then."""
         self._disconnect()
         os.close(self._lock_fd)
 
@@ -428,7 +431,7 @@ class RecordWriter:
     def abandon(self) -> None:
         """End writing after an error: where no round is committed, what this writer made is removed again."""
         empty = False
-        with suppress(RecordError):  # what cannot be counted may be there
+        with suppress(RecordError):  # rounds that cannot be counted may be there
             empty = self.count() == 0
         if not empty:
             self._made.clear()
@@ -512,7 +515,7 @@ class Records:
 
 
 def card_name(card: int) -> str:
-    """For example SA, H2."""
+    """The short name of a card, such as SA or H2."""
     return "SHCD"[card // 13] + "23456789TJQKA"[card % 13]
 
 

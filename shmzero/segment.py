@@ -37,7 +37,7 @@ TRIES = 50
 TRY_S = 0.01
 """How often, and how far apart, a start asks for a file that another process locks or replaces."""
 CACHE = ("active_file", "inactive_file")
-"""Of a control group's memory.stat: what the kernel gives up before it kills."""
+"""Entries of a control group's memory.stat that count memory which the kernel gives up before it kills."""
 
 
 class NotOurs(SegmentError):
@@ -119,7 +119,7 @@ class ServiceSegment:
         self.fd = -1
         self._pid = os.getpid()
         self.first_version = 0
-        """Of the weights to begin with: above whatever a predecessor that died answered with."""
+        """The version of the weights to begin with. It is above whatever a predecessor that died answered with."""
         sizes = (1, blocks, 1, rows, state_dim, action_dim, value_dim, wire)
         tries = 1
         while (obstacle := self._take(name, sizes)) is not None:
@@ -167,7 +167,7 @@ class ServiceSegment:
                 os.close(fd)
 
     def close(self) -> None:
-        """Leave on purpose: clients are told, the name goes, then the lock."""
+        """Leave on purpose: tell the clients, remove the name, then give up the lock."""
         if self.fd < 0 or os.getpid() != self._pid:
             return
         self.segment.close_service()
@@ -178,7 +178,7 @@ class ServiceSegment:
             self.fd = -1
 
     def _forget(self) -> None:
-        """In the child of a fork: the lock is the parent's, and must not outlive it through us."""
+        """Close the file in the child of a fork: the lock is the parent's, and must not outlive it through us."""
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
@@ -313,7 +313,7 @@ def _check_folder() -> None:
 
 
 def _check_ours(status: os.stat_result, path: str) -> None:
-    """Raises NotOurs for what another user made or may open: he could read the rows and forge the answers."""
+    """Raise NotOurs for what another user made or may open: that user could read the rows and forge the answers."""
     if status.st_uid != os.geteuid():
         try:
             owner = f"{pwd.getpwuid(status.st_uid).pw_name} (uid {status.st_uid})"
@@ -387,7 +387,7 @@ def _same(
     fd: int, servers: int, workers: int, slots: int, rows: int,
     state_dim: int, action_dim: int, value_dim: int, wire: str,
 ) -> _core.Segment | None:  # fmt: skip
-    """A dead predecessor's segment, if it is one that these sizes make."""
+    """A dead predecessor's segment, or None where it has other sizes or cannot be used."""
     try:
         segment = _attach(fd)
     except SegmentCorrupt:
@@ -409,7 +409,7 @@ def _next_version(fd: int) -> int:
 
 
 def _holder(fd: int) -> str:
-    """Who holds the lock on a service's file, and what to do about it."""
+    """A text that says who holds the lock on a service's file, and what to do about it."""
     try:
         owner = _attach(fd).service_owner
     except SegmentError:
@@ -423,7 +423,7 @@ def _holder(fd: int) -> str:
 
 
 def _no_room(fd: int, size: int, error: OSError) -> str:
-    """What there was too little of, and what can be done."""
+    """A text that says what there was too little of, and what can be done."""
     wanted, less = f"{size / 1e6:.1f} MB", "use fewer slots, rows or lanes, or a smaller max_batch"
     if error.errno == errno.EFBIG:
         return f"a segment of {wanted} is larger than files may be here: raise `ulimit -f`, or {less}"

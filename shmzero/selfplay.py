@@ -85,7 +85,7 @@ class Meter:
         self.played_s = 0.0
         """Since the first row was answered, without what follows."""
         self.waited_s = 0.0
-        """In which the fleet waited, being paused."""
+        """Seconds in which the fleet waited, being paused."""
         self.waits_since: float | None = None
         """Since when it does, by time.monotonic()."""
         self._began = False
@@ -302,7 +302,7 @@ def _run(
 
 
 def _first_version(config: SelfPlayConfig, writer: RecordWriter) -> int:
-    """Of the weights that a run begins with: that of last time, or the next where they are others."""
+    """The version of the weights that a run begins with: that of last time, or the next where they are others."""
     last = writer.weights()
     if last is None:
         return 0

@@ -56,7 +56,7 @@ class ServeConfig:
     """A service. No setting is required: without --model it serves Blob's own network."""
 
     name: str = "blob"
-    """What clients ask for."""
+    """The name that clients ask for."""
     model: str | None = None
     """module:factory; factory() returns a torch module, or a numpy function, that maps (states, masks) to
     (policies, values). A module is served itself, not a copy of it."""
@@ -67,7 +67,7 @@ class ServeConfig:
     net: NetName = "plan"
     """Sizes of Blob's own network where it is fresh."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """Of Blob's own network."""
+    """Number format of Blob's own network."""
     compile: bool = True
     """Serve Blob's own network compiled as soon as it is ready."""
     state_dim: int = _core.NUM_FEATURES

@@ -48,13 +48,13 @@ class _Control:
     def __init__(self, version: int) -> None:
         self.closed = False
         self.version = version
-        """Of the weights being served."""
+        """The version of the weights being served."""
         self.failures = 0
         self.last_failure = ""
         self.events: deque[str] = deque(maxlen=100)
         self._command: dict[str, Any] | None = None
-        self._last_version = version  # that a swap has been given
-        self._outcome = (version, "")  # of the last swap that the loop has done: its version and what was wrong
+        self._last_version = version  # the last one that a swap has been given
+        self._outcome = (version, "")  # the last swap that the loop has done: its version and what was wrong
         self._is_swapping = False  # for one swap at a time; guarded by `_done`
         self._done = threading.Condition()
 
@@ -80,9 +80,10 @@ class _Control:
             self._done.notify_all()
 
     def swap(self, weights: Any, timeout: float) -> int:
-        """Until the loop has taken the weights up; their version. Raises ConfigError, TimeoutError or ServerGone.
+        """Wait until the loop has taken the weights up; return their version.
 
-        After a TimeoutError they may still be, where the loop was at it: their version is no other swap's.
+        Raises ConfigError, TimeoutError or ServerGone. After a TimeoutError the weights may still be taken up, where
+        the loop was at it. No other swap gets their version.
         """
         end = time.monotonic() + timeout
         late = TimeoutError(f"weights were not taken up within {timeout:g} s: a batch or a swap is still running")
@@ -99,7 +100,7 @@ class _Control:
                     if self.closed:
                         raise ServerGone("the server has been closed")
                     if time.monotonic() >= end:
-                        if self._command is not None:  # not begun: withdrawn
+                        if self._command is not None:  # the loop has not begun: the swap is withdrawn
                             self._command = None
                             self._last_version -= 1
                         raise late
@@ -161,7 +162,7 @@ class _Reaper:
             else:
                 self._pidfds[identity] = fd
                 self._poll.register(fd, select.POLLIN)
-        if self._reap_if_dead(identity):  # only now: the pidfd may be of another with the same pid
+        if self._reap_if_dead(identity):  # only now: the pidfd may be that of another process with the same pid
             return
         if identity not in self._pidfds:
             self._polled.add(identity)
@@ -173,7 +174,7 @@ class _Reaper:
             )
 
     def _fired(self, identity: int, has_ended: bool) -> None:
-        """After an event of a descriptor, which somebody in this process may have closed or opened anew."""
+        """Handle an event of a descriptor, which somebody in this process may have closed or opened anew."""
         if has_ended and self._life(identity) != "alive":
             self._reap(identity)
         else:
@@ -207,7 +208,7 @@ class _Reaper:
             try:
                 self._reserve = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
             except OSError:
-                pass  # the next time
+                pass  # the next call tries again
 
     def _close(self, identity: int, is_ours: bool = True) -> None:
         fd = self._pidfds.pop(identity)
@@ -404,13 +405,13 @@ class InferenceServer:
 
     @property
     def version(self) -> int:
-        """Of the weights being served: grows with each swap. A server that follows on one that died begins
-        above whatever that one answered with; after one that closed, which leaves nothing, it begins at 0."""
+        """The version of the weights being served. It grows with each swap. A server that follows on one that died
+        begins above whatever that one answered with; after one that closed, which leaves nothing, it begins at 0."""
         return self._service.control.version
 
     @property
     def error(self) -> BaseException | None:
-        """What ended the server, where something did."""
+        """The error that ended the server, or None."""
         return self._service.error
 
     @property
@@ -500,11 +501,11 @@ class BatchedEvaluator(Client):
         return Connection(self._service.segment, os.fstat(self._memory.fd).st_ino)
 
     def swap(self, weights: Any, timeout: float | None = 60.0) -> int:
-        """As InferenceServer.swap."""
+        """Does what InferenceServer.swap does."""
         return self._service.control.swap(weights, seconds("timeout", timeout))
 
     def stats(self) -> dict[str, Any]:
-        """As InferenceServer.stats."""
+        """Returns what InferenceServer.stats returns."""
         return self._service.stats()
 
     def close(self) -> None:

@@ -226,7 +226,7 @@ class Run:
             self._waiting = []
 
     def _attend(self, fleet: Fleet, meter: Meter, rounds_before: int) -> None:
-        """Everything that is due; `rounds_before`: of the run when `fleet` began, and `meter` with it."""
+        """Do everything that is due. `rounds_before` is how many rounds the run had when `fleet` and `meter` began."""
         now = time.monotonic()
         while fleet.events:
             line = fleet.events.popleft()

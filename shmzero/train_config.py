@@ -95,7 +95,7 @@ class TrainConfig:
     gradient, 1 forgets a choice that was nearly certain as soon as any other, in the manner of neural replicator
     dynamics (Hennes et al. 2020). Critic targets only."""
     weight_decay: float = 1e-4
-    """Of AdamW."""
+    """Weight decay of AdamW."""
     clip: float = 1.0
     """Largest norm of a gradient."""
     entropy_first: float = 0.05
@@ -131,8 +131,8 @@ class TrainConfig:
     tensorboard: bool = False
     """Write the metrics for TensorBoard as well, into RUN/tensorboard."""
     device: str = "auto"
-    """Of self-play: auto (CUDA where there is some; else one process, with a search one a core, at most 8), cpu, cpu*2,
-    cuda, cuda:0,cuda:1."""
+    """Devices of self-play: auto (CUDA where there is some; else one process, with a search one a core, at most 8),
+    cpu, cpu*2, cuda, cuda:0,cuda:1."""
     learner: str = "auto"
     """Device of the learner: auto, cpu, cuda, cuda:1."""
     learner_threads: int = 1
@@ -148,7 +148,7 @@ class TrainConfig:
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Number format of the network in self-play: auto takes the fastest that the device has."""
     seed: int = 0
-    """Of deals, fresh weights and batches."""
+    """Seed of deals, fresh weights and batches."""
 
     def __post_init__(self) -> None:
         check_types(self)

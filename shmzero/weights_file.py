@@ -19,7 +19,7 @@ from shmzero.errors import ConfigError
 Value = TypeVar("Value")
 
 HEAD_BYTES = 512
-"""So much of a file tells what it is."""
+"""How many of a file's first bytes tell what it is."""
 WRAPPERS = ("_orig_mod", "module")
 """Parts of a name that torch.compile and DataParallel put into it."""
 BEGINNINGS = (
@@ -46,7 +46,7 @@ def opened(path: Path | str, what: str) -> Iterator[Any]:
     Raises ConfigError where it cannot be read, which begins with `what` the file is to the caller.
     """
     try:
-        # By its descriptor: a path that is not UTF-8 is no text to safetensors.
+        # Opened by its descriptor, as safetensors takes no path that is not UTF-8.
         with open(path, "rb") as given, safetensors.safe_open(
             f"/proc/self/fd/{given.fileno()}", framework="pt", device="cpu"
         ) as file:
