@@ -197,7 +197,7 @@ class MatchResult:
     """The share of the hero's rounds in which it won exactly what it bid, by hand size."""
     villain_exact_bid: dict[int, float]
     ceiling: dict[int, float]
-    """By hand size: what the mean exact-bid rate of whole tables cannot exceed, (n-1)/n, for the hook makes one
+    """The most that the mean exact-bid rate of whole tables can be, by hand size: (n-1)/n, for the hook makes one
     bid fail; over the tables that the hero's rate is over."""
     win_share: float
     """The hero's expected share of the win (most points of a round, or of a game with `games`; equals share it).

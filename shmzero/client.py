@@ -190,7 +190,7 @@ class Client:
         )
 
     def _look_up(self, lost: Connection | None) -> Connection | None:
-        """What another thread has found in place of `lost`, or who serves now. Holding the lock."""
+        """What another thread has found in place of `lost`, or who serves now. The caller holds the lock."""
         if self._connection is lost or self._connection is None:
             self._connection = self._find()
             if self._connection is not None:

@@ -81,7 +81,7 @@ class _Unfailing(io.RawIOBase):
 
 
 def take_over_ctrl_c() -> None:
-    """Have a Ctrl-C call `leave` until the command runs, where this process is one."""
+    """Have a Ctrl-C call `leave` until the command runs, where this process is a command."""
     if is_command() and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, leave)
 
@@ -93,8 +93,10 @@ take_over_ctrl_c()
 
 @contextlib.contextmanager
 def nothing_started() -> Iterator[None]:
-    """In here a command's Ctrl-C is `leave` again: a KeyboardInterrupt may be swallowed by a library that is
-    loaded or looks at types."""
+    """Have a command's Ctrl-C call `leave` again within this block.
+
+    A library that is loaded or looks at types may swallow a KeyboardInterrupt.
+    """
     before = signal.getsignal(signal.SIGINT)
     take_over_ctrl_c()
     try:
@@ -265,7 +267,7 @@ def parse_flags(kind: Callable[..., T], **options: Any) -> T:
 
 
 def one_line(box: str) -> str:
-    """What tyro draws in a box, as one line: the problem, without types and hints at --help."""
+    """The text that tyro draws in a box, as one line: the problem, without types and hints at --help."""
     lines = [line.strip("│ ") for line in re.sub(r"\x1b\[[0-9;]*m", "", box).splitlines()]
     framed = any(line.startswith("╭") for line in lines)  # the title is in the frame, else above a rule
     text = "\n".join(line for line in lines if not line.startswith(("╭", "╰")))

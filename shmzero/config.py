@@ -87,7 +87,7 @@ SERVICE_LIMITS: dict[str, tuple[int, int]] = {
     "max_batch": (1, 2**20), "slots": (1, _core.MAX_WORKERS), "rows_per_slot": (1, 2**20),
     "timeout_ms": (0, 10_000), "spin_us": (0, 100_000),
 }  # fmt: skip
-"""What the arguments of a service may be; times may be fractions, and spin_us None."""
+"""The least and the most that each argument of a service may be; times may be fractions, and spin_us None."""
 
 
 def check_service(name: str, value: Any, called: str | None = None) -> None:
@@ -520,7 +520,7 @@ class SelfPlayConfig:
         )
 
     def play_settings(self) -> _core.PlaySettings:
-        """What the workers play."""
+        """The settings of what the workers play."""
         return play_settings(
             self.search(), self.seed, self.players, self.cards, self.trump, self.dealer,
             self.games is not None, others=self.others,

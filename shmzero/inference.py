@@ -36,7 +36,7 @@ class Control:
         self.closed = False
 
     def commands(self) -> list[dict[str, Any]]:
-        """What has come since the last call; never blocks."""
+        """The commands that have come since the last call. Never blocks."""
         try:
             while chunk := self._socket.recv(65536):
                 self._received += chunk

@@ -65,7 +65,7 @@ class Judge:
         self.best: int | None = None
         """Step of the checkpoint that self-play has, where there is a gate."""
         self.best_version = 0
-        """What an earlier session counted it as."""
+        """The version that an earlier session counted it as."""
         self._gated: int | None = None
         self._matched: int | None = None  # step of the checkpoint that played last: once more says nothing new
         self._playing: int | None = None  # that of the one that plays now, None where it plays the gate

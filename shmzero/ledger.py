@@ -1,4 +1,4 @@
-"""Which units of a run are finished: what a run that goes on leaves out. Knows no files and no processes."""
+"""Which units of a run are finished: what a run that goes on leaves out. It knows no files and no processes."""
 
 from __future__ import annotations
 

@@ -188,7 +188,7 @@ def cache_folder() -> Path:
 
 
 def package_path(net: InferenceNet, device: str) -> Path:
-    """Where a serving function's callable is cached. Its name changes with whatever it was made from.
+    """The path under which a serving function's callable is cached. Its name changes with whatever it was made from.
 
     Raises NotCompiled where there is no cache folder.
     """

@@ -69,9 +69,9 @@ class TrainProgress:
     play_waits: float
     """Share of that time in which self-play was held back for the learner."""
     waits_for: str | None
-    """What nobody plays for just now: the learner, the inference processes; None while somebody does."""
+    """Who self-play waits for: the learner or the inference processes; None while it plays."""
     waits_s: float
-    """For how many seconds nobody has played because of that."""
+    """For how many seconds it has waited for them."""
     learner: dict[str, Any]
     """Its last report, or only the step of the last checkpoint."""
     matches: list[dict[str, Any]]
@@ -138,7 +138,7 @@ class TrainProgress:
 
 
 class Board:
-    """A run's metrics for TensorBoard. Needs tensorboard: pip install tensorboard."""
+    """A run's metrics for TensorBoard. This needs tensorboard: pip install tensorboard."""
 
     @staticmethod
     def check(folder: Path) -> None:

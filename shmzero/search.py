@@ -21,7 +21,7 @@ from shmzero.config import SearchConfig, play_settings
 
 
 class Evaluator(Protocol):
-    """What search asks."""
+    """The evaluator that search asks."""
 
     def evaluate_many(self, states: NDArray[np.float32], masks: NDArray[np.bool_]) -> tuple[Any, Any]:
         """(policies [B, 52], values [B, 1]) of rows in canonical suit order."""

@@ -120,7 +120,7 @@ class ServeConfig:
 
 
 def load_model(text: str) -> Any:
-    """What the factory of "module:factory" makes. Raises ConfigError where there is none."""
+    """The model that the factory of "module:factory" makes. Raises ConfigError where there is none."""
     module_name, colon, factory_name = text.partition(":")
     if not colon or not module_name or not factory_name:
         raise ConfigError(f"--model is {text!r}; it is written module:factory")
@@ -199,7 +199,7 @@ class Meter:
         self._at = time.monotonic()
 
     def lines(self) -> list[str]:
-        """What happened since the last call, the most important first; each part fits a terminal's line."""
+        """Lines about what happened since the last call, the most important first; each part fits a terminal's line."""
         now, stats = time.monotonic(), self._server.stats()
         seconds = max(now - self._at, 1e-9)
         rows, batches = (stats[k] - self._last[k] for k in ("rows", "batches"))

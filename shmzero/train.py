@@ -209,7 +209,7 @@ class Run:
         self._log({"rounds": self._rounds, "version": version, "learner": self._report})
 
     def _weights(self, version: int) -> Path | None:
-        """What self-play starts with: the newest weights, or with a gate those that passed it last."""
+        """The weights that self-play starts with: the newest, or with a gate those that passed it last."""
         if self.config.gate:
             return None if self._judge.best is None else self._judge.checkpoint(self._judge.best)
         return weights_path(self.folder, version) if version else None

@@ -1,6 +1,6 @@
 """Weights on disk: safetensors files, and what a file that is none is instead. Nothing in it is unpickled.
 
-Knows no network: net.py reads checkpoints with it, model.py the weights of a user's module.
+It knows no network: net.py reads checkpoints with it, model.py the weights of a user's module.
 """
 
 from __future__ import annotations

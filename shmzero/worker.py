@@ -1,4 +1,4 @@
-"""A worker process: the C++ loop of csrc/worker.h and nothing else. Never imports torch."""
+"""A worker process: the C++ loop of csrc/worker.h and nothing else. It never imports torch."""
 
 from __future__ import annotations
 
