@@ -15,10 +15,10 @@ from shmzero.records import Records
 _started: list[subprocess.Popen[str]] = []
 
 
-def start(module: str, *arguments: object, path: Path | None = None) -> subprocess.Popen[str]:
-    """`python -m module`, with `path` before its modules; killed after the test if it is still there."""
+def start(module: str, *arguments: object, path: Path | None = None, cwd: Path | None = None) -> subprocess.Popen[str]:
+    """`python -m module` in folder `cwd`, with `path` before its modules; killed after the test if it is still there."""
     process = subprocess.Popen(
-        [sys.executable, "-m", module, *map(str, arguments)],
+        [sys.executable, "-m", module, *map(str, arguments)], cwd=cwd,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, stdin=subprocess.DEVNULL,
         env=dict(os.environ) if path is None else dict(os.environ, PYTHONPATH=os.pathsep.join([str(path), *sys.path])),
         # A shell has its background jobs ignore Ctrl-C, and with them these tests.

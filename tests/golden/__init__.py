@@ -2,6 +2,8 @@
 
 `python -m tests.golden` says what differs, `python -m tests.golden --write` rewrites all of them; the difference is then reviewed
 like code. `playthroughs()` and `searches()` make the text; tests/test_golden.py compares.
+
+Beside them lies what later versions have to go on with: run folders (old_runs.py) and flags of the commands (flags.json).
 """
 
 from __future__ import annotations
