@@ -1,0 +1,106 @@
+"""The flags of every command that a script may hold: each is still taken, and a new one joins them.
+
+tests/golden/flags.json has an example of each flag as the command's words. What a flag does is not looked at here.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import tyro
+
+from shmzero import arena, plot, records, selfplay, serve, train
+from shmzero.command import parse_flags
+from shmzero.config import NetConfig
+from shmzero.errors import ConfigError
+from shmzero.net import BlobNet, save_checkpoint
+from tests.golden import FOLDER
+from tests.golden.old_runs import lay_out
+from tools import bench
+
+FLAGS: dict[str, dict[str, str]] = json.loads((FOLDER / "flags.json").read_text())
+
+
+def _serve(words: list[str]) -> None:
+    parse_flags(serve.ServeConfig, args=words, config=(tyro.conf.OmitArgPrefixes,)).check()
+
+
+def _records(words: list[str]) -> None:
+    assert records.main(words) == 0
+
+
+def _plot(words: list[str]) -> None:
+    assert plot.main(words) == 0
+
+
+PARSERS: dict[str, Callable[[list[str]], object]] = {
+    "selfplay": selfplay.parse, "train": train.parse, "serve": _serve, "arena": arena.parse, "records": _records, "plot": _plot,
+}  # fmt: skip
+"""What takes the words of a command and starts nothing; `records` prints, and `plot` draws nothing here."""
+MAINS: dict[str, Callable[[list[str]], int]] = {
+    "selfplay": selfplay.main, "train": train.main, "serve": serve.main, "arena": arena.main, "records": records.main,
+    "plot": plot.main,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with what the examples name."""
+    found = tmp_path_factory.mktemp("flags")
+    for name, state in (("rounds", "finished"), ("wins", "finished")):
+        lay_out(name, found, state)
+    save_checkpoint(BlobNet(NetConfig(width=8, hidden=8, blocks=1)), found / "net.safetensors")
+    return found
+
+
+@pytest.mark.parametrize("command", FLAGS)
+def test_flags_that_a_command_has_had_are_taken(command: str, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place)
+    monkeypatch.setattr("shmzero.plot.plot", lambda run, out: None)
+    name, _, benchmark = command.partition(" ")
+    for flag, line in FLAGS[command].items():
+        words = shlex.split(line)
+        assert flag in words
+        if name == "bench":
+            bench.parser().parse_args([benchmark, *words])
+        else:
+            PARSERS[name](words)
+
+
+def test_flags_are_refused_by_the_same_parsers_where_there_are_none_of_that_name(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(place)
+    for command, flags in FLAGS.items():
+        name, _, benchmark = command.partition(" ")
+        words = [*shlex.split(next(iter(flags.values()))), "--no-such-flag"]
+        if name in ("records", "plot"):
+            assert MAINS[name](words) == 2
+            continue
+        with pytest.raises(ConfigError, match="no-such-flag"):
+            if name == "bench":
+                bench.parser().parse_args([benchmark, *words])
+            else:
+                PARSERS[name](words)
+
+
+@pytest.mark.parametrize("command", FLAGS)
+def test_flags_that_the_help_names_are_among_those_that_stay(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "1000")  # no flag is broken over two lines
+    name, _, benchmark = command.partition(" ")
+    with pytest.raises(SystemExit):
+        bench.main([benchmark, "--help"]) if name == "bench" else MAINS[name](["--help"])
+    text = capsys.readouterr().out.replace("selfplay --config", "")  # a benchmark's word of another command
+    shown = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", text)) - {"--help"}
+    assert len(shown) > 0 and shown <= set(FLAGS[command]), "give an example of the new flag in tests/golden/flags.json"
+
+
+def test_flags_are_listed_for_every_benchmark() -> None:
+    assert {f"bench {name}" for name in (*bench.BENCHMARKS, "report", "all")} <= set(FLAGS)
