@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from shmzero import _core, child, judge, play_rounds
+from shmzero import _core, child, judge, launch, play_rounds
 from shmzero.child import Deaths, Pulse, Watch, start_child
 from shmzero.config import NetConfig, SearchConfig, SelfPlayConfig, built_in_bot, play_settings, to_flags
 from shmzero.errors import WorkerDied
@@ -195,7 +195,10 @@ def test_fleet_stray_write_to_a_number_of_rows_is_said_and_costs_processes_not_t
 
 
 @pytest.mark.parametrize("state", [FILLING, 2, TAKEN, ORPHANED])
-def test_fleet_stray_write_to_slots_that_are_free_is_said_and_is_mended_or_costs_a_process(state: int) -> None:
+def test_fleet_stray_write_to_slots_that_are_free_is_said_and_is_mended_or_costs_a_process(
+    state: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launch, "LOOK_S", 0.0)  # the rounds may be over before a later look
     found: dict[int, list[bytes]] = {}
     said: list[str] = []
     with Fleet(SLOTS, range(150), 150) as fleet:
