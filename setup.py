@@ -22,8 +22,9 @@ if sanitizers:
 
 extension = Pybind11Extension(
     "shmzero._core",
-    sorted(glob("shmzero/csrc/bind*.cpp")),
-    depends=sorted(glob("shmzero/csrc/*.h")),
+    sorted(glob("shmzero/csrc/bind/*.cpp")),
+    depends=sorted(glob("shmzero/csrc/*/*.h")),
+    include_dirs=["shmzero/csrc"],
     cxx_std=20,
     define_macros=[("SHMZERO_SANITIZED", "1")] if sanitizers else [],
     extra_compile_args=flags,

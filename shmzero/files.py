@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import hashlib
 import json
 import os
 import re
@@ -157,3 +158,34 @@ def remove_empty(folders: list[Path]) -> None:
     for folder in folders:
         with suppress(OSError):
             folder.rmdir()
+
+
+def digest_of(path: Path | str) -> str:
+    """SHA-256 of a file. Raises OSError."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def file_stamp(path: Path | None) -> tuple[int, int] | None:
+    """Changes when a file is written or replaced; None where there is none."""
+    try:
+        status = path.stat() if path else None
+    except OSError:
+        return None
+    return (status.st_mtime_ns, status.st_ino) if status else None
+
+
+def is_there(path: Path) -> bool:
+    """Whether there is such a file or folder. Raises RecordError where that cannot be looked at."""
+    try:
+        os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        raise RecordError(f"{path} cannot be looked at: {error.strerror}") from None
+    return True
+
+
+def is_folder(path: Path) -> bool:
+    """Whether there is such a folder. Raises RecordError where that cannot be looked at."""
+    return is_there(path) and path.is_dir()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from shmzero.config import NetConfig
+from shmzero.nets.config import NetConfig
 
 COMPILED = NetConfig(width=32, hidden=32, blocks=1)
 """The one network that is compiled."""
@@ -15,7 +15,7 @@ COMPILED = NetConfig(width=32, hidden=32, blocks=1)
 
 def compiled_precision() -> str:
     """What COMPILED is compiled in."""
-    from shmzero.net_device import cpu_has_bf16
+    from shmzero.nets.precision import cpu_has_bf16
 
     return "bf16" if cpu_has_bf16() else "fp32"
 
@@ -23,7 +23,8 @@ def compiled_precision() -> str:
 @pytest.fixture(scope="session")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A cache folder with the compiled form of COMPILED in compiled_precision()."""
-    from shmzero.net_device import InferenceNet, start_compiler
+    from shmzero.nets.compiled import start_compiler
+    from shmzero.nets.inference_net import InferenceNet
 
     folder = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:

@@ -5,8 +5,8 @@
 #include <cstdio>
 #include <vector>
 
-#include "../shmzero/csrc/evaluate.h"
-#include "../shmzero/csrc/lane.h"
+#include "play/evaluate.h"
+#include "play/lane.h"
 
 int main() {
   using namespace shmzero;

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from shmzero.records import Records
+from shmzero.runs.records import Records
 
 _started: list[subprocess.Popen[str]] = []
 
@@ -74,8 +74,8 @@ def slowed(folder: Path, seconds: float) -> Path:
     """A folder of modules with which an inference process takes so much longer for a batch, on every machine."""
     (folder / "sitecustomize.py").write_text(
         "import sys, time\n"
-        "if 'shmzero.inference' in sys.orig_argv:\n"
-        "    from shmzero.evaluators import RowFunctionDevice\n"
+        "if 'shmzero.inference.process' in sys.orig_argv:\n"
+        "    from shmzero.inference.stand_in import RowFunctionDevice\n"
         "    launch = RowFunctionDevice.launch\n"
         "    def slow(self, stage, rows):\n"
         f"        time.sleep({seconds})\n"

@@ -9,7 +9,7 @@
 #include <random>
 #include <thread>
 
-#include "client.h"
+#include "shm/client.h"
 
 using namespace shmzero;
 

@@ -15,7 +15,7 @@ LD_PRELOAD="$(g++ -print-file-name=libasan.so) $(g++ -print-file-name=libstdc++.
 if [ "$(uname -m)" = x86_64 ]; then
   for target in x86-64 x86-64-v2; do
     g++ -std=c++20 -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=undefined \
-      -march=$target tests/play_hash.cpp -o play_hash
+      -march=$target -I shmzero/csrc tests/play_hash.cpp -o play_hash
     ./play_hash >"$target"
   done
   cmp x86-64 x86-64-v2

@@ -19,9 +19,9 @@ import numpy as np
 import pytest
 
 from shmzero import Client, InferenceServer, SearchConfig, _core
-from shmzero.client import _unpickled
-from shmzero.config import play_settings
-from shmzero.launch import GRANT
+from shmzero.engine.fleet import GRANT
+from shmzero.mcts.play import play_settings
+from shmzero.service.client import unpickled
 from tests.service_programs import ACTION_DIM, STATE_DIM, VALUE_DIM, echo, rows
 
 ROOT = Path(__file__).parent.parent
@@ -103,7 +103,7 @@ def start_client(name: str, seed: int) -> subprocess.Popen[str]:
 
 def unattached(name: str) -> Client:
     """A client that has not looked for its server yet, as one that has just been unpickled."""
-    return _unpickled(name, None)
+    return unpickled(name, None)
 
 
 def stopped(process: subprocess.Popen[str]) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from shmzero.records import newest_checkpoint
+from shmzero.runs.checkpoints import newest_checkpoint
 from tools import ablate_training
 from tools.ablate_training import ARMS, BASE, Ablation, Arm, crossed, holm, t_quantile, two_sided_p
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from shmzero import SearchConfig, _core, play_rounds, search
-from shmzero.arena import play_match
-from shmzero.evaluators import UniformEvaluator
+from shmzero.matches.duplicate import play_match
+from shmzero.mcts.evaluators import UniformEvaluator
 from tests.cases import round_of
 
 CONFIG = SearchConfig(determinizations=2, simulations=8)

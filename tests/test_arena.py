@@ -16,10 +16,14 @@ import numpy as np
 import pytest
 
 from shmzero import ConfigError, SearchConfig, _core, play_rounds
-from shmzero.arena import MatchResult, main, make_agent, match_plan, play_match, play_tables, rate
-from shmzero.config import NetConfig
-from shmzero.net import BlobNet, save_checkpoint
-from shmzero.rating import draw_tables, fit, ratings, risk_sets
+from shmzero.arena import main
+from shmzero.matches.agents import make_agent
+from shmzero.matches.duplicate import MatchResult, match_plan, play_match, play_tables
+from shmzero.matches.pool import rate
+from shmzero.matches.rating import draw_tables, fit, ratings, risk_sets
+from shmzero.nets.blob_net import BlobNet
+from shmzero.nets.checkpoint import save_checkpoint
+from shmzero.nets.config import NetConfig
 from tests.fakes import HashEvaluator, RecordingEvaluator, UniformEvaluator, over_legal
 
 POLICY = SearchConfig(simulations=0)

@@ -16,10 +16,10 @@ from pathlib import Path
 import pytest
 
 from shmzero import play_rounds
-from shmzero.config import SearchConfig
 from shmzero.errors import ConfigError
-from shmzero.evaluators import HashEvaluator
-from shmzero.records import Records
+from shmzero.mcts.config import SearchConfig
+from shmzero.mcts.evaluators import HashEvaluator
+from shmzero.runs.records import Records
 from tests.users import forbid_memfd
 
 HASH = ("--evaluator", "hash", "--preset", "light")
@@ -86,7 +86,7 @@ def test_records_under_a_limit_of_the_files_size_name_it(tmp_path: Path, most: i
     """SQLite says "disk I/O error", be it of the first file that it makes or of a later round."""
     program = (
         "import resource, sys; from shmzero import SearchConfig, play_rounds\n"
-        "from pathlib import Path; from shmzero.evaluators import HashEvaluator; from shmzero.records import RecordWriter\n"
+        "from pathlib import Path; from shmzero.mcts.evaluators import HashEvaluator; from shmzero.runs.records import RecordWriter\n"
         "record = play_rounds(HashEvaluator(), 1, SearchConfig(simulations=0))[0]\n"
         f"resource.setrlimit(resource.RLIMIT_FSIZE, ({most}, -1))\n"
         "writer, number = RecordWriter(Path(sys.argv[1]), {}), 0\n"
@@ -105,7 +105,7 @@ def test_records_under_a_limit_of_the_files_size_name_it(tmp_path: Path, most: i
 )
 def test_limit_of_a_process_is_not_called_a_full_shared_memory(limit: str, named: str) -> None:
     program = (
-        "import resource; from pathlib import Path; from shmzero.segment import create_private\n"
+        "import resource; from pathlib import Path; from shmzero.shm.segment import create_private\n"
         "pages = int(Path('/proc/self/statm').read_text().split()[0])\n"
         f"resource.setrlimit(resource.{limit})\n"
         "create_private(1, 2, 4, 4096)"
@@ -171,8 +171,9 @@ def test_broken_checkpoints_end_with_one_line_and_leave_nothing(tmp_path: Path) 
     import safetensors.torch
     import torch
 
-    from shmzero.config import NetConfig
-    from shmzero.net import BlobNet, load_checkpoint, save_checkpoint
+    from shmzero.nets.blob_net import BlobNet
+    from shmzero.nets.checkpoint import load_checkpoint, save_checkpoint
+    from shmzero.nets.config import NetConfig
 
     good = tmp_path / "good.safetensors"
     save_checkpoint(BlobNet(NetConfig(width=16, hidden=16, blocks=1)), good)
@@ -210,8 +211,9 @@ def test_network_that_answers_with_what_is_no_number_ends_the_run_and_nothing_is
     """Its weights are finite: what it makes of them is not, or no sum of it would be."""
     import torch
 
-    from shmzero.config import NetConfig
-    from shmzero.net import BlobNet, save_checkpoint
+    from shmzero.nets.blob_net import BlobNet
+    from shmzero.nets.checkpoint import save_checkpoint
+    from shmzero.nets.config import NetConfig
 
     net = BlobNet(NetConfig(width=16, hidden=16, blocks=1))
     with torch.no_grad():

@@ -18,10 +18,13 @@ from typing import Any
 import pytest
 
 from shmzero import _core
-from shmzero.config import NETS, SelfPlayConfig, read_toml, to_toml
+from shmzero.engine.config import SelfPlayConfig, read_toml
+from shmzero.engine.plan import plan_fleet
 from shmzero.errors import WorkerDied
-from shmzero.fleet_plan import plan_fleet
-from shmzero.net import BlobNet, save_checkpoint
+from shmzero.nets.blob_net import BlobNet
+from shmzero.nets.checkpoint import save_checkpoint
+from shmzero.nets.config import NETS
+from shmzero.settings import to_toml
 from tools import bench as tools_bench
 from tools import bench_selfplay, report
 from tools.bench_training import over_runs

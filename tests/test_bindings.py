@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from shmzero import SearchConfig, _core
-from shmzero.config import play_settings
-from shmzero.evaluators import new_staging
+from shmzero.inference.device import new_staging
+from shmzero.mcts.play import play_settings
 
 ROOT = Path(__file__).parent.parent
 SIZES = {"servers": 2, "workers": 2, "slots": 3, "rows": 4}

@@ -10,7 +10,7 @@ import random
 import pytest
 
 from shmzero import _core
-from shmzero.arena import make_agent
+from shmzero.matches.agents import make_agent
 from tests import oracle
 from tests.cases import as_round, random_position, round_of
 

@@ -25,9 +25,9 @@ from shmzero import (
     play_rounds,
     search,
 )
-from shmzero.client import _Piece
-from shmzero.connection import MOST_PORTS
-from shmzero.evaluators import HashEvaluator
+from shmzero.mcts.evaluators import HashEvaluator
+from shmzero.service.client import Piece
+from shmzero.service.connection import MOST_PORTS
 from tests.service_programs import ACTION_DIM, STATE_DIM, VALUE_DIM, check, echo, make_module, rows
 from tests.services import ROOT, WIDTHS, Holding, constant, held, started, unattached, until
 
@@ -298,7 +298,7 @@ def test_time_out_of_a_call_is_one_for_all_that_it_waits_for(
     model = Holding()
     with InferenceServer(model, *WIDTHS, name=name, slots=1) as server, ThreadPoolExecutor(1) as pool:
         with server.client().request(1):
-            for kind, method in ((Client, "_connect"), (Client, "_acquire"), (_Piece, "finish")):
+            for kind, method in ((Client, "_connect"), (Client, "_acquire"), (Piece, "finish")):
                 recorded(kind, method)
             client = unattached(name)
             asking = pool.submit(client.evaluate_many, *held(rng, 1), timeout=0.5)

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from shmzero import BatchedEvaluator, Client, InferenceServer
-from shmzero.connection import MOST_PORTS
+from shmzero.service.connection import MOST_PORTS
 from tests.service_programs import check, echo, rows
 from tests.services import WIDTHS
 
@@ -90,7 +90,7 @@ def raising_at(number: int) -> Iterator[None]:
 
     def trace(frame: FrameType, event: str, argument: Any) -> Any:
         nonlocal left
-        if not frame.f_code.co_filename.endswith(("shmzero/client.py", "shmzero/connection.py")):
+        if not frame.f_code.co_filename.endswith(("service/client.py", "service/connection.py")):
             return None
         frame.f_trace_opcodes = True
         if event == "opcode":

@@ -15,24 +15,25 @@ import numpy as np
 import pytest
 import torch
 
-from shmzero import net_device
-from shmzero.net import BlobNet, save_checkpoint
-from shmzero.net_device import (
+from shmzero.inference import net_device
+from shmzero.inference.cpu import CpuNetDevice
+from shmzero.nets.blob_net import BlobNet
+from shmzero.nets.checkpoint import save_checkpoint
+from shmzero.nets.compiled import (
     CUDA_PACKAGES_FROM,
-    CpuNetDevice,
-    InferenceNet,
-    _torch_version,
     cache_folder,
     load_package,
     package_path,
     start_compiler,
+    torch_version,
 )
+from shmzero.nets.inference_net import InferenceNet
 from tests.compiled import COMPILED, compiled_precision, copied
 from tests.processes import wait_for
 
 LOADS = (
-    "from tests.compiled import COMPILED, compiled_precision; from shmzero.net import BlobNet;"
-    "from shmzero.net_device import CpuNetDevice;"
+    "from tests.compiled import COMPILED, compiled_precision; from shmzero.nets.blob_net import BlobNet;"
+    "from shmzero.inference.cpu import CpuNetDevice;"
     "device = CpuNetDevice(BlobNet(COMPILED), compiled_precision(), True, 16);"
     "device.launch(0, 16); print(device.description, flush=True);"
 )
@@ -92,7 +93,7 @@ def test_package_loader_of_cuda_takes_the_folder_that_it_is_given(
     mine: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The CPU twin: the loader finds in the package what device it is for."""
-    if _torch_version() < CUDA_PACKAGES_FROM:
+    if torch_version() < CUDA_PACKAGES_FROM:
         pytest.skip(f"torch {torch.__version__} takes no folder, and its compiled form on CUDA is not used")
     monkeypatch.setenv("SHMZERO_CACHE", str(cache))
     monkeypatch.setattr(tempfile, "tempdir", str(mine))
@@ -211,7 +212,7 @@ def test_cache_on_a_full_disk_is_said_and_the_network_served_eagerly(tmp_path: P
     if shutil.which("unshare") is None or subprocess.run([*small, "true"], capture_output=True).returncode:
         pytest.skip("a file system of one megabyte cannot be mounted here")
     code = (
-        "from shmzero import net_device; net_device.LOOK_S = net_device.COMPILE_AFTER_S = 0.0;" + LOADS
+        "from shmzero.inference import net_device; net_device.LOOK_S = net_device.COMPILE_AFTER_S = 0.0;" + LOADS
         + "print(device.poll()); assert not device.compiling; device.launch(0, 16)"
     )  # fmt: skip
     done = subprocess.run([*small, sys.executable, "-c", code], capture_output=True, text=True,
@@ -303,7 +304,7 @@ def test_helper_that_fails_or_cannot_be_started_is_said_and_the_network_served_e
 def test_compile_helper_shares_the_cores_ends_with_whoever_started_it_and_leaves_nothing(mine: Path, tmp_path: Path) -> None:
     """The starter is killed while a compiler runs: a moment later no process of the helper's group is left."""
     code = (
-        "from shmzero.net_device import InferenceNet, start_compiler; from tests.compiled import COMPILED;"
+        "from shmzero.nets.inference_net import InferenceNet; from shmzero.nets.compiled import start_compiler; from tests.compiled import COMPILED;"
         "helper = start_compiler(InferenceNet(COMPILED, 'fp32'), 'cpu'); print(helper.pid, flush=True); input()"
     )
     environment = os.environ | {"SHMZERO_CACHE": str(tmp_path / "cache"), "TMPDIR": str(mine)}

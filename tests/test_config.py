@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from shmzero import Rules, SearchConfig, _core, arena, config, play_rounds, serve, train
-from shmzero.command import file_stamp
-from shmzero.config import SelfPlayConfig
+from shmzero import Rules, SearchConfig, _core, arena, machine, play_rounds, serve, train
+from shmzero.engine.config import SelfPlayConfig
+from shmzero.engine.plan import plan_fleet
 from shmzero.errors import ConfigError
-from shmzero.evaluators import HashEvaluator
-from shmzero.fleet_plan import plan_fleet
-from shmzero.records import Records, RecordWriter
+from shmzero.files import file_stamp
+from shmzero.mcts.evaluators import HashEvaluator
+from shmzero.runs.records import Records, RecordWriter
 from shmzero.selfplay import main, parse
 
 HASH = ("--evaluator", "hash", "--preset", "light", "--cards", "2")
@@ -290,17 +290,17 @@ def test_lanes_leave_room_for_large_searches() -> None:
 def test_device_auto_is_cuda_only_where_torch_can_use_it(
     nvidia: bool, built: bool, wanted: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(config, "has_nvidia", lambda: nvidia)
-    monkeypatch.setattr(config, "torch_has_cuda", lambda: built)
-    monkeypatch.setattr(config, "num_cuda_devices", lambda: 1)
+    monkeypatch.setattr(machine, "has_nvidia", lambda: nvidia)
+    monkeypatch.setattr(machine, "torch_has_cuda", lambda: built)
+    monkeypatch.setattr(machine, "num_cuda_devices", lambda: 1)
     assert set(SelfPlayConfig().devices()) == {wanted}
     assert SelfPlayConfig(device="cuda").devices() == ["cuda:0"]
 
 
 def test_device_auto_is_the_cpu_where_the_driver_shows_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(config, "has_nvidia", lambda: True)
-    monkeypatch.setattr(config, "torch_has_cuda", lambda: True)
-    monkeypatch.setattr(config, "num_cuda_devices", lambda: 0)
+    monkeypatch.setattr(machine, "has_nvidia", lambda: True)
+    monkeypatch.setattr(machine, "torch_has_cuda", lambda: True)
+    monkeypatch.setattr(machine, "num_cuda_devices", lambda: 0)
     assert set(SelfPlayConfig().devices()) == {"cpu"}
 
 
@@ -320,10 +320,10 @@ def test_device_that_the_machine_lacks_is_refused_before_anything_starts(
     command: Callable[[list[str]], int], arguments: list[str], flag: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(config, "num_cuda_devices", lambda: 1)
+    monkeypatch.setattr(machine, "num_cuda_devices", lambda: 1)
     cases = [("cuda", False, "built without CUDA"), ("cuda:7", True, "NVIDIA devices here are 1; allowed: cpu, cuda:0")]
     for value, built, named in [*cases, ("cpu*0", True, "allowed"), ("tpu", True, "allowed"), ("cuda:-1", True, "allowed")]:
-        monkeypatch.setattr(config, "torch_has_cuda", lambda built=built: built)
+        monkeypatch.setattr(machine, "torch_has_cuda", lambda built=built: built)
         assert command([*arguments, flag, value]) == 2
         printed = capsys.readouterr()
         assert printed.out == "" and re.fullmatch(r"error: [^\n]+\n", printed.err), printed
@@ -334,13 +334,13 @@ def test_device_that_the_machine_lacks_is_refused_before_anything_starts(
 def test_num_cuda_devices_agrees_with_torch() -> None:
     import torch
 
-    assert config.num_cuda_devices() == torch.cuda.device_count() or torch.version.cuda is None
+    assert machine.num_cuda_devices() == torch.cuda.device_count() or torch.version.cuda is None
 
 
 def test_torch_has_cuda_agrees_with_torch() -> None:
     import torch
 
-    assert config.torch_has_cuda() == (torch.version.cuda is not None)
+    assert machine.torch_has_cuda() == (torch.version.cuda is not None)
 
 
 def test_rounds_or_games_as_a_flag_override_the_other_in_the_file(tmp_path: Path) -> None:

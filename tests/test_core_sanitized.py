@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from shmzero import BatchedEvaluator, SearchConfig, _core, play_rounds, search
-from shmzero.arena import make_agent, match_plan, play_tables
 from shmzero.errors import ModelFailed
-from shmzero.evaluators import HashEvaluator
+from shmzero.matches.agents import make_agent
+from shmzero.matches.duplicate import match_plan, play_tables
+from shmzero.mcts.evaluators import HashEvaluator
 from tests.cases import as_round, random_position
 
 CONFIGS = [

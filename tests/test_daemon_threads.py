@@ -16,8 +16,9 @@ import os, sys, threading
 import numpy as np
 import shmzero
 from shmzero import _core
-from shmzero.config import SearchConfig, play_settings
-from shmzero.evaluators import UniformEvaluator
+from shmzero.mcts.config import SearchConfig
+from shmzero.mcts.play import play_settings
+from shmzero.mcts.evaluators import UniformEvaluator
 
 THREADS = 8
 LIGHT = SearchConfig(determinizations=1, simulations=4)
@@ -79,7 +80,7 @@ def test_daemon_threads_at_the_end_leave_the_exit_status_alone(binding: str) -> 
 
 
 def test_bindings_give_up_the_gil_by_the_one_guard() -> None:
-    for path in sorted((ROOT / "shmzero" / "csrc").glob("bind*")):
+    for path in sorted((ROOT / "shmzero" / "csrc" / "bind").glob("*")):
         text = path.read_text()
         assert "gil_scoped" not in text, path.name
         assert "PyEval_" not in text or path.name == "bind.h", path.name

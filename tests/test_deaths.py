@@ -18,8 +18,8 @@ import pytest
 
 from shmzero import Client, InferenceServer, _core
 from shmzero.errors import RequestLost
-from shmzero.segment import create_private
-from shmzero.server import _Reaper
+from shmzero.service.reaper import Reaper
+from shmzero.shm.segment import create_private
 from tests.service_programs import check, echo, rows
 from tests.services import ROOT, WIDTHS, Holding, held, started, until
 
@@ -161,7 +161,7 @@ def test_client_in_another_pid_or_time_namespace_is_refused(server: InferenceSer
 
 def test_reaper_without_descriptors_frees_the_blocks_of_the_dead_alone(segment: _core.Segment) -> None:
     said: list[str] = []
-    reaper = _Reaper(segment, said.append)
+    reaper = Reaper(segment, said.append)
     with waiting_process() as living, waiting_process() as zombie, waiting_process() as gone:
         ports = [_core.RequestPort.claim(segment, identity_of(p.pid)) for p in (living, zombie, gone)]
         zombie.kill()
@@ -185,7 +185,7 @@ def test_reaper_without_descriptors_frees_the_blocks_of_the_dead_alone(segment: 
 
 def test_reaper_whose_descriptors_somebody_closes_takes_nobody_for_dead(segment: _core.Segment) -> None:
     """As a program does that becomes a daemon."""
-    reaper = _Reaper(segment, print)
+    reaper = Reaper(segment, print)
     with waiting_process() as living:
         port = _core.RequestPort.claim(segment, identity_of(living.pid))
         reaper.look(0)

@@ -162,6 +162,18 @@ def test_run_that_cannot_look_or_write_says_so_and_makes_nothing_anew(copy: Path
     assert (site / ".build").read_text() == stamps[site / ".build"][0]
 
 
+def test_run_builds_again_when_a_source_has_changed_in_whatever_folder(copy: Path, tmp_path: Path) -> None:
+    path = programs(tmp_path / "bin", *BASIC, **{"true": "exit 0", "c++": "exit 0"})
+    given = {"SHMZERO_PYTHON": str(interpreter(tmp_path / "first", torch=0))}
+    assert env_run(copy, path, **given).returncode == 0
+    for name in ("bind/bind.cpp", "game/rules.h", "game/deeper/new.h"):
+        source = copy / "shmzero" / "csrc" / name
+        source.parent.mkdir(exist_ok=True)
+        source.write_text("// changed")
+        assert env_run(copy, path, **given).stderr == "env/run: building the extension\n"
+        assert env_run(copy, path, **given).stderr == ""
+
+
 def test_run_that_meets_a_limit_while_it_installs_names_it(copy: Path, tmp_path: Path) -> None:
     path = programs(tmp_path / "bin", *BASIC, **{"true": "exit 0", "c++": "exit 0"})
     for words, named in (
@@ -231,9 +243,10 @@ def test_pip_installs_the_package_without_isolation_or_network(copy: Path, tmp_p
     environment = os.environ | dict.fromkeys(("CC", "CXX", "LDSHARED", "LDCXXSHARED"), str(compiler)) | {"PIP_NO_INDEX": "1"}
     subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "--no-build-isolation", "--no-deps", "--target",
                     str(tmp_path / "target"), "."], cwd=copy, env=environment, check=True, timeout=120)  # fmt: skip
-    packed = {path.name for path in (tmp_path / "target" / "shmzero").iterdir()}
-    assert {path.name for path in (ROOT / "shmzero").glob("*.py*")} <= packed and "py.typed" in packed
-    assert any(name.startswith("_core.") and name.endswith(".so") for name in packed)
+    target = tmp_path / "target" / "shmzero"
+    packed = {path.relative_to(target) for path in target.rglob("*.*")}
+    assert {path.relative_to(ROOT / "shmzero") for path in (ROOT / "shmzero").rglob("*.py*") if "__pycache__" not in str(path)} <= packed
+    assert Path("py.typed") in packed and any(path.name.startswith("_core.") and path.suffix == ".so" for path in packed)
     assert any((tmp_path / "target").glob("shmzero-*.dist-info/METADATA"))
 
 

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 import shmzero
-from shmzero.config import NetConfig
-from shmzero.evaluators import UniformEvaluator
-from shmzero.net import BlobNet, save_checkpoint
+from shmzero.mcts.evaluators import UniformEvaluator
+from shmzero.nets.blob_net import BlobNet
+from shmzero.nets.checkpoint import save_checkpoint
+from shmzero.nets.config import NetConfig
 from tools.exact_play import RANKS, RIGHT_FROM, OneCard, bids_of, main, one_card, prefers_two, strong_trumps
 
 

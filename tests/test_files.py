@@ -12,17 +12,23 @@ from pathlib import Path
 
 import pytest
 
-from shmzero import SearchConfig, files, play_rounds, selfplay, train
-from shmzero.config import NetConfig, SelfPlayConfig
+from shmzero import SearchConfig, files, play_rounds
+from shmzero.engine import run as engine_run
+from shmzero.engine.config import SelfPlayConfig
 from shmzero.errors import RecordError
-from shmzero.evaluators import HashEvaluator
 from shmzero.files import append_line, make_folder, remove_unfinished, write_whole
-from shmzero.learn import Learner, save_state
-from shmzero.learner import remove_old_weights
-from shmzero.net import BlobNet, save_checkpoint
-from shmzero.rating import Ratings
-from shmzero.records import FILE_NAME, Records, RecordWriter
-from shmzero.train_config import TrainConfig
+from shmzero.learner.algorithm import Learner
+from shmzero.learner.state import save_state
+from shmzero.matches.rating import Ratings
+from shmzero.mcts.evaluators import HashEvaluator
+from shmzero.nets.blob_net import BlobNet
+from shmzero.nets.checkpoint import save_checkpoint
+from shmzero.nets.config import NetConfig
+from shmzero.runs import folder
+from shmzero.runs.checkpoints import remove_old_weights
+from shmzero.runs.records import FILE_NAME, Records, RecordWriter
+from shmzero.training import run as training_run
+from shmzero.training.config import TrainConfig
 
 TINY = NetConfig(width=16, hidden=16, blocks=1)
 
@@ -214,15 +220,15 @@ def test_selfplay_syncs_the_last_of_its_rounds(tmp_path: Path, monkeypatch: pyte
     for name in ("write", "sync"):
         real = getattr(RecordWriter, name)
         monkeypatch.setattr(RecordWriter, name, lambda *a, name=name, real=real: (real(*a), done.append(name))[0])
-    selfplay.run(SelfPlayConfig(evaluator="hash", preset="light", rounds=20, workers=1), tmp_path)
+    engine_run.run(SelfPlayConfig(evaluator="hash", preset="light", rounds=20, workers=1), tmp_path)
     assert "write" in done and done[-1] == "sync"
 
 
 def test_training_syncs_the_rounds_that_a_checkpoint_has_learned_from(tmp_path: Path, played: list[bytes]) -> None:
     config = TrainConfig()
-    with selfplay.run_folder(tmp_path / "run", config.identity()) as writer:
+    with folder.run_folder(tmp_path / "run", config.identity()) as writer:
         writer.write([(0, played[:1])])
-        run = train.Run(config, tmp_path / "run", writer, print, lambda progress: None, lambda: False, 0.0)
+        run = training_run.Run(config, tmp_path / "run", writer, print, lambda progress: None, lambda: False, 0.0)
         run._learner.events.append({"event": "checkpoint", "path": "", "steps": 1})
         run._hear(None)
         assert main_file_alone(tmp_path / "run", tmp_path / "copy") == 1

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from shmzero import BatchedEvaluator, InferenceServer, ModelFailed
-from shmzero.evaluators import Staging
+from shmzero.inference.device import Staging
 from tests.service_programs import ACTION_DIM, STATE_DIM, VALUE_DIM, check, echo, rows
 from tests.services import WIDTHS
 

@@ -15,10 +15,12 @@ import pytest
 import tyro
 
 from shmzero import arena, plot, records, selfplay, serve, train
-from shmzero.command import parse_flags
-from shmzero.config import NetConfig
+from shmzero.cli.flags import parse_flags
 from shmzero.errors import ConfigError
-from shmzero.net import BlobNet, save_checkpoint
+from shmzero.nets.blob_net import BlobNet
+from shmzero.nets.checkpoint import save_checkpoint
+from shmzero.nets.config import NetConfig
+from shmzero.service import config as service_config
 from tests.golden import FOLDER
 from tests.golden.old_runs import lay_out
 from tools import bench
@@ -27,7 +29,7 @@ FLAGS: dict[str, dict[str, str]] = json.loads((FOLDER / "flags.json").read_text(
 
 
 def _serve(words: list[str]) -> None:
-    parse_flags(serve.ServeConfig, args=words, config=(tyro.conf.OmitArgPrefixes,)).check()
+    parse_flags(service_config.ServeConfig, args=words, config=(tyro.conf.OmitArgPrefixes,)).check()
 
 
 def _records(words: list[str]) -> None:

@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 
 from shmzero import SearchConfig, _core, play_rounds
-from shmzero.arena import make_agent
 from shmzero.errors import ConfigError
-from shmzero.learn import ReplayBuffer
-from shmzero.net import load_checkpoint
-from shmzero.net_device import CpuNetDevice
-from shmzero.records import Records, newest_checkpoint
-from shmzero.train_config import TrainConfig
+from shmzero.inference.cpu import CpuNetDevice
+from shmzero.learner.buffer import ReplayBuffer
+from shmzero.matches.agents import make_agent
+from shmzero.nets.checkpoint import load_checkpoint
+from shmzero.runs.checkpoints import newest_checkpoint
+from shmzero.runs.records import Records
+from shmzero.training.config import TrainConfig
 from tests.fakes import HashEvaluator
 
 GAME_SHARE = 246

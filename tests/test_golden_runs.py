@@ -14,13 +14,13 @@ from safetensors.numpy import load_file
 
 import shmzero
 from shmzero import _core, records, selfplay, train
-from shmzero.arena import make_agent
-from shmzero.config import NETS
-from shmzero.learn import read_facts
-from shmzero.learner import STATE_NAME, newest_version
-from shmzero.net import BlobNet
-from shmzero.records import Records, checkpoints, newest_checkpoint
-from shmzero.search import SearchConfig
+from shmzero.learner.state import read_facts
+from shmzero.matches.agents import make_agent
+from shmzero.mcts.config import SearchConfig
+from shmzero.nets.blob_net import BlobNet
+from shmzero.nets.config import NETS
+from shmzero.runs.checkpoints import STATE_NAME, checkpoints, newest_checkpoint, newest_version
+from shmzero.runs.records import Records
 from tests.golden.old_runs import FINISHED, FOLDER, INTERRUPTED, ROOT, RUNS, WEIGHTS_NAME, lay_out, words
 from tests.processes import start
 

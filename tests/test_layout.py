@@ -1,4 +1,4 @@
-"""Who may know whom: imports and includes against the order in the README's table."""
+"""Who may know whom: rooms and folders of C++ in the README's order, and nothing in them that looks upwards."""
 
 from __future__ import annotations
 
@@ -8,15 +8,151 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parent.parent
-CSRC = ROOT / "shmzero" / "csrc"
-MAY_IMPORT_TORCH = {"model.py", "net.py", "learn.py", "learner.py", "net_device.py", "compile_net.py",
-                    "evaluators.py", "exploit.py"}
-SHM = {"shm_layout.h", "doorbell.h", "slot.h", "client.h", "process.h"}
+PACKAGE = ROOT / "shmzero"
+CSRC = PACKAGE / "csrc"
+
+GROUND = {"errors", "version", "files", "machine", "settings"}
+MAY_USE: dict[str, set[str]] = {
+    "cli": set(),
+    "game": set(),
+    "mcts": {"game"},
+    "nets": {"game"},
+    "shm": set(),
+    "processes": {"shm"},
+    "inference": {"nets", "shm", "processes"},
+    "runs": {"game", "nets"},
+    "engine": {"game", "mcts", "nets", "shm", "processes", "runs"},
+    "service": {"cli", "nets", "shm", "inference"},
+    "learner": {"nets", "processes", "runs"},
+    "matches": {"game", "mcts", "nets", "processes", "inference", "runs", "learner"},
+    "training": {"game", "nets", "processes", "runs", "engine", "matches"},
+}
+"""What each room may import besides the ground, lowest first: a room stands above all that it uses."""
+DOORS = {"arena", "evaluators", "plot", "records", "selfplay", "serve", "train"}
+UNTIL_SETTINGS_ARE_NESTED = {("learner", "training"), ("matches", "training")}
+"""Imports of training's settings, which hold those of the learner."""
+MAY_IMPORT_TORCH = {
+    "nets/blob_net.py", "nets/checkpoint.py", "nets/compile.py", "nets/compiled.py", "nets/evaluator.py",
+    "nets/inference_net.py", "nets/masks.py", "nets/precision.py",
+    "inference/cpu.py", "inference/cuda.py", "inference/module.py", "inference/net_device.py", "inference/net_factory.py",
+    "learner/algorithm.py", "learner/buffer.py", "learner/critic.py", "learner/losses.py", "learner/optimiser.py",
+    "learner/process.py", "learner/state.py", "matches/exploit.py", "runs/network.py",
+}  # fmt: skip
+FOLDERS: dict[str, set[str]] = {
+    "game": {"game"},
+    "search": {"game", "search"},
+    "shm": {"shm"},
+    "play": {"game", "search", "play", "shm"},
+    "bind": {"game", "search", "play", "shm", "bind"},
+}
+"""Folders of C++, and whose headers each may include. Of `play` the worker's loop alone includes slots."""
+
+
+def modules() -> dict[str, Path]:
+    """Our modules by name without the package's: "engine.fleet"."""
+    paths = [path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py"]
+    return {".".join(path.relative_to(PACKAGE).with_suffix("").parts): path for path in paths}
+
+
+def imports(path: Path) -> set[str]:
+    """Our modules that a module imports, also inside of functions."""
+    known, found = modules(), set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.partition("shmzero.")[2] for alias in node.names if alias.name.startswith("shmzero.")}
+        if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "shmzero":
+            module = (node.module or "").partition("shmzero.")[2]
+            for alias in node.names:
+                name = f"{module}.{alias.name}".strip(".")
+                found.add(name if name in known else module)
+    return found & known.keys()
+
+
+def room(module: str) -> str:
+    return module.partition(".")[0]
+
+
+def test_every_module_has_a_room_that_is_known() -> None:
+    assert {room(module) for module in modules()} == GROUND | MAY_USE.keys() | DOORS
+    assert {path.parent.name for path in PACKAGE.rglob("__init__.py")} == MAY_USE.keys() | {"shmzero"}
+
+
+@pytest.mark.parametrize("name", [*sorted(GROUND), *MAY_USE])
+def test_room_uses_only_rooms_below_it(name: str) -> None:
+    order = list(MAY_USE)
+    for module, path in modules().items():
+        if room(module) != name:
+            continue
+        for other in imports(path):
+            assert room(other) not in DOORS, f"{module} imports the door {other}"
+            if room(other) == name or room(other) in GROUND or (name, room(other)) in UNTIL_SETTINGS_ARE_NESTED:
+                continue
+            assert name in MAY_USE, f"{module} is ground and imports {other}"
+            assert room(other) in MAY_USE[name], f"{module} imports {other}"
+            assert order.index(room(other)) < order.index(name), f"{module} imports {other}, which stands above"
+
+
+def test_modules_import_each_other_in_no_circle() -> None:
+    known = {module: imports(path) for module, path in modules().items()}
+    while known:
+        free = [module for module, others in known.items() if not others & known.keys()]
+        assert free, f"a circle among {sorted(known)}"
+        for module in free:
+            del known[module]
+
+
+def test_torch_is_imported_where_networks_are_and_nowhere_else() -> None:
+    found = set()
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            if any(name.partition(".")[0] == "torch" for name in names):
+                found.add(path.relative_to(PACKAGE).as_posix())
+    assert found == MAY_IMPORT_TORCH
+
+
+def loaded_after(code: str) -> set[str]:
+    """Modules that a fresh interpreter has loaded after `code`."""
+    done = subprocess.run(
+        [sys.executable, "-c", f"{code}\nimport sys; print(*sys.modules)"], capture_output=True, text=True, check=True
+    )
+    return set(done.stdout.split())
+
+
+def test_import_of_the_package_loads_no_other_module_of_ours() -> None:
+    found = loaded_after("import shmzero; assert set(shmzero.__all__) <= set(dir(shmzero))")
+    assert {name for name in found if name.startswith("shmzero")} == {"shmzero"}
+    assert "numpy" not in found
+
+
+def test_every_name_of_the_package_is_loaded_when_it_is_asked_for() -> None:
+    import shmzero
+
+    assert all(getattr(shmzero, name) is getattr(shmzero, name) for name in shmzero.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        shmzero.nothing  # noqa: B018
+    assert not {path.stem for path in modules().values() if path.parent == PACKAGE} & set(shmzero.__all__)
+
+
+def test_names_that_programs_import_are_where_they_were() -> None:
+    from shmzero.arena import play_match
+    from shmzero.evaluators import HashEvaluator, LoadedNetwork, NetEvaluator, UniformEvaluator, load_network
+    from shmzero.records import Records
+
+    assert all((play_match, HashEvaluator, LoadedNetwork, NetEvaluator, UniformEvaluator, load_network, Records))
+
+
+def test_worker_process_loads_neither_torch_nor_what_it_does_not_need() -> None:
+    found = loaded_after("import shmzero.engine.worker")
+    assert not found & {"torch", "rich", "tyro", "sqlite3", "shmzero.engine.fleet", "shmzero.service.server"}
 
 
 def includes(name: str) -> set[str]:
-    """Headers that a header includes, by way of others as well."""
+    """Headers of ours that a header includes, by way of others as well."""
     found: set[str] = set()
     new = {name}
     while new:
@@ -26,36 +162,25 @@ def includes(name: str) -> set[str]:
     return found
 
 
-def test_torch_is_imported_by_the_network_alone() -> None:
-    for path in (ROOT / "shmzero").glob("*.py"):
-        names = {
-            name.split(".")[0]
-            for node in ast.walk(ast.parse(path.read_text()))
-            if isinstance(node, (ast.Import, ast.ImportFrom))
-            for name in ([a.name for a in node.names] if isinstance(node, ast.Import) else [node.module or ""])
-        }
-        assert "torch" not in names or path.name in MAY_IMPORT_TORCH, path.name
+def test_folders_of_the_core_include_only_those_below_them() -> None:
+    files = [path.relative_to(CSRC).as_posix() for path in CSRC.rglob("*.*") if path.suffix in (".h", ".cpp")]
+    assert {name.partition("/")[0] for name in files} == FOLDERS.keys()
+    for name in files:
+        folder = name.partition("/")[0]
+        assert {other.partition("/")[0] for other in includes(name)} <= FOLDERS[folder], name
+        if folder == "play" and name != "play/worker.h":
+            assert not any(other.startswith("shm/") for other in includes(name)), name
+        if folder != "bind":
+            assert "pybind11" not in (CSRC / name).read_text(), name
 
 
-def test_worker_process_imports_neither_torch_nor_rich() -> None:
-    code = "import shmzero.worker, sys; print(sorted({'torch', 'rich', 'tyro', 'sqlite3'} & set(sys.modules)))"
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert out.strip() == "[]"
+def test_search_knows_no_features_and_no_rows() -> None:
+    for name in ("search/search.h", "play/bots.h"):
+        assert not includes(name) & {"game/encode.h", "play/full_deal.h", "play/rows.h", "play/lane.h"}, name
 
 
-def test_transport_includes_no_game_and_the_search_no_features_or_slots() -> None:
-    for name in SHM:
-        assert includes(name) <= SHM, name
-    assert includes("worker.h") > SHM - {"client.h"} | {"lane.h", "search.h", "cards.h"}
-    for name in ("search.h", "bots.h"):
-        assert not includes(name) & ({"encode.h", "full_deal.h", "rows.h", "lane.h", "match.h", "worker.h"} | SHM), name
-    assert not includes("lane.h") & SHM and not includes("match.h") & SHM
-    for path in CSRC.glob("*.h"):
-        assert "pybind11" not in path.read_text() or path.name == "bind.h", path.name
-
-
-def test_readme_names_every_source_file_and_is_short() -> None:
+def test_readme_lists_the_rooms_in_this_order() -> None:
     text = (ROOT / "README.md").read_text()
-    assert len(text.splitlines()) <= 220
-    for path in [*(ROOT / "shmzero").glob("*.py"), *CSRC.glob("*.h")]:
-        assert path.name in text or path.name == "__init__.py", path.name
+    assert len(text.splitlines()) <= 230
+    table = re.findall(r"^\| `(\w+)/?` \|", text[text.index("lowest first") :], re.MULTILINE)
+    assert [name for name in table if name in MAY_USE] == list(MAY_USE)

@@ -10,22 +10,19 @@ import pytest
 import torch
 
 from shmzero import SearchConfig, _core, play_rounds
-from shmzero.config import NetConfig
 from shmzero.errors import ConfigError, ModelFailed
-from shmzero.learn import (
-    METRICS,
-    MOST_SKIPPED,
-    Learner,
-    ReplayBuffer,
-    Schedule,
-    action_weights,
-    bits,
-    load_state,
-    push,
-    save_state,
-)
-from shmzero.net import BlobNet, masked_softmax
-from shmzero.train_config import DEALS, TRAIN_PRESETS, TrainConfig
+from shmzero.game.deals import DEALS
+from shmzero.learner.algorithm import METRICS, Learner
+from shmzero.learner.buffer import ReplayBuffer
+from shmzero.learner.losses import action_weights, push
+from shmzero.learner.optimiser import MOST_SKIPPED
+from shmzero.learner.schedule import Schedule
+from shmzero.learner.state import load_state, save_state
+from shmzero.nets.blob_net import BlobNet
+from shmzero.nets.config import NetConfig
+from shmzero.nets.masks import bits, masked_softmax
+from shmzero.training.config import TrainConfig
+from shmzero.training.presets import TRAIN_PRESETS
 from tests import oracle
 from tests.cases import as_round
 from tests.fakes import HashEvaluator

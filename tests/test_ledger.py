@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from itertools import islice
 
-from shmzero.ledger import UnitLedger
+from shmzero.runs.ledger import UnitLedger
 
 
 def test_unit_ledger_yields_what_is_missing_in_any_order() -> None:

@@ -12,11 +12,12 @@ import pytest
 
 import shmzero
 from shmzero import ConfigError, SearchConfig, load_network, play_rounds, search
-from shmzero.arena import play_match
-from shmzero.config import NetConfig
-from shmzero.evaluators import NetEvaluator
-from shmzero.net import BlobNet, save_checkpoint
-from shmzero.records import CHECKPOINT_FOLDER, numbered_path
+from shmzero.matches.duplicate import play_match
+from shmzero.nets.blob_net import BlobNet
+from shmzero.nets.checkpoint import save_checkpoint
+from shmzero.nets.config import NetConfig
+from shmzero.nets.evaluator import NetEvaluator
+from shmzero.runs.checkpoints import CHECKPOINT_FOLDER, numbered_path
 
 SIZES = NetConfig(width=16, hidden=16, blocks=1)
 CONFIG = SearchConfig(determinizations=1, simulations=6)

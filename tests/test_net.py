@@ -14,13 +14,20 @@ import pytest
 import safetensors.torch
 import torch
 
-from shmzero import NetConfig, SearchConfig, _core, net_device, play_rounds
+from shmzero import NetConfig, SearchConfig, _core, play_rounds
 from shmzero.errors import ConfigError
-from shmzero.evaluators import HashEvaluator, NetEvaluator, Staging, new_staging
-from shmzero.inference import Control, serve
-from shmzero.net import BlobNet, load_checkpoint, save_checkpoint
-from shmzero.net_device import PAD_FROM_ROWS, PAD_ROWS_TO, CpuNetDevice, resolve_precision
-from shmzero.segment import create_private
+from shmzero.inference import net_device
+from shmzero.inference.cpu import PAD_FROM_ROWS, PAD_ROWS_TO, CpuNetDevice
+from shmzero.inference.device import Staging, new_staging
+from shmzero.inference.loop import serve
+from shmzero.mcts.evaluators import HashEvaluator
+from shmzero.nets import compiled, precision
+from shmzero.nets.blob_net import BlobNet
+from shmzero.nets.checkpoint import load_checkpoint, save_checkpoint
+from shmzero.nets.evaluator import NetEvaluator
+from shmzero.nets.precision import resolve_precision
+from shmzero.processes.line_socket import Control
+from shmzero.shm.segment import create_private
 from tests.compiled import COMPILED, compiled_precision, copied
 
 SMALL = NetConfig(width=32, hidden=64, blocks=2)
@@ -66,7 +73,7 @@ def test_inference_net_without_values_gives_the_same_policies_from_one_trunk(row
     assert np.array_equal(got[0], want[0])
     assert np.array_equal(got[1], want[1] if trunks == 1 else np.zeros((100, 1), np.float32))
     assert len(part.weights) == len(whole.weights) if trunks == 1 else len(part.weights) < len(whole.weights)
-    paths = {net_device.package_path(device.inference_net, "cpu") for device in (whole, part)}
+    paths = {compiled.package_path(device.inference_net, "cpu") for device in (whole, part)}
     assert len(paths) == trunks, "each has a compiled callable of its own"
 
 
@@ -91,7 +98,7 @@ def test_padding_rows_change_no_answer(count: int, rows: dict[str, np.ndarray]) 
 def test_precision_auto_is_bf16_where_the_cpu_has_it_and_it_is_faster(
     flags: set[str], faster: bool, want: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    product, seconds = net_device.F.linear, iter(range(0, 10**6))
+    product, seconds = precision.F.linear, iter(range(0, 10**6))
     slow = torch.float32 if faster else torch.bfloat16
 
     def linear(x: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
@@ -99,12 +106,12 @@ def test_precision_auto_is_bf16_where_the_cpu_has_it_and_it_is_faster(
             next(seconds)  # the clock goes on while the slower one computes
         return product(x, *rest)
 
-    monkeypatch.setattr(net_device, "cpu_flags", lambda: flags)
-    monkeypatch.setattr(net_device.F, "linear", linear)
-    monkeypatch.setattr(net_device.time, "perf_counter", lambda: next(seconds))
-    net_device.bf16_is_faster.cache_clear()
+    monkeypatch.setattr(precision, "cpu_flags", lambda: flags)
+    monkeypatch.setattr(precision.F, "linear", linear)
+    monkeypatch.setattr(precision.time, "perf_counter", lambda: next(seconds))
+    precision.bf16_is_faster.cache_clear()
     assert resolve_precision("auto", "cpu") == want
-    net_device.bf16_is_faster.cache_clear()
+    precision.bf16_is_faster.cache_clear()
     assert resolve_precision("auto", "cuda:0") == "fp16" and resolve_precision("bf16", "cpu") == "bf16"
 
 
@@ -400,7 +407,7 @@ def test_compiled_network_that_cannot_be_loaded_is_served_eagerly_and_said(
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device")
 def test_cuda_device_two_stages_equal_the_eager_network(rows: dict[str, np.ndarray], tmp_path: Path) -> None:
-    from shmzero.net_device import CudaNetDevice
+    from shmzero.inference.cuda import CudaNetDevice
 
     nets = [BlobNet(SMALL, seed=seed) for seed in (1, 2)]
     save_checkpoint(nets[1], tmp_path / "next.safetensors")

@@ -13,13 +13,18 @@ import pytest
 import torch
 
 from shmzero import Round, SearchConfig, _core
-from shmzero.config import NetConfig, SelfPlayConfig, built_in_bot, other_agents, play_settings
+from shmzero.engine.config import SelfPlayConfig
+from shmzero.engine.run import run
 from shmzero.errors import ConfigError
-from shmzero.evaluators import HashEvaluator
-from shmzero.net import BlobNet, save_checkpoint
-from shmzero.net_device import CpuNetDevice
-from shmzero.records import Records, newest_checkpoint
-from shmzero.selfplay import run
+from shmzero.game.bots import built_in_bot, other_agents
+from shmzero.inference.cpu import CpuNetDevice
+from shmzero.mcts.evaluators import HashEvaluator
+from shmzero.mcts.play import play_settings
+from shmzero.nets.blob_net import BlobNet
+from shmzero.nets.checkpoint import save_checkpoint
+from shmzero.nets.config import NetConfig
+from shmzero.runs.checkpoints import newest_checkpoint
+from shmzero.runs.records import Records
 from tests.processes import committed, start, wait_for
 
 SMALL = NetConfig(width=16, hidden=16, blocks=1)

@@ -12,16 +12,21 @@ import pytest
 
 from shmzero import plot
 from shmzero.arena import main as arena_main
-from shmzero.config import NetConfig, read_toml, to_toml
+from shmzero.engine.config import read_toml
 from shmzero.errors import ConfigError
 from shmzero.files import append_line, write_whole
-from shmzero.learn import Learner, load_state, save_state
-from shmzero.net import BlobNet, load_checkpoint, save_checkpoint
-from shmzero.records import FILE_NAME, Records
+from shmzero.learner.algorithm import Learner
+from shmzero.learner.state import load_state, save_state
+from shmzero.nets.blob_net import BlobNet
+from shmzero.nets.checkpoint import load_checkpoint, save_checkpoint
+from shmzero.nets.config import NetConfig
 from shmzero.records import main as records_main
+from shmzero.runs import metrics
+from shmzero.runs.records import FILE_NAME, Records
 from shmzero.selfplay import main as selfplay_main
 from shmzero.selfplay import parse
-from shmzero.train_config import TrainConfig
+from shmzero.settings import to_toml
+from shmzero.training.config import TrainConfig
 
 NO_TEXT = os.fsdecode(b"caf\xe9 \xff? 100% #1&x=\"q\"\n'$a$'\\")
 """A name in Latin-1, with what is special in an URI, in TOML, in a shell and in a formula."""
@@ -89,4 +94,4 @@ def test_training_with_tensorboard_refuses_a_folder_that_it_cannot_name(
 ) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
     with pytest.raises(ConfigError, match="allowed: a folder whose path is UTF-8"):
-        plot.Board.check(tmp_path / NO_TEXT)
+        metrics.Board.check(tmp_path / NO_TEXT)

@@ -12,8 +12,8 @@ import pytest
 
 import shmzero
 from shmzero import Game, Round, Rules, SearchConfig, play_rounds, search
-from shmzero.arena import play_match
-from shmzero.evaluators import HashEvaluator
+from shmzero.matches.duplicate import play_match
+from shmzero.mcts.evaluators import HashEvaluator
 from tests.cases import as_round, random_position, round_of
 
 COPIES = {"copy": copy.copy, "deepcopy": copy.deepcopy, "pickle": lambda x: pickle.loads(pickle.dumps(x))}

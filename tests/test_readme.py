@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from shmzero.config import NETS
-from shmzero.net import BlobNet, save_checkpoint
-from shmzero.records import CHECKPOINT_FOLDER, numbered_path
+from shmzero.nets.blob_net import BlobNet
+from shmzero.nets.checkpoint import save_checkpoint
+from shmzero.nets.config import NETS
+from shmzero.runs.checkpoints import CHECKPOINT_FOLDER, numbered_path
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)

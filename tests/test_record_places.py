@@ -14,11 +14,12 @@ from pathlib import Path
 import pytest
 
 from shmzero import SearchConfig, play_rounds
-from shmzero.config import NetConfig
-from shmzero.evaluators import HashEvaluator
 from shmzero.files import append_line
-from shmzero.net import BlobNet, save_checkpoint
-from shmzero.records import FILE_NAME, Records, RecordWriter
+from shmzero.mcts.evaluators import HashEvaluator
+from shmzero.nets.blob_net import BlobNet
+from shmzero.nets.checkpoint import save_checkpoint
+from shmzero.nets.config import NetConfig
+from shmzero.runs.records import FILE_NAME, Records, RecordWriter
 from tests.test_bad_input import mounted
 
 NOBODY = 65534
@@ -129,7 +130,7 @@ def test_run_that_was_left_without_its_log_is_read_and_not_while_it_changes(fold
     connection.close()
     assert contents(folder) == ["checkpoints", "metrics.jsonl", FILE_NAME]
     program = (
-        "import sys, pathlib; from shmzero.records import Records; records = Records(sys.argv[1])\n"
+        "import sys, pathlib; from shmzero.runs.records import Records; records = Records(sys.argv[1])\n"
         "print(len(records), flush=True); sys.stdin.readline(); print(len(records))"
     )
     with subprocess.Popen(

@@ -23,7 +23,9 @@ import pytest
 
 from shmzero import SearchConfig, _core, play_rounds
 from shmzero.errors import ConfigError, FolderBusy, RecordError
-from shmzero.records import FILE_NAME, Records, RecordWriter, checkpoints, main, newest_checkpoint, numbered_path
+from shmzero.records import main
+from shmzero.runs.checkpoints import checkpoints, newest_checkpoint, numbered_path
+from shmzero.runs.records import FILE_NAME, Records, RecordWriter
 from tests.fakes import HashEvaluator
 
 SETTINGS = {"seed": 3, "players": "3-5"}
@@ -323,7 +325,7 @@ def test_record_writer_says_that_a_folder_cannot_be_locked_and_leaves_nothing(tm
     if flock is None:
         pytest.skip(f"the number of flock is not known on {platform.machine()}")
     program = WITHOUT_LOCKS + (
-        "from shmzero.records import RecordWriter\nfrom shmzero.command import run_command\n"
+        "from shmzero.runs.records import RecordWriter\nfrom shmzero.cli.command import run_command\n"
         f"sys.exit(run_command(lambda: RecordWriter(__import__('pathlib').Path({str(tmp_path / 'run')!r}), {{}}) and 0))"
     )
     done = subprocess.run(

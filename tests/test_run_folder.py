@@ -17,9 +17,9 @@ import pytest
 
 from shmzero import SearchConfig, play_rounds
 from shmzero.errors import ConfigError, FolderBusy, RecordError
-from shmzero.evaluators import HashEvaluator
-from shmzero.records import Records
-from shmzero.selfplay import run_folder
+from shmzero.mcts.evaluators import HashEvaluator
+from shmzero.runs.folder import run_folder
+from shmzero.runs.records import Records
 
 STOPS = {"open", "os.mkdir", "os.rmdir", "os.remove", "os.rename", "fcntl.flock", "sqlite3.connect"}
 """Audit events: before each a command can be held up."""

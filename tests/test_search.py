@@ -522,7 +522,7 @@ def fitted() -> Any:
     """A small network after some ten seconds on searched rounds."""
     import torch
 
-    from shmzero.evaluators import NetEvaluator
+    from shmzero.nets.evaluator import NetEvaluator
     from tools.fit import fitted_net
 
     torch.set_num_threads(1)

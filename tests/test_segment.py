@@ -15,9 +15,10 @@ import pytest
 
 import shmzero.inference  # noqa: F401 before a child that may not read it is forked
 from shmzero import BatchedEvaluator, Client, ConfigError, InferenceServer, _core
-from shmzero.client import _is_lost
 from shmzero.errors import SegmentError
-from shmzero.segment import FOLDER, _unlink, create_private, inode_of, sweep_leftovers
+from shmzero.service.client import is_lost
+from shmzero.shm.names import FOLDER, inode_of, sweep_leftovers, unlink_file
+from shmzero.shm.segment import create_private
 from tests.service_programs import check, echo, rows
 from tests.services import ROOT, WIDTHS, start_server
 from tests.test_bad_input import last_line, mounted
@@ -257,7 +258,7 @@ def test_selfplay_without_dev_shm_plays(tmp_path: Path) -> None:
 
 def test_server_whose_file_is_replaced_all_the_time_ends(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Somebody holds the name and it is another file at every look."""
-    monkeypatch.setattr("shmzero.segment.inode_of", lambda path: 1)
+    monkeypatch.setattr("shmzero.shm.service_segment.inode_of", lambda path: 1)
     with pytest.raises(SegmentError, match="is replaced all the time"):
         InferenceServer(echo, *WIDTHS, name=name)
     file_of(name).unlink(missing_ok=True)
@@ -275,13 +276,13 @@ def test_name_that_cannot_be_looked_at_is_not_taken_for_gone(
         connection = client._connection
         assert connection is not None
         with monkeypatch.context() as patched:
-            patched.setattr("shmzero.segment.FOLDER", str(no_folder))
+            patched.setattr("shmzero.shm.names.FOLDER", str(no_folder))
             with pytest.raises(SegmentError, match=f"{no_folder}/shmzero-{name} cannot be looked at: Not a directory"):
                 inode_of(client._path)
             with pytest.raises(SegmentError, match="cannot be looked at"):
-                _unlink(server._memory.fd, client._path)
+                unlink_file(server._memory.fd, client._path)
             patched.setattr(type(connection), "is_served", False)
-            assert not _is_lost(client, connection)
+            assert not is_lost(client, connection)
         assert file_of(name).exists()
         check(*asked, *client.evaluate_many(*asked))
     assert inode_of(client._path) == 0

@@ -16,13 +16,17 @@ from pathlib import Path
 
 import pytest
 
-from shmzero import SearchConfig, _core, play_rounds, selfplay
-from shmzero.config import NetConfig, SelfPlayConfig
+from shmzero import SearchConfig, _core, play_rounds
+from shmzero.engine import run as engine_run
+from shmzero.engine.config import SelfPlayConfig
+from shmzero.engine.fleet import Fleet
 from shmzero.errors import RecordError
-from shmzero.evaluators import HashEvaluator
-from shmzero.launch import Fleet
-from shmzero.net import BlobNet, save_checkpoint
-from shmzero.records import Records, RecordWriter
+from shmzero.mcts.evaluators import HashEvaluator
+from shmzero.nets.blob_net import BlobNet
+from shmzero.nets.checkpoint import save_checkpoint
+from shmzero.nets.config import NetConfig
+from shmzero.runs import folder
+from shmzero.runs.records import Records, RecordWriter
 from tests.processes import alive, children_of, committed, slowed, start, wait_for
 
 RUN = ("shmzero.selfplay", "--evaluator", "hash", "--json", "--rounds")
@@ -66,7 +70,7 @@ def test_play_rounds_in_process_gives_the_records_of_the_command(tmp_path: Path)
 @pytest.mark.parametrize("kind", ["workers", "servers"])
 def test_fleet_killed_child_changes_no_record(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     """Twenty kills at random moments; every unit comes once and as it comes without them."""
-    monkeypatch.setattr("shmzero.child.MOST_DEATHS", 1000)
+    monkeypatch.setattr("shmzero.processes.watch.MOST_DEATHS", 1000)
     rng = random.Random(kind)
     config = SelfPlayConfig(evaluator="hash", rounds=3000, preset="light", workers=2)
     units: dict[int, list[bytes]] = {}
@@ -139,7 +143,7 @@ def test_run_folder_keeps_what_cannot_be_counted(tmp_path: Path, monkeypatch: py
     for name, rounds, count, kept in (("a", 0, None, False), ("b", 3, None, True), ("c", 3, damaged, True)):
         with (
             monkeypatch.context() as patch, pytest.raises(RecordError, match="no room"),
-            selfplay.run_folder(tmp_path / name, {}) as writer,
+            folder.run_folder(tmp_path / name, {}) as writer,
         ):  # fmt: skip
             writer.write([(unit, [record]) for unit, record in enumerate(records[:rounds])])
             if count:
@@ -161,8 +165,8 @@ def test_selfplay_checkpoint_replaced_while_the_fleet_starts_is_followed(
             super().__init__(*settings)  # type: ignore[arg-type]
             second.replace(first)
 
-    monkeypatch.setattr(selfplay, "Fleet", Slow)
-    monkeypatch.setattr(selfplay, "METRICS_S", 0.0)
+    monkeypatch.setattr(engine_run, "Fleet", Slow)
+    monkeypatch.setattr(engine_run, "METRICS_S", 0.0)
     config = SelfPlayConfig(checkpoint=first, follow=True, rounds=10**6, preset="light", compile=False)
     said: list[str] = []
     give_up = time.monotonic() + 60
@@ -170,7 +174,7 @@ def test_selfplay_checkpoint_replaced_while_the_fleet_starts_is_followed(
     def stopped() -> bool:
         return "inference process 0 serves weights 1" in said or time.monotonic() > give_up
 
-    selfplay.run(config, tmp_path / "run", said.append, stopped=stopped)
+    engine_run.run(config, tmp_path / "run", said.append, stopped=stopped)
     assert "inference process 0 serves weights 1" in said
 
 
@@ -199,7 +203,7 @@ def test_selfplay_game_is_gone_on_with_from_its_finished_rounds() -> None:
 
 
 def test_fleet_killed_worker_costs_no_finished_round_of_a_game(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("shmzero.child.MOST_DEATHS", 1000)
+    monkeypatch.setattr("shmzero.processes.watch.MOST_DEATHS", 1000)
     search = SearchConfig(determinizations=2, simulations=20, noise_fraction=0.25)
     config = SelfPlayConfig(evaluator="hash", games=4, cards="7", preset="light", workers=2)
     found: dict[int, list[bytes]] = {}

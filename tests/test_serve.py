@@ -88,7 +88,8 @@ def test_serve_follow_goes_on_after_weights_that_were_not_taken_up_in_time(
     torch = pytest.importorskip("torch")
     from safetensors.torch import save_file
 
-    from shmzero import serve
+    from shmzero.service import config as service_config
+    from shmzero.service import run as service_run
 
     model = Holding()
 
@@ -101,17 +102,17 @@ def test_serve_follow_goes_on_after_weights_that_were_not_taken_up_in_time(
             policies, values = model(states, masks)
             return policies, values + self.shift
 
-    monkeypatch.setattr(serve, "load_model", lambda text: Held())
-    monkeypatch.setattr(serve, "SWAP_S", 0.01)
+    monkeypatch.setattr(service_run, "load_model", lambda text: Held())
+    monkeypatch.setattr(service_run, "SWAP_S", 0.01)
     weights, stop = tmp_path / "w.safetensors", threading.Event()
     save_file({"shift": torch.zeros(1)}, weights)
-    config = serve.ServeConfig(
+    config = service_config.ServeConfig(
         name=name, model="a:b", state_dim=STATE_DIM, action_dim=ACTION_DIM, value_dim=VALUE_DIM,
         weights=weights, follow=True, device="cpu",
     )  # fmt: skip
     asked, said = held(np.random.default_rng(1), 1), ""
     with ThreadPoolExecutor(1) as pool:
-        running = pool.submit(serve.run, config, stop)
+        running = pool.submit(service_run.run, config, stop)
         try:
             client = Client(name)
             pending = client.submit_many(*asked)
@@ -121,7 +122,7 @@ def test_serve_follow_goes_on_after_weights_that_were_not_taken_up_in_time(
             while said.count("still the old weights, trying again: weights were not taken up") < 2:
                 said += capfd.readouterr().err
                 assert not running.done(), running.exception()
-            monkeypatch.setattr(serve, "SWAP_S", 10)  # one that has begun is not given up
+            monkeypatch.setattr(service_run, "SWAP_S", 10)  # one that has begun is not given up
             model.let_go.set()
             check(*asked, *pending.result())
             until(lambda: np.array_equal(client.evaluate_many(*asked)[1], echo(*asked)[1] + 1))
@@ -133,10 +134,12 @@ def test_serve_follow_goes_on_after_weights_that_were_not_taken_up_in_time(
 
 def test_serve_without_a_model_serves_blobs_own_network_and_swaps_its_checkpoint(name: str, tmp_path: Path) -> None:
     torch = pytest.importorskip("torch")
-    from shmzero.config import NETS
-    from shmzero.evaluators import NetEvaluator
-    from shmzero.net import BlobNet, save_checkpoint
-    from shmzero.serve import ServeConfig, load_device, make_server
+    from shmzero.nets.blob_net import BlobNet
+    from shmzero.nets.checkpoint import save_checkpoint
+    from shmzero.nets.config import NETS
+    from shmzero.nets.evaluator import NetEvaluator
+    from shmzero.service.config import ServeConfig
+    from shmzero.service.run import load_device, make_server
 
     save_checkpoint(BlobNet(NETS["small"], seed=5), tmp_path / "a.safetensors")
     save_checkpoint(BlobNet(NETS["small"], seed=6), tmp_path / "b.safetensors")
@@ -158,12 +161,13 @@ def test_serve_without_a_model_serves_blobs_own_network_and_swaps_its_checkpoint
 
 def test_serve_auto_is_the_cpu_unless_device_and_torch_are_both_of_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("torch")
-    from shmzero import config
-    from shmzero.serve import ServeConfig, blob_device
+    from shmzero import machine
+    from shmzero.service.config import ServeConfig
+    from shmzero.service.run import blob_device
 
     asked = ServeConfig(name="unused", net="quick", compile=False, precision="fp32")
-    monkeypatch.setattr(config, "has_nvidia", lambda: True)
-    monkeypatch.setattr(config, "torch_has_cuda", lambda: False)
+    monkeypatch.setattr(machine, "has_nvidia", lambda: True)
+    monkeypatch.setattr(machine, "torch_has_cuda", lambda: False)
     assert blob_device(asked, 1).description.startswith("cpu")
 
 

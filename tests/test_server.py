@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 
 from shmzero import BatchedEvaluator, ConfigError, InferenceServer, ModelFailed, _core
-from shmzero.evaluators import RowFunctionDevice, Staging
-from shmzero.server import _Control, percentile_us
+from shmzero.inference.device import Staging
+from shmzero.inference.stand_in import RowFunctionDevice
+from shmzero.service.host import LoopControl
+from shmzero.service.stats import percentile_us
 from tests.service_programs import ACTION_DIM, STATE_DIM, VALUE_DIM, check, echo, make_module, make_raising, rows
 from tests.services import WIDTHS, Holding, constant, held, until
 
@@ -345,13 +347,13 @@ def test_percentile_us_is_the_end_of_the_bin() -> None:
 def test_swap_that_is_interrupted_after_any_call_leaves_the_next_one_free() -> None:
     """A Ctrl-C comes when a call has returned, and before anything is done about it."""
 
-    def is_interrupted(control: _Control, call: int) -> bool:
+    def is_interrupted(control: LoopControl, call: int) -> bool:
         """Whether a swap that nobody takes up makes so many calls; it is interrupted after the last of these."""
         calls = 0
 
         def profile(frame: Any, event: str, argument: Any) -> None:
             nonlocal calls
-            if frame.f_code is _Control.swap.__code__ and event == "c_return":
+            if frame.f_code is LoopControl.swap.__code__ and event == "c_return":
                 calls += 1
                 if calls == call:
                     raise KeyboardInterrupt
@@ -366,7 +368,7 @@ def test_swap_that_is_interrupted_after_any_call_leaves_the_next_one_free() -> N
         return calls >= call
 
     call = 1
-    while is_interrupted(control := _Control(0), call):
+    while is_interrupted(control := LoopControl(0), call):
         with ThreadPoolExecutor(1) as pool:
             swap = pool.submit(control.swap, {}, timeout=60.0)
             while not swap.done():

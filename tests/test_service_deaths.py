@@ -20,7 +20,9 @@ import pytest
 
 from shmzero import Client, ConfigError, InferenceServer, ServerGone, _core
 from shmzero.errors import SegmentCorrupt
-from shmzero.segment import create_private, find_service, sweep_leftovers
+from shmzero.shm.names import sweep_leftovers
+from shmzero.shm.segment import create_private
+from shmzero.shm.service_segment import find_service
 from tests.service_programs import check, echo, rows
 from tests.services import ROOT, WIDTHS, start_client, start_server, stopped, until
 

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from shmzero.records import Records
+from shmzero.runs.records import Records
 from tests.processes import children_of, committed, start, wait_for
 from tests.services import start_server
 
 INTERRUPT = (
     "import os, signal, time\n"
-    "from shmzero.command import DOUBLE_S, Interrupt\n"
+    "from shmzero.cli.interrupts import DOUBLE_S, Interrupt\n"
     "interrupt = Interrupt()\n"
     "def send(name):\n"
     "    signal.raise_signal(getattr(signal, name))\n"

@@ -10,7 +10,7 @@ import pytest
 
 from shmzero import _core
 from shmzero.errors import SegmentCorrupt, SegmentError
-from shmzero.segment import create_private
+from shmzero.shm.segment import create_private
 from tests.services import worker_in_thread
 
 

@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 
 from shmzero import Client, play_rounds
-from shmzero.config import SearchConfig
-from shmzero.evaluators import HashEvaluator
-from shmzero.records import Records
+from shmzero.mcts.config import SearchConfig
+from shmzero.mcts.evaluators import HashEvaluator
+from shmzero.runs.records import Records
 from tests.processes import committed, wait_for
 from tests.service_programs import check, rows
 from tests.services import ROOT, WIDTHS, started

@@ -10,7 +10,7 @@ import pytest
 
 from shmzero import InferenceServer, ModelFailed, _core
 from shmzero.errors import SegmentCorrupt
-from shmzero.segment import create_private
+from shmzero.shm.segment import create_private
 from tests.service_programs import ACTION_DIM, STATE_DIM, VALUE_DIM, check, echo, rows
 from tests.services import WIDTHS, Holding, held, until, worker_in_thread
 from tests.test_server import TwoStages
@@ -20,7 +20,7 @@ FUTURE_NS = 2**62
 
 
 def word(generation: int, state: int, epoch: int = 0) -> int:
-    """As csrc/slot.h, SlotWord."""
+    """As csrc/shm/slot.h, SlotWord."""
     return generation << 32 | epoch << 8 | state
 
 

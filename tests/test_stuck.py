@@ -12,16 +12,25 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from shmzero import _core, child, judge, launch, play_rounds
-from shmzero.child import Deaths, Pulse, Watch, start_child
-from shmzero.config import NetConfig, SearchConfig, SelfPlayConfig, built_in_bot, play_settings, to_flags
+from shmzero import _core, play_rounds
+from shmzero.engine import fleet as engine_fleet
+from shmzero.engine.config import SelfPlayConfig, to_flags
+from shmzero.engine.fleet import Fleet
 from shmzero.errors import WorkerDied
-from shmzero.evaluators import HashEvaluator
-from shmzero.judge import Judge
-from shmzero.launch import Fleet
-from shmzero.net import BlobNet, save_checkpoint
+from shmzero.game.bots import built_in_bot
+from shmzero.mcts.config import SearchConfig
+from shmzero.mcts.evaluators import HashEvaluator
+from shmzero.mcts.play import play_settings
+from shmzero.nets.blob_net import BlobNet
+from shmzero.nets.checkpoint import save_checkpoint
+from shmzero.nets.config import NetConfig
+from shmzero.processes import watch
+from shmzero.processes.child import start_child
+from shmzero.processes.watch import Deaths, Pulse, Watch
 from shmzero.selfplay import parse
-from shmzero.train_config import TrainConfig
+from shmzero.training import match_runner
+from shmzero.training.config import TrainConfig
+from shmzero.training.match_runner import Judge
 from tests.processes import wait_for
 
 LIGHT = SearchConfig(determinizations=2, simulations=20, noise_fraction=0.25)
@@ -50,7 +59,7 @@ def test_pulse_of_a_child_is_seen_by_its_parent() -> None:
 
 
 def test_deaths_in_a_row_with_nothing_done_in_between_end_the_run_however_long_they_take(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(child, "DEATH_WINDOW_S", 0.0)
+    monkeypatch.setattr(watch, "DEATH_WINDOW_S", 0.0)
     deaths = Deaths()
 
     def die() -> None:
@@ -61,12 +70,12 @@ def test_deaths_in_a_row_with_nothing_done_in_between_end_the_run_however_long_t
         finally:
             dead.close()
 
-    for _ in range(child.MOST_DEATHS - 1):
+    for _ in range(watch.MOST_DEATHS - 1):
         die()
     deaths.went_on()
-    for _ in range(child.MOST_DEATHS - 1):
+    for _ in range(watch.MOST_DEATHS - 1):
         die()
-    with pytest.raises(WorkerDied, match=f"the {child.MOST_DEATHS}th death of a child with nothing done in between"):
+    with pytest.raises(WorkerDied, match=f"the {watch.MOST_DEATHS}th death of a child with nothing done in between"):
         die()
 
 
@@ -198,7 +207,7 @@ def test_fleet_stray_write_to_a_number_of_rows_is_said_and_costs_processes_not_t
 def test_fleet_stray_write_to_slots_that_are_free_is_said_and_is_mended_or_costs_a_process(
     state: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(launch, "LOOK_S", 0.0)  # the rounds may be over before a later look
+    monkeypatch.setattr(engine_fleet, "LOOK_S", 0.0)  # the rounds may be over before a later look
     found: dict[int, list[bytes]] = {}
     said: list[str] = []
     with Fleet(SLOTS, range(150), 150) as fleet:
@@ -230,7 +239,7 @@ def poisoned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Whatever worker plays round 2 ends by a crash, or, where there is a file `hang`, stops."""
     (tmp_path / "sitecustomize.py").write_text(
         "import os, signal, sys, threading\n"
-        "if 'shmzero.worker' in sys.orig_argv:\n"
+        "if 'shmzero.engine.worker' in sys.orig_argv:\n"
         "    from shmzero import _core\n"
         "    real = _core.run_worker\n"
         "    def run(segment, worker, *more):\n"
@@ -257,7 +266,7 @@ def poisoned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def test_fleet_round_that_ended_two_workers_is_given_up_with_what_plays_it_alone(
     poisoned: None, tmp_path: Path, how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(child, "START_S", 10.0)
+    monkeypatch.setattr(watch, "START_S", 10.0)
     if how == "hang":
         (tmp_path / "hang").touch()
     config = SelfPlayConfig(
@@ -284,22 +293,22 @@ def test_fleet_workers_that_somebody_else_kills_cost_no_round(poisoned: None, tm
         evaluator="hash", preset="light", players="3", cards="3", others="mc300000:1", workers=1, lanes=1, rounds=4
     )
     with Fleet(config, range(4), 4) as fleet:
-        for _ in range(child.MOST_DEATHS - 2):
+        for _ in range(watch.MOST_DEATHS - 2):
             wait_for(lambda: fleet.poll(0.02) is None or fleet.segment.worker_counters(0)["playing"] == 3)
             (worker,) = fleet.pids()["workers"]
             os.kill(worker, signal.SIGKILL)
             wait_for(lambda pid=worker: fleet.poll(0.02) is None or fleet.pids()["workers"] != [pid])
-        assert fleet.restarts == child.MOST_DEATHS - 2
+        assert fleet.restarts == watch.MOST_DEATHS - 2
 
 
 def test_first_plays_the_rounds_from_a_number_on_as_they_always_are(tmp_path: Path) -> None:
-    from shmzero import selfplay
-    from shmzero.records import Records
+    from shmzero.engine import run as engine_run
+    from shmzero.runs.records import Records
 
     config = SelfPlayConfig(evaluator="hash", preset="light", first=7, rounds=3, workers=1)
-    summary = selfplay.run(config, tmp_path)
+    summary = engine_run.run(config, tmp_path)
     assert summary["complete"] and list(Records(tmp_path)) == play_rounds(HashEvaluator(), 10, LIGHT)[7:]
-    assert selfplay.run(config, tmp_path)["new_rounds"] == 0
+    assert engine_run.run(config, tmp_path)["new_rounds"] == 0
 
 
 def test_flags_of_settings_come_back_as_the_same_settings() -> None:
@@ -312,8 +321,8 @@ def test_flags_of_settings_come_back_as_the_same_settings() -> None:
 
 def test_judge_whose_matches_stand_still_is_said_and_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """While the run goes on, and at its end, where nothing else would ever end them."""
-    monkeypatch.setattr(child, "START_S", 1.0)
-    monkeypatch.setattr(judge, "STALL_S", 1.0)
+    monkeypatch.setattr(watch, "START_S", 1.0)
+    monkeypatch.setattr(match_runner, "STALL_S", 1.0)
     found = Judge(TrainConfig(evaluate_s=1, deals=10**6, opponents="random"), tmp_path)
     (tmp_path / "checkpoints").mkdir()
     save_checkpoint(BlobNet(NetConfig(width=16, hidden=16, blocks=1)), found.checkpoint(5))

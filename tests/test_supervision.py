@@ -19,14 +19,19 @@ from pathlib import Path
 
 import pytest
 
-from shmzero import NetConfig, _core, child, launch, play_rounds
-from shmzero.child import MOST_DEATHS, has_pidfd
-from shmzero.config import SearchConfig, SelfPlayConfig, play_settings
+from shmzero import NetConfig, _core, play_rounds
+from shmzero.engine import fleet as engine_fleet
+from shmzero.engine.config import SelfPlayConfig
+from shmzero.engine.fleet import Fleet
+from shmzero.engine.progress import Progress, decisions_in_a_unit
 from shmzero.errors import ConfigError, StartError
-from shmzero.evaluators import HashEvaluator
-from shmzero.launch import Fleet
-from shmzero.records import Records
-from shmzero.selfplay import Progress, decisions_in_a_unit
+from shmzero.mcts.config import SearchConfig
+from shmzero.mcts.evaluators import HashEvaluator
+from shmzero.mcts.play import play_settings
+from shmzero.processes import watch
+from shmzero.processes.child import has_pidfd
+from shmzero.processes.watch import MOST_DEATHS
+from shmzero.runs.records import Records
 from tests.processes import alive, committed, slowed, start, wait_for
 
 LIGHT = SearchConfig(determinizations=2, simulations=20, noise_fraction=0.25)
@@ -119,7 +124,7 @@ def test_fleet_that_fails_still_returns_what_has_come(monkeypatch: pytest.Monkey
     ][:100]
 
 
-@pytest.mark.parametrize("module", ["worker", "inference"])
+@pytest.mark.parametrize("module", ["engine.worker", "inference.process"])
 def test_selfplay_children_that_keep_dying_end_the_run_with_their_traceback(tmp_path: Path, module: str) -> None:
     (tmp_path / "sitecustomize.py").write_text(
         "import sys\n"
@@ -134,7 +139,7 @@ def test_selfplay_children_that_keep_dying_end_the_run_with_their_traceback(tmp_
     assert process.returncode == 1 and out == ""
     assert err.count("is replaced: ZeroDivisionError: the kettle is empty") == MOST_DEATHS - 1
     report = err[err.index("error: ") :]
-    what = r"worker \d" if module == "worker" else r"inference process \d \(cpu\)"  # whichever died last
+    what = r"worker \d" if module == "engine.worker" else r"inference process \d \(cpu\)"  # whichever died last
     assert re.match(rf"error: {what} ended with status 1, the {MOST_DEATHS}th death of a child within 60 s", report)
     assert "Traceback (most recent call last)" in report and report.endswith("the kettle is empty\n")
     assert not (tmp_path / "run").exists()
@@ -145,9 +150,9 @@ def test_fleet_device_that_fails_once_costs_no_answer(tmp_path: Path, monkeypatc
     """One row a batch, so that the failed batch's slot had answers before: none may be taken for it."""
     (tmp_path / "sitecustomize.py").write_text(
         "import os, sys\n"
-        "if 'shmzero.inference' in sys.orig_argv:\n"
+        "if 'shmzero.inference.process' in sys.orig_argv:\n"
         "    from shmzero.errors import ModelFailed\n"
-        "    from shmzero.evaluators import RowFunctionDevice\n"
+        "    from shmzero.inference.stand_in import RowFunctionDevice\n"
         "    launch, launched = RowFunctionDevice.launch, []\n"
         "    def failing(self, stage, rows):\n"
         "        launched.append(rows)\n"
@@ -214,7 +219,7 @@ def test_selfplay_second_ctrl_c_leaves_at_once_even_while_it_waits_for_the_disk(
     (tmp_path / "sitecustomize.py").write_text(
         "import sys\n"
         "if 'shmzero.selfplay' in sys.orig_argv:\n"
-        "    from shmzero.records import RecordWriter\n"
+        "    from shmzero.runs.records import RecordWriter\n"
         "    write = RecordWriter.write\n"
         "    def marked(self, units):\n"
         f"        with open({str(writing)!r}, 'a') as file: print('begun', file=file, flush=True)\n"
@@ -245,7 +250,8 @@ def test_selfplay_second_ctrl_c_leaves_at_once_even_while_it_waits_for_the_disk(
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Three good ones, of different weights, and one that ends too early."""
-    from shmzero.net import BlobNet, save_checkpoint
+    from shmzero.nets.blob_net import BlobNet
+    from shmzero.nets.checkpoint import save_checkpoint
 
     folder = tmp_path_factory.mktemp("checkpoints")
     paths = [folder / f"{name}.safetensors" for name in (0, 1, 2, "bad")]
@@ -391,7 +397,7 @@ def test_selfplay_follow_takes_new_weights_up_and_a_rerun_never_goes_back(checkp
 
 
 def test_fleet_inference_process_that_hangs_before_it_serves_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(child, "START_S", 6.0)
+    monkeypatch.setattr(watch, "START_S", 6.0)
     config = SelfPlayConfig(evaluator="hash", rounds=20, preset="light", workers=2, stall_s=1)
     said: list[str] = []
     with Fleet(config, range(20), 20) as fleet:
@@ -408,7 +414,7 @@ def test_fleet_inference_process_that_hangs_before_it_serves_is_replaced(monkeyp
 def test_fleet_worker_that_hangs_is_reported_replaced_and_costs_nothing(
     when: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(child, "START_S", 6.0)
+    monkeypatch.setattr(watch, "START_S", 6.0)
     config = SelfPlayConfig(evaluator="hash", rounds=2000, preset="light", workers=2, stall_s=3)
     found: dict[int, list[bytes]] = {}
     said: list[str] = []
@@ -457,7 +463,7 @@ def test_fleet_plays_with_small_pipes_where_large_ones_are_refused(monkeypatch: 
             raise PermissionError(errno.EPERM, "Operation not permitted")
         return real(fd, command, value)
 
-    monkeypatch.setattr(launch.fcntl, "fcntl", fcntl_of_a_user)
+    monkeypatch.setattr(engine_fleet.fcntl, "fcntl", fcntl_of_a_user)
     found: dict[int, list[bytes]] = {}
     with Fleet(SelfPlayConfig(evaluator="hash", preset="light", workers=2), range(500), 500) as fleet:
         while not fleet.done:

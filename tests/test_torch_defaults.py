@@ -12,13 +12,22 @@ import pytest
 import torch
 
 from shmzero import BatchedEvaluator, play_rounds
-from shmzero.config import NetConfig, SearchConfig
-from shmzero.evaluators import HashEvaluator, NetEvaluator
-from shmzero.exploit import OnDevice
-from shmzero.learn import METRICS, Critic, Learner, ReplayBuffer, Schedule, action_weights, load_state, save_state
-from shmzero.net import BlobNet, load_checkpoint, save_checkpoint
-from shmzero.net_device import CpuNetDevice, bf16_is_faster
-from shmzero.train_config import TrainConfig
+from shmzero.inference.cpu import CpuNetDevice
+from shmzero.learner.algorithm import METRICS, Learner
+from shmzero.learner.buffer import ReplayBuffer
+from shmzero.learner.critic import Critic
+from shmzero.learner.losses import action_weights
+from shmzero.learner.schedule import Schedule
+from shmzero.learner.state import load_state, save_state
+from shmzero.matches.exploit import OnDevice
+from shmzero.mcts.config import SearchConfig
+from shmzero.mcts.evaluators import HashEvaluator
+from shmzero.nets.blob_net import BlobNet
+from shmzero.nets.checkpoint import load_checkpoint, save_checkpoint
+from shmzero.nets.config import NetConfig
+from shmzero.nets.evaluator import NetEvaluator
+from shmzero.nets.precision import bf16_is_faster
+from shmzero.training.config import TrainConfig
 from tests.service_programs import make_module, rows
 from tests.services import WIDTHS
 

@@ -23,18 +23,25 @@ import safetensors.torch
 from rich.console import Console
 
 from shmzero import _core
-from shmzero.config import NetConfig, SelfPlayConfig, to_toml
+from shmzero.engine.config import SelfPlayConfig
+from shmzero.engine.fleet import Fleet
+from shmzero.engine.progress import Meter, Progress
 from shmzero.errors import ConfigError
-from shmzero.judge import Judge
-from shmzero.launch import Fleet
-from shmzero.learn import METRICS, read_facts
-from shmzero.learner import STATE_NAME
-from shmzero.net import BlobNet, load_checkpoint, save_checkpoint
-from shmzero.plot import TrainProgress
-from shmzero.records import Records
-from shmzero.selfplay import Meter, Progress
-from shmzero.train import balanced_replay_ratio, describe, newest_checkpoint, parse, resolved, train
-from shmzero.train_config import DEALS, TRAIN_PRESETS, TrainConfig
+from shmzero.game.deals import DEALS
+from shmzero.learner.algorithm import METRICS
+from shmzero.learner.state import read_facts
+from shmzero.nets.blob_net import BlobNet
+from shmzero.nets.checkpoint import load_checkpoint, save_checkpoint
+from shmzero.nets.config import NetConfig
+from shmzero.runs.checkpoints import STATE_NAME, newest_checkpoint
+from shmzero.runs.records import Records
+from shmzero.settings import to_toml
+from shmzero.train import describe, parse
+from shmzero.training.config import TrainConfig
+from shmzero.training.match_runner import Judge
+from shmzero.training.presets import TRAIN_PRESETS
+from shmzero.training.progress import TrainProgress
+from shmzero.training.run import balanced_replay_ratio, resolved, train
 from tests.processes import alive, children_of, committed, start, wait_for
 
 HAS_TENSORBOARD = importlib.util.find_spec("tensorboard") is not None
@@ -84,9 +91,9 @@ def test_resolved_settings_come_back_from_their_file(tmp_path: Path, name: str) 
 
 
 def test_resolved_settings_fill_batches_and_cores_where_there_is_a_search(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("config", "train_config"):
+    for module in ("engine.config", "training.config"):
         monkeypatch.setattr(f"shmzero.{module}.has_cuda", lambda: False)
-    monkeypatch.setattr("shmzero.config.cores", lambda: 3)
+    monkeypatch.setattr("shmzero.engine.config.cores", lambda: 3)
     policy = resolved(TrainConfig())
     searched = resolved(TrainConfig(targets="visits", search="3x30"))
     assert (policy["device"], policy["lanes"]) == ("cpu*1", 512) and policy["max_batch"] and policy["workers"]
@@ -141,7 +148,7 @@ LENGTH = ["--rounds", "9000", "--minutes", "30"]
 ENDLESS = 10**9
 KILLS = int(os.environ.get("SHMZERO_TRAIN_KILLS", "1"))
 """Of each kind of process, at random moments; ten for the record."""
-KINDS = ("shmzero.worker", "shmzero.inference", "shmzero.learner", "shmzero.judge", "shmzero.train")
+KINDS = ("shmzero.engine.worker", "shmzero.inference.process", "shmzero.learner.process", "shmzero.matches.process", "shmzero.train")
 
 
 def command(*arguments: object, module: str = "shmzero.train") -> subprocess.CompletedProcess[str]:
@@ -241,7 +248,7 @@ def test_train_other_settings_are_refused_with_their_names(trained: tuple[Path, 
 def test_train_stages_change_the_search_and_visits_are_learned_from(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("shmzero.train.COMMIT_S", 0.0)  # a stage ends by what is committed
+    monkeypatch.setattr("shmzero.training.run.COMMIT_S", 0.0)  # a stage ends by what is committed
     config = TrainConfig(minutes=None, rounds=1200, targets="visits", search="2x8:1,2x12:3", opponents="",
                          lanes=64, batch=128, buffer=4000, device="cpu", workers=2)  # fmt: skip
     shown: list[TrainProgress] = []

@@ -16,19 +16,27 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 
-from shmzero import SearchConfig, _core, play_rounds, plot, selfplay, train
+from shmzero import SearchConfig, _core, play_rounds, plot, train
 from shmzero.arena import main as arena_main
-from shmzero.config import NetConfig
+from shmzero.cli import terminal
 from shmzero.errors import ConfigError, RecordError, WorkerDied
-from shmzero.evaluators import HashEvaluator
 from shmzero.files import append_line, write_whole
-from shmzero.judge import GATE, Judge
-from shmzero.learn import Learner, save_state
-from shmzero.learner_link import LearnerLink
-from shmzero.net import BlobNet, load_checkpoint, save_checkpoint
-from shmzero.records import Records, RecordWriter, newest_checkpoint
-from shmzero.selfplay import run_folder
-from shmzero.train_config import TrainConfig
+from shmzero.learner.algorithm import Learner
+from shmzero.learner.state import save_state
+from shmzero.matches.words import GATE
+from shmzero.mcts.evaluators import HashEvaluator
+from shmzero.nets.blob_net import BlobNet
+from shmzero.nets.checkpoint import load_checkpoint, save_checkpoint
+from shmzero.nets.config import NetConfig
+from shmzero.runs import metrics
+from shmzero.runs.checkpoints import newest_checkpoint, newest_version
+from shmzero.runs.folder import run_folder
+from shmzero.runs.records import Records, RecordWriter
+from shmzero.training import progress as training_progress
+from shmzero.training import run as training_run
+from shmzero.training.config import TrainConfig
+from shmzero.training.learner_handle import LearnerLink
+from shmzero.training.match_runner import Judge
 from tests.processes import alive, children_of, wait_for
 from tests.test_bad_input import mounted
 from tests.users import forbid_memfd
@@ -107,7 +115,7 @@ def test_lines_are_added_after_one_that_was_cut_off_and_files_replaced_whole(tmp
     path.write_text(path.read_text() + '{"b": ')
     append_line(path, {"c": 3})
     append_line(path, {"d": 4})
-    assert plot.read_metrics(path) == [{"a": 1}, {"c": 3}, {"d": 4}]
+    assert metrics.read_metrics(path) == [{"a": 1}, {"c": 3}, {"d": 4}]
     write_whole(path, "new")
     assert path.read_text() == "new" and list(tmp_path.iterdir()) == [path]
     with pytest.raises(RecordError, match="Is a directory|cannot be written"):
@@ -182,20 +190,20 @@ def test_train_ctrl_c_in_the_last_matches_is_an_interruption(tmp_path: Path) -> 
 
 
 def test_learner_that_never_saves_its_last_state_ends_the_run_with_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(train, "STOP_S", 1.0)
+    monkeypatch.setattr(training_run, "STOP_S", 1.0)
     config = TrainConfig(rounds=10**9, minutes=30, lanes=64, batch=64, opponents="")
     stopped: list[int] = []
 
     def stop_once_it_learns() -> bool:
         for child in children_of(os.getpid()):
             words = Path(f"/proc/{child}/cmdline").read_bytes()
-            if not stopped and b"shmzero.learner" in words and train.newest_version(tmp_path) > 0:
+            if not stopped and b"shmzero.learner.process" in words and newest_version(tmp_path) > 0:
                 os.kill(child, signal.SIGSTOP)
                 stopped.append(child)
         return bool(stopped)
 
     with pytest.raises(WorkerDied, match="did nothing for 1 s at its end"):
-        train.train(config, tmp_path, stopped=stop_once_it_learns)
+        training_run.train(config, tmp_path, stopped=stop_once_it_learns)
     assert not alive(stopped[0])
 
 
@@ -238,18 +246,18 @@ def test_learner_that_stands_still_while_self_play_waits_for_it_is_replaced(
 
     def over() -> bool:
         for child in children_of(os.getpid()):
-            if not stopped and waits and b"shmzero.learner" in Path(f"/proc/{child}/cmdline").read_bytes():
+            if not stopped and waits and b"shmzero.learner.process" in Path(f"/proc/{child}/cmdline").read_bytes():
                 os.kill(child, signal.SIGSTOP)
                 stopped.append(child)
         return any("is replaced" in line for line in said)
 
-    waits: list[plot.TrainProgress] = []
+    waits: list[training_progress.TrainProgress] = []
 
-    def show(progress: plot.TrainProgress) -> None:
+    def show(progress: training_progress.TrainProgress) -> None:
         if progress.play_waits > 0.3 and progress.waits_for == "the learner" and "loss" in progress.learner:
             waits.append(progress)
 
-    summary = train.train(config, tmp_path, said.append, show, over)
+    summary = training_run.train(config, tmp_path, said.append, show, over)
     assert summary["learner_restarts"] == 1 and "the learner did nothing for 2 s with work to do" in said
     assert not alive(stopped[0])
     assert waits[-1].play.rounds_per_min > 0 and waits[-1].play.evaluations_per_s > 0 and waits[-1].play.mean_batch_rows > 0
@@ -281,9 +289,9 @@ def test_run_is_over_when_every_opponents_last_match_and_the_rating_are_kept(tmp
     config = TrainConfig(opponents="threshold,random", rate=True)
 
     def judged(line: dict) -> bool:
-        append_line(tmp_path / plot.METRICS_NAME, {"elapsed_s": 1.0} | line)
+        append_line(tmp_path / metrics.METRICS_NAME, {"elapsed_s": 1.0} | line)
         with run_folder(tmp_path, config.identity()) as writer:
-            return train.Run(config, tmp_path, writer, print, lambda progress: None, lambda: False, 0.0)._judged()
+            return training_run.Run(config, tmp_path, writer, print, lambda progress: None, lambda: False, 0.0)._judged()
 
     found = [judged({"match": {"opponent": name, "mode": mode, "steps": steps}}) for name, mode, steps in (
         ("threshold", "rest", 1), ("random", "one", 1), ("random", "rest", 0), ("random", "rest", 1),
@@ -304,8 +312,8 @@ def test_matches_compute_in_one_thread_beside_the_run_and_in_all_after_it(
         threads.append((spec["threads"], number))
         raise Started
 
-    monkeypatch.setattr("shmzero.judge.start_child", start_child)
-    monkeypatch.setattr("shmzero.judge.cores", lambda: 5)
+    monkeypatch.setattr("shmzero.training.match_runner.start_child", start_child)
+    monkeypatch.setattr("shmzero.training.match_runner.cores", lambda: 5)
     for start in (lambda: judge.poll(2.0, print), lambda: judge.finish(print, lambda: False)):
         with pytest.raises(Started):
             start()
@@ -368,7 +376,7 @@ def test_missing_package_is_one_line_that_says_how_to_install_it(
         assert train.main([str(tmp_path / "run"), *arguments]) == 2 and not (tmp_path / "run").exists()
     else:
         match = {"opponent": "random", "mode": "one", "mean": 0.0, "low": -1.0, "high": 1.0}
-        append_line(tmp_path / plot.METRICS_NAME, {"elapsed_s": 1.0, "match": match})
+        append_line(tmp_path / metrics.METRICS_NAME, {"elapsed_s": 1.0, "match": match})
         assert plot.main([str(tmp_path)]) == 2
     assert f"pip install {package}" in one_line(capsys.readouterr().err)
 
@@ -381,7 +389,7 @@ def test_zero_rounds_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[s
 def test_training_that_cannot_begin_leaves_nothing_behind(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(selfplay.Terminal, "PLAIN_S", math.inf)  # however long the processes take to be loaded
+    monkeypatch.setattr(terminal.Terminal, "PLAIN_S", math.inf)  # however long the processes take to be loaded
     assert train.main([str(tmp_path / "new" / "run"), "--others", "oldr:0.2", *QUICK]) == 2
     assert "oldr" in one_line(capsys.readouterr().err) and list(tmp_path.iterdir()) == []
 
@@ -391,8 +399,8 @@ def test_time_of_a_run_begins_with_its_call_and_not_with_the_program(
 ) -> None:
     config = TrainConfig(minutes=30, opponents="")
     monkeypatch.setattr(train, "STARTED", time.monotonic() - 1e6)
-    assert not train.train(config, tmp_path / "called", stopped=lambda: True)["complete"]
-    assert train.train(config, tmp_path / "command", started=train.STARTED)["complete"]
+    assert not training_run.train(config, tmp_path / "called", stopped=lambda: True)["complete"]
+    assert training_run.train(config, tmp_path / "command", started=train.STARTED)["complete"]
 
 
 def test_training_without_room_for_its_files_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:

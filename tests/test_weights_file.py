@@ -18,9 +18,10 @@ import safetensors.torch
 import torch
 
 from shmzero import BatchedEvaluator, ConfigError
-from shmzero.config import NetConfig
-from shmzero.net import BlobNet, load_checkpoint, save_checkpoint
-from shmzero.weights_file import in_names_of, kind_of, read_tensors
+from shmzero.nets.blob_net import BlobNet
+from shmzero.nets.checkpoint import load_checkpoint, save_checkpoint
+from shmzero.nets.config import NetConfig
+from shmzero.nets.weights_file import in_names_of, kind_of, read_tensors
 from tests.service_programs import make_module
 from tests.services import WIDTHS
 

@@ -32,11 +32,12 @@ import mpmath
 import numpy as np
 from numpy.typing import NDArray
 
-from shmzero.command import Parser, run_command
+from shmzero.cli.command import run_command
+from shmzero.cli.flags import Parser
 from shmzero.errors import ConfigError
 from shmzero.files import append_line
-from shmzero.plot import read_metrics
-from shmzero.records import newest_checkpoint
+from shmzero.runs.checkpoints import newest_checkpoint
+from shmzero.runs.metrics import read_metrics
 from tools.measure import Result, json_flag, keep, machine
 
 MATCHES_NAME = "matches.jsonl"

@@ -21,11 +21,15 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from shmzero import SearchConfig, _core
-from shmzero.command import STARTED, Parser, run_command
-from shmzero.config import PRESETS, SelfPlayConfig, play_settings
+from shmzero.cli.command import run_command
+from shmzero.cli.flags import Parser
+from shmzero.cli.interrupts import STARTED
+from shmzero.engine.config import SelfPlayConfig
+from shmzero.engine.run import run
 from shmzero.errors import ConfigError, RecordError, ShmzeroError
-from shmzero.records import Records
-from shmzero.selfplay import run
+from shmzero.mcts.config import PRESETS
+from shmzero.mcts.play import play_settings
+from shmzero.runs.records import Records
 from tools import bench_inference, bench_selfplay, bench_training, bench_transport, report
 from tools.measure import Result, interleaved, json_flag, keep, machine, output_file
 

@@ -24,9 +24,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 
 from shmzero import SearchConfig, _core, play_rounds
-from shmzero.config import NETS, cores
 from shmzero.errors import WorkerDied
-from shmzero.evaluators import BatchDevice, NetEvaluator
+from shmzero.inference.device import BatchDevice
+from shmzero.machine import cores
+from shmzero.nets.config import NETS
+from shmzero.nets.evaluator import NetEvaluator
 from tools import bench_selfplay
 from tools.measure import Result, interleaved
 from tools.serving import ready_device, rows_per_s
@@ -43,7 +45,7 @@ def device_name(given: argparse.Namespace) -> str:
 
 def precisions(device: str) -> list[str]:
     """What the device multiplies in hardware: fp32 is TF32 on CUDA."""
-    from shmzero.net_device import cpu_has_bf16
+    from shmzero.nets.precision import cpu_has_bf16
 
     if device != "cpu":
         return ["fp32", "bf16", "fp16"]
@@ -64,7 +66,7 @@ def matrix_product(device: str, precision: str) -> tuple[int, Callable[[], float
     """(n, a function that gives the FLOP/s of n x n products on the device)."""
     import torch
 
-    from shmzero.net_device import DTYPES
+    from shmzero.nets.precision import DTYPES
 
     size = 1024 if device == "cpu" else 8192
     square = torch.rand(size, size).to(device, DTYPES[precision])
@@ -89,8 +91,8 @@ def frozen_body(given: argparse.Namespace, precision: str, rows: int) -> Callabl
     """Rows a second of the network with its weights compiled in, on a CPU: not a way to serve, see above."""
     import torch
 
-    from shmzero.net import BlobNet
-    from shmzero.net_device import InferenceNet
+    from shmzero.nets.blob_net import BlobNet
+    from shmzero.nets.inference_net import InferenceNet
     from tools.measure import real_rows
 
     function = InferenceNet(NETS[given.net], precision)
@@ -135,8 +137,10 @@ def _empty_cache(folder: str) -> Iterator[None]:
 
 def compile_times(given: argparse.Namespace) -> list[Result]:
     """Seconds to the compiled network that `auto` serves, from an empty cache and from a full one."""
-    from shmzero.net import BlobNet
-    from shmzero.net_device import InferenceNet, load_package, package_path, resolve_precision, start_compiler
+    from shmzero.nets.blob_net import BlobNet
+    from shmzero.nets.compiled import load_package, package_path, start_compiler
+    from shmzero.nets.inference_net import InferenceNet
+    from shmzero.nets.precision import resolve_precision
 
     device = device_name(given)
     precision = resolve_precision("auto", device)
@@ -169,8 +173,8 @@ def bench_inference(given: argparse.Namespace) -> list[Result]:
     """Rows a second of the serving path (on a CPU in one thread), swappable weights, eager and compiled."""
     import torch
 
-    from shmzero.net import flops_per_row
-    from shmzero.net_device import CUDA_BUCKETS
+    from shmzero.inference.cuda import CUDA_BUCKETS
+    from shmzero.nets.blob_net import flops_per_row
 
     device = device_name(given)
     where = "one thread" if device == "cpu" else device
@@ -223,7 +227,7 @@ def bench_numerics(given: argparse.Namespace) -> list[Result]:
     """Action probabilities of each serving mode against fp32 eager, on a network fitted to be confident."""
     import torch
 
-    from shmzero.net import load_checkpoint, save_checkpoint
+    from shmzero.nets.checkpoint import load_checkpoint, save_checkpoint
     from tools.fit import fitted_net, wide_masks
 
     device = device_name(given)

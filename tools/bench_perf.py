@@ -15,8 +15,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from shmzero.config import NETS, cores
 from shmzero.errors import WorkerDied
+from shmzero.machine import cores
+from shmzero.nets.config import NETS
 from tools.measure import Result, ratio, real_rows, windowed
 
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
@@ -86,7 +87,7 @@ def main(seconds: float) -> None:
     """One plain loop: says when it is ready, begins when told to, prints its rows/s."""
     import torch
 
-    from shmzero.net import BlobNet
+    from shmzero.nets.blob_net import BlobNet
     from tools.fit import wide_masks
 
     features, words = real_rows(ROWS)

@@ -19,11 +19,15 @@ from pathlib import Path
 from typing import Any
 
 from shmzero import SearchConfig, _core, play_rounds
-from shmzero.config import NETS, PRESETS, SelfPlayConfig, cores, to_toml
+from shmzero.engine.config import SelfPlayConfig
+from shmzero.engine.fleet import Fleet
+from shmzero.engine.plan import plan_fleet
 from shmzero.errors import ConfigError, WorkerDied
-from shmzero.evaluators import HashEvaluator
-from shmzero.fleet_plan import plan_fleet
-from shmzero.launch import Fleet
+from shmzero.machine import cores
+from shmzero.mcts.config import PRESETS
+from shmzero.mcts.evaluators import HashEvaluator
+from shmzero.nets.config import NETS
+from shmzero.settings import to_toml
 from tools import bench_before
 from tools.bench_perf import hidden_allocators, thread_costs
 from tools.engine import Engine, Rates
@@ -42,7 +46,7 @@ def settings_of(given: argparse.Namespace, **changes: Any) -> SelfPlayConfig:
 
 
 def device_spec(config: SelfPlayConfig, max_batch: int) -> dict[str, Any]:
-    """What a serving process of this run is told (see launch.py), as far as serving alone needs it."""
+    """What a serving process of this run is told (see engine/fleet.py), as far as serving alone needs it."""
     return {"evaluator": config.evaluator, "precision": config.precision, "compile": config.compile,
             "max_batch": max_batch, "net": dataclasses.asdict(NETS[config.net]), "seed": config.seed,
             "checkpoint": str(config.checkpoint) if config.checkpoint else None}

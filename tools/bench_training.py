@@ -16,12 +16,15 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from shmzero.arena import Mode, make_agent, play_match
-from shmzero.config import built_in_bot
 from shmzero.errors import ConfigError, WorkerDied
-from shmzero.plot import METRICS_NAME, plot, read_metrics
-from shmzero.records import newest_checkpoint
-from shmzero.train_config import TRAIN_PRESETS, TrainConfig, read_train_toml
+from shmzero.game.bots import built_in_bot
+from shmzero.matches.agents import make_agent
+from shmzero.matches.duplicate import Mode, play_match
+from shmzero.plot import plot
+from shmzero.runs.checkpoints import newest_checkpoint
+from shmzero.runs.metrics import METRICS_NAME, read_metrics
+from shmzero.training.config import TrainConfig
+from shmzero.training.presets import TRAIN_PRESETS, read_train_toml
 from tools.ablate_training import t_quantile
 from tools.measure import Result
 

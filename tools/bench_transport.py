@@ -53,8 +53,8 @@ def make_net(net: str, device: str) -> Any:
     """A fresh network of NETS, eager, in float32, with one thread, as a function of numpy arrays."""
     import torch
 
-    from shmzero.config import NETS
-    from shmzero.net import BlobNet
+    from shmzero.nets.blob_net import BlobNet
+    from shmzero.nets.config import NETS
 
     torch.set_num_threads(1)
     model = BlobNet(NETS[net]).to(device)
@@ -76,7 +76,8 @@ MODELS = {"trivial": make_trivial, "plan": make_plan}
 
 SERVE = """
 import signal, sys
-from shmzero import _core, serve
+from shmzero import _core
+from shmzero import serve
 _core.die_with_parent(int(sys.argv.pop(1)), signal.SIGTERM)
 sys.exit(serve.main())
 """

@@ -14,8 +14,9 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from shmzero.config import SelfPlayConfig, cores
-from shmzero.launch import Fleet
+from shmzero.engine.config import SelfPlayConfig
+from shmzero.engine.fleet import Fleet
+from shmzero.machine import cores
 
 SETTLE_S = 1.0
 """After an engine goes on, before its figures count."""

@@ -22,9 +22,10 @@ from numpy.typing import NDArray
 
 import shmzero
 from shmzero import _core
-from shmzero.command import Parser, run_command
+from shmzero.cli.command import run_command
+from shmzero.cli.flags import Parser
 from shmzero.errors import ConfigError
-from shmzero.records import card_name
+from shmzero.game.notation import card_name
 from tools.measure import Result, json_flag, keep, machine
 
 CARDS = _core.NUM_CARDS
@@ -262,9 +263,10 @@ def _main() -> int:
     json_flag(parser)
     given = parser.parse_args()
     described = machine()
-    from shmzero.evaluators import NetEvaluator
-    from shmzero.net import load_checkpoint
-    from shmzero.records import is_folder, newest_checkpoint
+    from shmzero.files import is_folder
+    from shmzero.nets.checkpoint import load_checkpoint
+    from shmzero.nets.evaluator import NetEvaluator
+    from shmzero.runs.checkpoints import newest_checkpoint
 
     path = newest_checkpoint(given.agent) if is_folder(given.agent) else given.agent
     if path is None:

@@ -11,9 +11,9 @@ import torch
 from numpy.typing import NDArray
 
 from shmzero import SearchConfig, _core, play_rounds
-from shmzero.config import NetConfig
-from shmzero.evaluators import UniformEvaluator
-from shmzero.net import BlobNet
+from shmzero.mcts.evaluators import UniformEvaluator
+from shmzero.nets.blob_net import BlobNet
+from shmzero.nets.config import NetConfig
 
 BATCH = 512
 

@@ -27,8 +27,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shmzero import SearchConfig, _core, play_rounds
-from shmzero.config import cores
-from shmzero.evaluators import HashEvaluator
+from shmzero.machine import cores
+from shmzero.mcts.evaluators import HashEvaluator
 
 PLAN_ROUNDS_PER_MIN = 36.7
 """Of the design that this one replaces: 32 workers, RTX 4060, 90 simulations a decision, 4 players, 5 cards."""

@@ -21,7 +21,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from shmzero import _core
 from shmzero.errors import ConfigError, WorkerDied
-from shmzero.evaluators import BatchDevice, make_device
+from shmzero.inference.device import BatchDevice
+from shmzero.inference.factory import make_device
 from tools.measure import Result, ratio, real_rows
 
 COMPILE_S = 900.0
@@ -65,8 +66,8 @@ def padded_rows_per_s(device: BatchDevice, rows: int, seconds: float) -> float:
 
 def unfolded_rows_per_s(device: BatchDevice, rows: int, seconds: float) -> float:
     """As `rows_per_s`, weights folded and cast again for each batch (on a CPU)."""
-    from shmzero.net import BlobNet
-    from shmzero.net_device import CpuNetDevice
+    from shmzero.inference.cpu import CpuNetDevice
+    from shmzero.nets.blob_net import BlobNet
 
     assert isinstance(device, CpuNetDevice)
     net = BlobNet(device.inference_net.config)

@@ -30,7 +30,7 @@ import safetensors
 import safetensors.numpy
 
 from shmzero.errors import ConfigError
-from shmzero.records import Records
+from shmzero.runs.records import Records
 from tests.processes import start, wait_for
 
 ROOT = Path(__file__).parents[2]
@@ -108,7 +108,7 @@ def describe_weights(run: Path) -> None:
 # --- making them ----------------------------------------------------------------------------------------------------------
 
 SLOW = """import sys, time
-if "shmzero.inference" in sys.orig_argv:
+if "shmzero.inference.process" in sys.orig_argv:
     from {module} import {device}
     launch = {device}.launch
     def slow(self, stage, rows):
@@ -121,8 +121,9 @@ if "shmzero.inference" in sys.orig_argv:
 
 def make_networks(place: Path) -> None:
     """Two networks as small as they come, for self-play to load."""
-    from shmzero.config import NetConfig
-    from shmzero.net import BlobNet, save_checkpoint
+    from shmzero.nets.blob_net import BlobNet
+    from shmzero.nets.checkpoint import save_checkpoint
+    from shmzero.nets.config import NetConfig
 
     for seed, name in enumerate(("net", "older")):
         save_checkpoint(BlobNet(NetConfig(width=8, hidden=8, blocks=1), seed), place / f"{name}.safetensors")

@@ -1,0 +1,1 @@
+"""The fleet of self-play. See README.md here."""

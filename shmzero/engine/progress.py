@@ -1,0 +1,117 @@
+"""How a run of self-play goes: rates and shares out of the fleet's counters."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from dataclasses import dataclass
+
+from shmzero import _core
+from shmzero.engine.fleet import Fleet
+
+
+@dataclass
+class Progress:
+    """Where a run stands. Rates and shares are over the last minute in which it played."""
+
+    units: int
+    total_units: int
+    begun: float
+    """Units' worth of decisions made, an estimate: all there is to go by before the first is finished."""
+    rounds: int
+    elapsed_s: float
+    rounds_per_min: float
+    evaluations_per_s: float
+    mean_batch_rows: float
+    inference_busy: float
+    workers_busy: float
+
+    @property
+    def eta_s(self) -> float | None:
+        done = self.units or self.begun
+        if done == 0 or self.elapsed_s <= 0:
+            return None
+        return max(0.0, self.total_units - done) * self.elapsed_s / done
+
+    def line(self) -> str:
+        eta = "?" if self.eta_s is None else f"{self.eta_s:.0f} s"
+        return (
+            f"{self.rounds} rounds | {self.rounds_per_min:,.0f} rounds/min | "
+            f"{self.evaluations_per_s:,.0f} evaluations/s | batch {self.mean_batch_rows:.0f} | "
+            f"inference {self.inference_busy:.0%} workers {self.workers_busy:.0%} busy | ETA {eta}"
+        )
+
+
+class Meter:
+    """Turns the fleet's counters into Progress."""
+
+    WINDOW_S = 60.0
+
+    def __init__(self, fleet: Fleet, total_units: int) -> None:
+        self._fleet = fleet
+        self._total_units = total_units
+        self._unit_decisions = decisions_in_a_unit(fleet.config.play_settings())
+        self.start = time.monotonic()
+        self.played_s = 0.0
+        """Since the first row was answered, without what follows."""
+        self.waited_s = 0.0
+        """Seconds in which the fleet waited, being paused."""
+        self.waits_since: float | None = None
+        """Since when it does, by time.monotonic()."""
+        self._began = False
+        self._looked_at = self.start
+        self._samples: deque[tuple[float, int, dict[str, int]]] = deque([(0.0, 0, fleet.counters())])
+
+    @property
+    def waits(self) -> float:
+        """Share of the time in which the fleet waited."""
+        return self.waited_s / max(self.waited_s + self.played_s, 1e-9)
+
+    def attend(self) -> None:
+        """Note whether the fleet plays or waits. To be called often."""
+        now = time.monotonic()
+        passed_s, self._looked_at = now - self._looked_at, now
+        if self._fleet.waits:
+            self.waited_s += passed_s
+            self.waits_since = now if self.waits_since is None else self.waits_since
+        else:
+            self.played_s += passed_s if self._began else 0.0
+            self.waits_since = None
+
+    def progress(self, units: int, rounds: int) -> Progress:
+        counters = self._fleet.counters()
+        self._began = self._began or counters["rows"] > 0
+        self.attend()
+        now = self._looked_at
+        if len(self._samples) > 1 and self._samples[-1][0] == self.played_s:
+            self._samples.pop()  # it has not played since
+        self._samples.append((self.played_s, rounds, counters))
+        while len(self._samples) > 2 and self.played_s - self._samples[1][0] > self.WINDOW_S:
+            self._samples.popleft()
+        then, rounds_then, before = self._samples[0]
+        seconds = max(self.played_s - then, 1e-9)
+        gained = {name: counters[name] - before[name] for name in counters}
+        return Progress(
+            units=units,
+            total_units=self._total_units,
+            begun=counters["decisions"] / self._unit_decisions,
+            rounds=rounds,
+            elapsed_s=now - self.start,
+            rounds_per_min=(rounds - rounds_then) * 60 / seconds,
+            evaluations_per_s=gained["rows"] / seconds,
+            mean_batch_rows=gained["rows"] / max(gained["batches"], 1),
+            inference_busy=gained["busy_ns"] / (seconds * 1e9 * len(self._fleet.plan.devices)),
+            workers_busy=gained["worker_busy_ns"] / (seconds * 1e9 * self._fleet.plan.workers),
+        )
+
+
+def decisions_in_a_unit(play: _core.PlaySettings) -> float:
+    """About how many on average: a bid and all cards but the last, which is forced, of each seat."""
+    decisions = weights = 0.0
+    for players, share in play.players:
+        for cards, other_share in play.cards:
+            if cards * players <= _core.NUM_CARDS:
+                sizes = play.rules.hand_sizes(players, cards) if play.games else [cards]
+                weights += share * other_share
+                decisions += share * other_share * players * sum(sizes)
+    return decisions / weights

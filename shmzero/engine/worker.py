@@ -1,0 +1,30 @@
+"""A worker process: the C++ loop of csrc/play/worker.h and nothing else. It never imports torch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from shmzero import _core
+from shmzero.mcts.config import SearchConfig
+from shmzero.mcts.play import play_settings
+from shmzero.processes.child import child_main
+
+
+def run(spec: dict[str, Any]) -> int:
+    """Play the units that the parent grants until there are no more."""
+    settings = play_settings(SearchConfig(**spec["search"]), **spec["play"])
+    segment = _core.Segment.attach(spec["segment_fd"])
+    _core.run_worker(
+        segment,
+        spec["worker"],
+        spec["grant_fd"],
+        spec["record_fd"],
+        spec["lanes"],
+        settings,
+        spec["spin_us"],
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    child_main(run)

@@ -1,0 +1,1 @@
+"""Blob in Python's words. See README.md here."""

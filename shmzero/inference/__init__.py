@@ -1,0 +1,1 @@
+"""The inference process. See README.md here."""

@@ -1,0 +1,31 @@
+"""The inference process: attaches to the segment, makes the device, serves."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from shmzero import _core
+from shmzero.errors import ConfigError
+from shmzero.inference.factory import make_device
+from shmzero.inference.loop import serve
+from shmzero.processes.child import child_main
+from shmzero.processes.line_socket import Control
+
+
+def run(spec: dict[str, Any]) -> int:
+    """The process: attach, make the device, shake hands, serve. Returns the exit code."""
+    control = Control(spec["control_fd"])
+    try:
+        device = make_device(spec)
+    except ConfigError as error:
+        control.send(event="error", message=str(error))
+        return 2
+    segment = _core.Segment.attach(spec["segment_fd"])
+    port = _core.ServerPort(segment, spec["server"], spec["epoch"])
+    control.send(event="ready", description=getattr(device, "description", spec["evaluator"]))
+    serve(port, device, control, spec["version"], spec["timeout_ms"], spec["spin_us"])
+    return 0
+
+
+if __name__ == "__main__":
+    child_main(run)

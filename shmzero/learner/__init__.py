@@ -1,0 +1,1 @@
+"""The learner process. See README.md here."""

@@ -1,0 +1,1 @@
+"""Matches and ratings. See README.md here."""

@@ -1,0 +1,1 @@
+"""Search and play in this process. See README.md here."""

@@ -1,0 +1,1 @@
+"""Networks. See README.md here."""

@@ -1,0 +1,21 @@
+"""Masks and masked policies as tensors."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from shmzero import _core
+
+
+def masked_softmax(logits: Tensor, masks: Tensor) -> Tensor:
+    """Softmax over the legal actions, in float32; zeros, never NaN, for a row without any."""
+    logits = logits.float().masked_fill(~masks, -1e30)
+    policies = torch.softmax(logits, dim=-1)
+    return policies * masks
+
+
+def bits(words: Tensor) -> Tensor:
+    """bool [..., 52] out of int64 words [...]."""
+    places = torch.arange(_core.NUM_ACTIONS, dtype=torch.int64, device=words.device)
+    return ((words[..., None] >> places) & 1).bool()

@@ -1,0 +1,1 @@
+"""Children of any kind. See README.md here."""

@@ -1,0 +1,63 @@
+"""Checkpoints and published weights in a run folder."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from shmzero.errors import RecordError
+
+CHECKPOINT_FOLDER = "checkpoints"
+"""The folder of the checkpoints in a training run's folder."""
+
+
+def numbered_path(folder: Path, number: int) -> Path:
+    """Where the weights of a step or version lie."""
+    return folder / f"{number:08d}.safetensors"
+
+
+def numbered(folder: Path) -> list[Path]:
+    """The weights in a folder that are named by nothing but a number, in its order; `int(path.stem)` is it.
+
+    Raises RecordError where the folder cannot be looked at.
+    """
+    try:
+        names = os.listdir(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise RecordError(f"folder {folder} cannot be looked at: {error.strerror}") from None
+    paths = (folder / name for name in names if name.endswith(".safetensors"))
+    found = [path for path in paths if path.stem.isdecimal()]
+    return sorted(found, key=lambda path: int(path.stem))
+
+
+def checkpoints(run: Path) -> list[Path]:
+    """The checkpoints of a training run's folder, in the order of their steps."""
+    return numbered(run / CHECKPOINT_FOLDER)
+
+
+def newest_checkpoint(run: Path) -> Path | None:
+    """The checkpoint of the highest step in a training run's folder."""
+    return next(reversed(checkpoints(run)), None)
+
+
+STATE_NAME = "learner.safetensors"
+WEIGHTS_FOLDER = "weights"
+
+
+def weights_path(folder: Path, version: int) -> Path:
+    """Where the weights of a version lie."""
+    return numbered_path(folder / WEIGHTS_FOLDER, version)
+
+
+def newest_version(folder: Path) -> int:
+    """The version of the newest weights in a run folder, 0 where there are none."""
+    return max((int(path.stem) for path in numbered(folder / WEIGHTS_FOLDER)), default=0)
+
+
+def remove_old_weights(folder: Path, kept: int) -> None:
+    """Remove all but the newest weights that were published, by the names that they were given."""
+    for old in numbered(folder / WEIGHTS_FOLDER)[:-kept]:
+        if old == weights_path(folder, int(old.stem)):
+            old.unlink(missing_ok=True)

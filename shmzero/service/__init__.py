@@ -1,0 +1,1 @@
+"""Models behind a name. See README.md here."""

@@ -1,0 +1,82 @@
+"""BatchedEvaluator: one model for the threads of one process."""
+
+from __future__ import annotations
+
+import os
+import time
+import weakref
+from typing import Any
+
+from shmzero import _core
+from shmzero.errors import ServerGone
+from shmzero.inference.model_factory import device_of
+from shmzero.service.client import Client
+from shmzero.service.connection import Connection
+from shmzero.service.host import Host, check_sizes, check_times, end_server, spin_us_of
+from shmzero.settings import seconds
+from shmzero.shm.names import unnamed_service
+from shmzero.shm.segment import create_private
+
+
+class BatchedEvaluator(Client):
+    """Puts the rows of a process's threads together into batches: Client's calls, without a service.
+
+    The arguments are InferenceServer's. Threads meet in slots of private memory under the same firing
+    rules. Belongs to one process: it cannot be pickled, and the child of a fork gets ServerGone. Needs no
+    /dev/shm. Raises SegmentError where there is too little memory.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        state_dim: int = _core.NUM_FEATURES,
+        action_dim: int = _core.NUM_ACTIONS,
+        value_dim: int = 1,
+        *,
+        device: str = "auto",
+        wire: str = "float32",
+        max_batch: int = 1024,
+        slots: int = 16,
+        rows_per_slot: int = 256,
+        timeout_ms: float = 2.0,
+        spin_us: float | None = None,
+        copy: bool = True,
+        grad: bool = False,
+        check_finite: bool = True,
+    ) -> None:
+        self._prepare(unnamed_service(), spin_us)
+        check_times(max_batch, timeout_ms, spin_us)
+        check_sizes(slots, rows_per_slot, state_dim, action_dim, value_dim, wire)
+        served = device_of(model, state_dim, action_dim, value_dim, wire, max_batch, device, copy, grad)
+        self._memory = create_private(1, slots, 1, rows_per_slot, state_dim, action_dim, value_dim, wire)
+        segment = self._memory.segment
+        epoch = segment.open_service(_core.own_identity())
+        self._service = Host(self._memory, epoch, served, 0, timeout_ms, spin_us_of(spin_us), check_finite)
+        self._end = weakref.finalize(self, end_server, self._service)
+        self._connect(None, time.monotonic())
+
+    def _find(self) -> Connection | None:
+        if self._service.pid != os.getpid():
+            raise ServerGone(f"this evaluator belongs to process {self._service.pid}, of which this one is a fork")
+        if self._service.segment.service_closed:
+            raise ServerGone("this evaluator has been closed, or its thread has ended")
+        return Connection(self._service.segment, os.fstat(self._memory.fd).st_ino)
+
+    def swap(self, weights: Any, timeout: float | None = 60.0) -> int:
+        """Does what InferenceServer.swap does."""
+        return self._service.control.swap(weights, seconds("timeout", timeout))
+
+    def stats(self) -> dict[str, Any]:
+        """Returns what InferenceServer.stats returns."""
+        return self._service.stats()
+
+    def close(self) -> None:
+        """End the threads. Every further call raises ServerGone."""
+        super().close()
+        self._end()
+
+    def __enter__(self) -> BatchedEvaluator:
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        raise TypeError("a BatchedEvaluator belongs to its process; use InferenceServer and Client instead")

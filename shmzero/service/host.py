@@ -1,0 +1,200 @@
+"""The serving thread and the reaper's, around one segment."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+import traceback
+from collections import deque
+from typing import Any
+
+from shmzero import _core
+from shmzero.errors import ConfigError, ModelFailed, ServerGone
+from shmzero.inference.device import BatchDevice
+from shmzero.machine import cores
+from shmzero.service.config import check_service
+from shmzero.service.reaper import LOOK_MS, Reaper
+from shmzero.service.stats import percentile_us
+from shmzero.settings import check_choice, check_whole
+from shmzero.shm.segment import PrivateSegment
+from shmzero.shm.service_segment import ServiceSegment
+
+
+class LoopControl:
+    """What the serving loop reads and tells, for other threads of its process."""
+
+    def __init__(self, version: int) -> None:
+        self.closed = False
+        self.version = version
+        """The version of the weights being served."""
+        self.failures = 0
+        self.last_failure = ""
+        self.events: deque[str] = deque(maxlen=100)
+        self._command: dict[str, Any] | None = None
+        self._last_version = version  # the last one that a swap has been given
+        self._outcome = (version, "")  # the last swap that the loop has done: its version and what was wrong
+        self._is_swapping = False  # for one swap at a time; guarded by `_done`
+        self._done = threading.Condition()
+
+    def commands(self) -> list[dict[str, Any]]:
+        if self._command is None:
+            return []
+        with self._done:
+            command, self._command = self._command, None
+        return [] if command is None else [command]
+
+    def failed(self, error: ModelFailed) -> None:
+        self.failures += 1
+        self.last_failure = str(error)
+
+    def send(self, **event: Any) -> None:
+        if event["event"] == "compiled":
+            self.events.append(event["message"])
+            return
+        with self._done:
+            if event["event"] == "weights":
+                self.version = event["version"]
+            self._outcome = (event["version"], event.get("message", ""))
+            self._done.notify_all()
+
+    def swap(self, weights: Any, timeout: float) -> int:
+        """Wait until the loop has taken the weights up; return their version.
+
+        Raises ConfigError, TimeoutError or ServerGone. After a TimeoutError the weights may still be taken up, where
+        the loop was at it. No other swap gets their version.
+        """
+        end = time.monotonic() + timeout
+        late = TimeoutError(f"weights were not taken up within {timeout:g} s: a batch or a swap is still running")
+        with self._done:
+            while self._is_swapping:
+                if time.monotonic() >= end:
+                    raise late
+                self._done.wait(min(0.1, max(end - time.monotonic(), 0.0)))
+            try:
+                self._is_swapping = True
+                self._last_version += 1
+                self._command = {"cmd": "weights", "weights": weights, "version": self._last_version}
+                while self._outcome[0] != self._last_version:
+                    if self.closed:
+                        raise ServerGone("the server has been closed")
+                    if time.monotonic() >= end:
+                        if self._command is not None:  # the loop has not begun: the swap is withdrawn
+                            self._command = None
+                            self._last_version -= 1
+                        raise late
+                    self._done.wait(min(0.1, max(end - time.monotonic(), 0.0)))
+                if message := self._outcome[1]:
+                    self._last_version -= 1
+                    self._outcome = (self._last_version, "")
+                    raise ConfigError(message)
+                return self._last_version
+            finally:
+                self._is_swapping = False
+                self._done.notify_all()
+
+
+class Host:
+    """Two threads over a segment: the serving loop and the reaper."""
+
+    def __init__(
+        self, memory: ServiceSegment | PrivateSegment, epoch: int, device: BatchDevice, version: int,
+        timeout_ms: float, spin_us: float, check_finite: bool,
+    ) -> None:  # fmt: skip
+        from shmzero.inference.loop import serve  # here, as `python -m shmzero.inference` imports the package first
+
+        self.pid = os.getpid()
+        self.segment = segment = memory.segment
+        self.error: BaseException | None = None
+        self.control = LoopControl(version)
+        self._memory = memory
+        self._memory_lock = threading.Lock()  # the first of both threads that fails closes it
+        self._has_memory = True
+        self._reaper = Reaper(segment, self.control.events.append)
+        self._reaper.look(0)  # what a dead predecessor's clients left, before anything is served
+        port = _core.ServerPort(segment, 0, epoch, adaptive_spin=True, clients=True)
+        self._threads = [
+            threading.Thread(
+                target=self._run,
+                args=(serve, port, device, self.control, version, timeout_ms, spin_us, check_finite),
+                name="shmzero-serve",
+                daemon=True,
+            ),
+            threading.Thread(target=self._run, args=(self._reap,), name="shmzero-reaper", daemon=True),
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def _run(self, body: Any, *args: Any) -> None:
+        try:
+            body(*args)
+        except BaseException as error:  # the entry point of a thread; `error` is what its owner sees
+            self.error = error
+            self.control.last_failure = "".join(traceback.format_exception(error))
+            self.control.closed = True
+            self._close_memory()  # another server may have the name at once
+
+    def _reap(self) -> None:
+        while not self.control.closed:
+            self._reaper.look(LOOK_MS)
+
+    def stop(self) -> None:
+        """Finish the batches at hand, end the threads, tell the clients."""
+        self.control.closed = True
+        for thread in self._threads:
+            thread.join()
+        self._reaper.close()
+        self._close_memory()
+
+    def _close_memory(self) -> None:
+        """Tell the clients, give the name back; what is mapped stays."""
+        with self._memory_lock:
+            if self._has_memory:
+                self._has_memory = False
+                self.segment.close_service()
+                self._memory.close()
+
+    def stats(self) -> dict[str, Any]:
+        counters = self.segment.server_counters(0)
+        waits = counters["waits"]
+        return {
+            "rows": counters["rows"],
+            "batches": counters["batches"],
+            "requests": sum(waits),
+            "failures": self.control.failures,
+            "refused": counters["refused"],
+            "clients": len(set(self.segment.owners())),
+            "version": self.control.version,
+            "wait_p50_us": percentile_us(waits, 0.50),
+            "wait_p99_us": percentile_us(waits, 0.99),
+            "batch_histogram": {2**i: n for i, n in enumerate(counters["histogram"]) if n},
+            "waits": waits,
+        }
+
+
+def check_sizes(slots: int, rows_per_slot: int, state_dim: int, action_dim: int, value_dim: int, wire: str) -> None:
+    """Raises ConfigError for sizes that no segment has."""
+    check_service("slots", slots)
+    check_service("rows_per_slot", rows_per_slot)
+    for name, value in (("state_dim", state_dim), ("action_dim", action_dim), ("value_dim", value_dim)):
+        check_whole(name, value, 1, 2**20)
+    check_choice("wire", wire, ("float32", "float16"))
+    try:
+        _core.segment_bytes(1, slots, 1, rows_per_slot, state_dim, action_dim, value_dim, wire)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+
+
+def check_times(max_batch: int, timeout_ms: float, spin_us: float | None) -> None:
+    """Raises ConfigError for a batch or times that a service cannot have."""
+    for name, value in (("max_batch", max_batch), ("timeout_ms", timeout_ms), ("spin_us", spin_us)):
+        check_service(name, value)
+
+
+def spin_us_of(spin_us: float | None) -> float:
+    return (50.0 if cores() > 1 else 0.0) if spin_us is None else spin_us
+
+
+def end_server(service: Host) -> None:
+    if service.pid == os.getpid():  # in the child of a fork it is the parent's
+        service.stop()

@@ -1,0 +1,184 @@
+"""The service of a command: the model of its settings, its weights, what it says."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import threading
+import time
+from typing import Any
+
+from shmzero import _core
+from shmzero.cli.interrupts import Interrupt
+from shmzero.errors import ConfigError, ServerGone
+from shmzero.files import file_stamp
+from shmzero.inference.loop import take_up
+from shmzero.inference.model_factory import device_of
+from shmzero.machine import cores, has_cuda
+from shmzero.nets.config import NETS
+from shmzero.service.config import ServeConfig
+from shmzero.service.host import check_sizes
+from shmzero.service.server import InferenceServer
+from shmzero.service.stats import percentile_us
+
+STATS_S = 1.0
+FOLLOW_S = 0.5
+SWAP_S = 10.0
+"""How long --follow waits for new weights to be taken up before it says so and tries again."""
+
+
+def load_model(text: str) -> Any:
+    """The model that the factory of "module:factory" makes. Raises ConfigError where there is none."""
+    module_name, colon, factory_name = text.partition(":")
+    if not colon or not module_name or not factory_name:
+        raise ConfigError(f"--model is {text!r}; it is written module:factory")
+    sys.path.insert(0, os.getcwd())
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise ConfigError(f"--model {text}: module {module_name} cannot be imported: {error}") from None
+    factory = getattr(module, factory_name, None)
+    if not callable(factory):
+        raise ConfigError(f"--model {text}: {module_name} has no function {factory_name}")
+    return factory()
+
+
+def load_device(config: ServeConfig) -> Any:
+    """The BatchDevice of these settings, with the weights to begin with. Runs the user's code and nothing of ours
+    that has to be cleared away."""
+    threads = config.threads or max(cores() - 1, 1)
+    wire = config.wire_type()
+    widths = (config.state_dim, config.action_dim, config.value_dim)
+    if config.model:
+        model = load_model(config.model)
+        if "torch" in sys.modules:
+            sys.modules["torch"].set_num_threads(threads)
+    else:
+        model = blob_device(config, threads)
+        if widths != (_core.NUM_FEATURES, _core.NUM_ACTIONS, 1) or wire != "float16":
+            raise ConfigError("Blob's own network has its own widths and wire; other ones need --model module:factory")
+    check_sizes(config.slots, config.rows_per_slot, *widths, wire)
+    device = device_of(model, *widths, wire, config.max_batch, config.device, copy=False, grad=config.grad)
+    if config.model and config.weights:
+        take_up(device, config.weights)  # before anybody is answered
+    return device
+
+
+def make_server(config: ServeConfig, device: Any) -> InferenceServer:
+    """The server of these settings, serving what `load_device` has made."""
+    widths = (config.state_dim, config.action_dim, config.value_dim)
+    return InferenceServer(
+        device, *widths, device=config.device, name=config.name, wire=config.wire_type(), max_batch=config.max_batch,
+        slots=config.slots, rows_per_slot=config.rows_per_slot, timeout_ms=config.timeout_ms,
+        spin_us=config.spin_us, check_finite=config.check_finite,
+    )  # fmt: skip
+
+
+def blob_device(config: ServeConfig, threads: int) -> Any:
+    """Blob's network as the engine serves it: chosen precision, compiled where possible."""
+    from dataclasses import asdict
+
+    from shmzero.inference.factory import make_device
+
+    device = config.device
+    if device == "auto":
+        device = "cuda:0" if has_cuda() else "cpu"
+    return make_device(
+        {
+            "evaluator": "net",
+            "device": "cuda:0" if device == "cuda" else device,
+            "precision": config.precision,
+            "compile": config.compile,
+            "max_batch": config.max_batch,
+            "threads": threads,
+            "net": asdict(NETS[config.net]),
+            "checkpoint": str(config.weights) if config.weights else None,
+            "seed": 0,
+        }
+    )
+
+
+class Meter:
+    """Rates between two looks at a server."""
+
+    def __init__(self, server: InferenceServer) -> None:
+        self._server = server
+        self._last = server.stats()
+        self._at = time.monotonic()
+
+    def lines(self) -> list[str]:
+        """Lines about what happened since the last call, the most important first; each part fits a terminal's line."""
+        now, stats = time.monotonic(), self._server.stats()
+        seconds = max(now - self._at, 1e-9)
+        rows, batches = (stats[k] - self._last[k] for k in ("rows", "batches"))
+        waits = [new - old for new, old in zip(stats["waits"], self._last["waits"], strict=True)]
+        sizes = {
+            size: count - self._last["batch_histogram"].get(size, 0)
+            for size, count in stats["batch_histogram"].items()
+        }
+        self._last, self._at = stats, now
+        return [
+            f"{rows / seconds:,.0f} rows/s, {batches / seconds:,.0f} batches/s",
+            f"wait p50 {percentile_us(waits, 0.5):,.0f} us, p99 {percentile_us(waits, 0.99):,.0f} us",
+            f"{stats['clients']} clients, weights {stats['version']}"
+            + (f", {stats['failures']} failed batches" if stats["failures"] else ""),
+            "batches of rows: " + (", ".join(f"{n} of {size}+" for size, n in sizes.items() if n) or "none"),
+        ]
+
+
+def run(config: ServeConfig, stop: threading.Event | None = None) -> dict[str, Any]:
+    """Serve until `stop`, or else until an Interrupt; returns the sums. Says what happens on standard error.
+
+    An Interrupt is made when the model is there: it leaves the signals alone as long as that is loaded.
+    """
+    from rich.console import Console
+    from rich.live import Live
+    from rich.text import Text
+
+    console = Console(stderr=True, highlight=False)
+
+    def say(line: str) -> None:
+        console.print(line, markup=False, soft_wrap=True)
+
+    seen, failures = file_stamp(config.weights), 0  # before they are read: a replacement is never missed
+    device = load_device(config)
+    until = stop or Interrupt()
+    with make_server(config, device) as server:
+        say(f"serving {server.name!r}: {getattr(server.device, 'description', config.model)}")
+        start = looked_at = time.monotonic()
+        meter = Meter(server)
+        live = Live(console=console, auto_refresh=False) if config.stats and console.is_terminal else None
+        if live:
+            live.start()
+        try:
+            while not until.wait(FOLLOW_S):
+                if server.error is not None:
+                    raise ServerGone(f"the server ended:\n{server.last_failure}")
+                while server.events:
+                    say(server.events.popleft())
+                stats = server.stats()
+                if stats["failures"] > failures:
+                    failures = stats["failures"]
+                    say(f"the model failed: {server.last_failure}")
+                if config.follow and (stamp := file_stamp(config.weights)) != seen:
+                    try:
+                        say(f"serving weights {server.swap(config.weights, SWAP_S)}")
+                        seen = stamp
+                    except ConfigError as error:
+                        say(f"kept the old weights: {error}")
+                        seen = stamp
+                    except TimeoutError as error:
+                        say(f"still the old weights, trying again: {error}")
+                if config.stats and time.monotonic() - looked_at >= STATS_S:
+                    looked_at = time.monotonic()
+                    if live:
+                        live.update(Text("\n".join(meter.lines())), refresh=True)
+                    else:
+                        say("; ".join(meter.lines()))
+        finally:
+            if live:
+                live.stop()
+        stats = server.stats()
+        del stats["waits"]
+        return {"name": server.name, "seconds": time.monotonic() - start} | stats

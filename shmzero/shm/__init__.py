@@ -1,0 +1,1 @@
+"""Segments of shared memory. See README.md here."""

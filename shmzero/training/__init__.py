@@ -1,0 +1,1 @@
+"""A training run. See README.md here."""

@@ -1,0 +1,230 @@
+"""Matches while a run trains: a child process that plays a checkpoint against built-in opponents.
+
+It runs beside self-play at low priority and may be killed: a match that is lost is played again when
+the next one is due. What a match is: arena.py.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from shmzero.machine import cores
+from shmzero.matches.words import GATE
+from shmzero.processes.child import Child, start_child, starting
+from shmzero.processes.watch import Pulse, Watch
+from shmzero.runs.checkpoints import CHECKPOINT_FOLDER, newest_checkpoint, numbered_path
+from shmzero.training.config import TrainConfig
+
+FINAL_DEALS = 1000
+ROUNDS_OF_A_GAME = 10
+"""About so many: with whole games a match has so many fewer deals."""
+NICENESS = 5
+LEAST_WON = 1e-9
+"""Points a round: by less a checkpoint wins against its equal, by rounding."""
+STALL_S = 120.0
+"""Matches that get nowhere for so long are ended."""
+
+
+class Judge:
+    """The parent's end: starts matches when they are due and collects their results."""
+
+    def __init__(self, config: TrainConfig, folder: Path) -> None:
+        self.config = config
+        self.folder = folder
+        self.last: dict[str, dict[str, Any]] = {}
+        """The last match against each opponent, one seat against all others."""
+        self.rating: dict[str, Any] | None = None
+        """The last rating."""
+        self.failures = 0
+        """Processes that ended before their matches did."""
+        self.best: int | None = None
+        """Step of the checkpoint that self-play has, where there is a gate."""
+        self.best_version = 0
+        """The version that an earlier session counted it as."""
+        self._gated: int | None = None
+        self._matched: int | None = None  # step of the checkpoint that played last: once more says nothing new
+        self._playing: int | None = None  # that of the one that plays now, None where it plays the gate
+        self.broken_off = False
+        """Whether the last matches were left before their end."""
+        self._due_s = config.evaluate_s
+        self._child: Child | None = None
+        self._watch = Watch()
+        self._received = b""
+
+    @property
+    def wanted(self) -> bool:
+        """Whether the run's checkpoints are matched or rated at all."""
+        return bool(self.config.opponents) or self.config.rate
+
+    def recall(self, lines: list[dict[str, Any]]) -> None:
+        """Take up what the metrics of an earlier session hold."""
+        for line in lines:
+            self._note(line)
+        played = [line["match"]["steps"] for line in lines if line.get("match", {}).get("mode") == "one"]
+        self._matched = played[-1] if played else None
+        passed = [line["gate"] for line in lines if "gate" in line]
+        self.best, self.best_version = (passed[-1]["steps"], passed[-1]["version"]) if passed else (None, 0)
+
+    def poll(self, elapsed_s: float, say: Callable[[str], None]) -> list[dict[str, Any]]:
+        """Lines for the metrics. Starts a match when it is due; `elapsed_s` is the run's time."""
+        lines = self._read()
+        self._end_stuck(say)
+        if self._child is not None and self._child.process.poll() is not None:
+            lines += self._read()
+            self._bury(say)
+        # In turns: where either lasts until it is due again, the other would never be played.
+        gate_first = self._playing is not None
+        for gate in (gate_first, not gate_first):
+            if self._child is None:
+                self._start_gate() if gate else self._start_due(elapsed_s)
+        return lines
+
+    def _start_due(self, elapsed_s: float) -> None:
+        """Play the newest checkpoint against every opponent, where that is due and says something new."""
+        newest = newest_checkpoint(self.folder)
+        if not self.config.evaluate_s or elapsed_s < self._due_s or newest is None or int(newest.stem) == self._matched:
+            return
+        self._due_s = elapsed_s + self.config.evaluate_s
+        self._playing = int(newest.stem)
+        self._start(self.config.deals, NICENESS, rate=self.config.rate)
+
+    def _start_gate(self) -> None:
+        """Play the newest checkpoint against the one that self-play has; the first needs no match."""
+        newest = newest_checkpoint(self.folder)
+        if not self.config.gate or newest is None or int(newest.stem) in (self._gated, self.best):
+            return
+        self._playing = None
+        self._gated = int(newest.stem)
+        if self.best is None:
+            self.best = self._gated
+            return
+        self._start(self.config.deals, NICENESS, modes=(GATE,), against=[f"{self.checkpoint(self.best)}:policy"])
+
+    def checkpoint(self, steps: int) -> Path:
+        """The file of a checkpoint of this run."""
+        return numbered_path(self.folder / CHECKPOINT_FOLDER, steps)
+
+    def finish(self, say: Callable[[str], None], stopped: Callable[[], bool]) -> list[dict[str, Any]]:
+        """Play the last checkpoint's matches, both ways, rate it, and wait for that; lines for the metrics."""
+        self.kill()
+        self._start(FINAL_DEALS, 0, modes=("one", "rest"), rate=self.config.rate, threads=cores())
+        lines: list[dict[str, Any]] = []
+        if self._child is not None:
+            say(f"the last checkpoint plays its matches against {self.config.opponents or 'older ones'}")
+        while self._child is not None and self._child.process.poll() is None:
+            if stopped():
+                say("the last matches are broken off: the same command plays them")
+                self.broken_off = True
+                self.kill()
+                break
+            lines += self._read()
+            self._end_stuck(say)
+            time.sleep(0.05)
+        lines += self._read()
+        if self._child is not None:
+            self._bury(say)
+        return lines
+
+    def _end_stuck(self, say: Callable[[str], None]) -> None:
+        """End matches that get nowhere; what becomes of them then is a failure like any other."""
+        if self._child is None:
+            return
+        self._watch.look(self._pulse.value, has_work=True)
+        if limit_s := self._watch.stuck_s(STALL_S):
+            self._watch = Watch()
+            say(f"the matches got nowhere for {limit_s:g} s")
+            self._child.process.kill()
+
+    def kill(self) -> None:
+        """End a match that is being played."""
+        if self._child is not None:
+            self._child.process.kill()
+            self._child.process.wait()
+            self._close()
+
+    def _start(
+        self, deals: int, niceness: int, modes: tuple[str, ...] = ("one",), rate: bool = False,
+        against: list[str] | None = None, threads: int = 1,
+    ) -> None:
+        """`threads`: one beside self-play and learner, all cores where nothing else runs."""
+        checkpoint = newest_checkpoint(self.folder)
+        opponents = against or [name for name in self.config.opponents.split(",") if name]
+        if checkpoint is None or not (opponents or rate):
+            return
+        with starting("matches") as undo:
+            ours, theirs = socket.socketpair()
+            undo.callback(ours.close)
+            undo.callback(theirs.close)
+            pulse = Pulse()
+
+        def units(deals: int) -> int:
+            return max(2, deals // ROUNDS_OF_A_GAME) if self.config.games else deals
+
+        spec = {
+            "control_fd": theirs.fileno(),
+            "pulse_fd": pulse.fd,
+            "checkpoint": str(checkpoint),
+            "opponents": opponents,
+            "modes": list(modes),
+            "deals": units(deals),
+            "deals_rated": units(self.config.deals),
+            "players": self.config.players,
+            "cards": self.config.cards,
+            "trump": self.config.trump,
+            "games": self.config.games,
+            "niceness": niceness,
+            "rate": rate,
+            "threads": threads,
+        }
+        with theirs:
+            self._child = start_child("shmzero.matches.process", spec, [theirs.fileno(), pulse.fd], threads)
+        self._pulse, self._watch = pulse, Watch()
+        self._watch.look(pulse.value, has_work=False)
+        ours.setblocking(False)
+        self._socket = ours
+
+    def _read(self) -> list[dict[str, Any]]:
+        if self._child is None:
+            return []
+        try:
+            while part := self._socket.recv(65536):
+                self._received += part
+        except (BlockingIOError, ConnectionResetError):
+            pass
+        *lines, self._received = self._received.split(b"\n")
+        found = [json.loads(line) for line in lines]
+        for line in found:
+            self._note(line)
+            match = line.get("match", {})
+            if match.get("mode") == GATE and match["low"] > LEAST_WON:
+                self.best = match["steps"]
+        return found
+
+    def _note(self, line: dict[str, Any]) -> None:
+        if line.get("match", {}).get("mode") == "one":
+            self.last[line["match"]["opponent"]] = line["match"]
+        self.rating = line.get("rating", self.rating)
+
+    def _bury(self, say: Callable[[str], None]) -> None:
+        """Clear away a process that has ended; one that failed is counted and said."""
+        assert self._child is not None
+        words, status = self._child.last_words(), self._child.process.returncode
+        self._close()
+        if status:
+            self.failures += 1
+            say(f"the matches ended with status {status}: {words.splitlines()[-1]}")
+        elif self._playing is not None:
+            self._matched = self._playing
+
+    def _close(self) -> None:
+        assert self._child is not None
+        self._socket.close()
+        self._pulse.close()
+        self._child.close()
+        self._child = None
+        self._received = b""
