@@ -5,9 +5,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.compiled import cache
-from tests.processes import kill_started
-from tests.services import client, name, rng, server
+from tests.support.compiled import cache
+from tests.support.processes import kill_started
+from tests.support.services import client, name, rng, server
 
 __all__ = ["cache", "client", "name", "processes", "rng", "server", "signals"]
 

@@ -36,7 +36,7 @@ def test_readme_example_runs(number: int, tmp_path: Path) -> None:
 
 
 def test_readme_worked_score_is_what_the_rules_say() -> None:
-    from tests.cases import round_of
+    from tests.support.cases import round_of
 
     r = round_of("SA C2 | S5 C9 | H2 CA", "H", 2, "1 0 2 | SA S5 H2 | CA C2 C9")
     assert r.scores() == [0, 10, 12]

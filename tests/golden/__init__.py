@@ -1,7 +1,7 @@
 """Golden files: a few whole rounds and two search trees, as text that a person can read and check.
 
 `python -m tests.golden` says what differs, `python -m tests.golden --write` rewrites all of them; the difference is then reviewed
-like code. `playthroughs()` and `searches()` make the text; tests/test_golden.py compares.
+like code. `playthroughs()` and `searches()` make the text; tests/game/test_golden.py compares.
 
 Beside them lies what later versions have to go on with: run folders (old_runs.py) and flags of the commands (flags.json).
 """
@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 
 import shmzero
-from tests import oracle
-from tests.fakes import HashEvaluator
+from tests.support import oracle
+from tests.support.fakes import HashEvaluator
 
 FOLDER = Path(__file__).parent
 

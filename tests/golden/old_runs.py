@@ -31,7 +31,7 @@ import safetensors.numpy
 
 from shmzero.errors import ConfigError
 from shmzero.runs.records import Records
-from tests.processes import start, wait_for
+from tests.support.processes import start, wait_for
 
 ROOT = Path(__file__).parents[2]
 FOLDER = Path(__file__).parent / "runs"
