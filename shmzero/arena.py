@@ -69,7 +69,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--games", action="store_true", help="whole games instead of rounds")
     parser.add_argument("--rating", action="store_true", help="rate all agents together (Plackett-Luce)")
     parser.add_argument(
-        "--exploit", type=Path, metavar="CHECKPOINT",
+        "--exploit",
+        type=Path,
+        metavar="CHECKPOINT",
         help="train a fresh seat against copies of this one's policy; its gain bounds from below how exploitable it is",
     )
     parser.add_argument("--minutes", type=float, help="with --exploit: time of that training (default: 3)")

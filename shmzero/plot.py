@@ -52,8 +52,13 @@ def plot(folder: Path, out: Path) -> None:
         minutes = [m["elapsed_s"] / 60 for m in own]
         seats = "one seat" if mode == "one" else "all seats but one"
         strength.errorbar(
-            minutes, mean, yerr=[below, above], capsize=3, label=f"{_label(opponent)}, {seats}",
-            color=f"C{opponents.index(opponent)}", marker="o" if mode == "one" else "s",
+            minutes,
+            mean,
+            yerr=[below, above],
+            capsize=3,
+            label=f"{_label(opponent)}, {seats}",
+            color=f"C{opponents.index(opponent)}",
+            marker="o" if mode == "one" else "s",
             markerfacecolor=None if mode == "one" else "white",
         )
     strength.axhline(0, color="grey", linewidth=0.8)

@@ -21,7 +21,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _main(arguments: list[str] | None) -> int:
     parser = Parser(
-        prog="python -m shmzero.records", description="Shows the records of a self-play run.",
+        prog="python -m shmzero.records",
+        description="Shows the records of a self-play run.",
         epilog="example: python -m shmzero.records runs/first --show 3",
     )
     parser.add_argument("path", type=Path, help="run folder or rounds.sqlite")

@@ -73,7 +73,8 @@ def parse(arguments: list[str] | None) -> tuple[TrainConfig, Path, bool]:
         f"--preset {{{','.join(TRAIN_PRESETS)}}} sets everything (default: smoke), --config FILE.toml "
         "any of it, flags override both. --deals-from plan|broad sets players and cards: "
         + "; ".join(f"{name} {deals['players']} players, {deals['cards']} cards" for name, deals in DEALS.items())
-        + ".\n\n" + EXAMPLES,
+        + ".\n\n"
+        + EXAMPLES,
         args=rest,
         config=(tyro.conf.OmitArgPrefixes,),
     )

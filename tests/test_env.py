@@ -13,7 +13,9 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 SHELLS = [
-    pytest.param(shell, marks=[] if shutil.which(shell) else pytest.mark.skip(reason=f"no {shell}: apt-get install {shell}"))
+    pytest.param(
+        shell, marks=[] if shutil.which(shell) else pytest.mark.skip(reason=f"no {shell}: apt-get install {shell}")
+    )
     for shell in ("bash", "zsh")
 ]
 
@@ -40,12 +42,30 @@ def programs(folder: Path, *names: str, **scripts: str) -> str:
     return str(folder)
 
 
-BASIC = ("bash", "env", "cat", "mv", "readlink", "cksum", "tr", "dirname", "flock", "mkdir", "rm", "grep", "tail", "sed", "head")
+BASIC = (
+    "bash",
+    "env",
+    "cat",
+    "mv",
+    "readlink",
+    "cksum",
+    "tr",
+    "dirname",
+    "flock",
+    "mkdir",
+    "rm",
+    "grep",
+    "tail",
+    "sed",
+    "head",
+)
 
 
 def env_run(copy: Path, path: str, **more: str) -> subprocess.CompletedProcess[str]:
     environment = {"PATH": path, "HOME": str(copy), **more}
-    return subprocess.run([str(copy / "env" / "run"), "true"], capture_output=True, text=True, env=environment, timeout=120)
+    return subprocess.run(
+        [str(copy / "env" / "run"), "true"], capture_output=True, text=True, env=environment, timeout=120
+    )
 
 
 def complaint(result: subprocess.CompletedProcess[str]) -> str:
@@ -141,7 +161,9 @@ def test_run_through_a_link_and_with_cdpath_uses_its_own_folder(tmp_path: Path) 
     look = 'echo "${PYTHONPATH%%:*} $CDPATH"'
     environment = os.environ | {"CDPATH": str(tmp_path / "path")}
     for program, folder in ((tmp_path / "run", tmp_path), (tmp_path / "env" / "run", tmp_path), ("env/run", ROOT)):
-        done = subprocess.run([program, "bash", "-c", look], cwd=folder, env=environment, capture_output=True, text=True)
+        done = subprocess.run(
+            [program, "bash", "-c", look], cwd=folder, env=environment, capture_output=True, text=True
+        )
         assert (done.stdout, done.stderr) == (f"{ROOT.resolve()} {tmp_path / 'path'}\n", "")
 
 
@@ -236,17 +258,27 @@ def test_pip_installs_the_package_without_isolation_or_network(copy: Path, tmp_p
     """With a compiler that makes empty files: what is packed, not whether it builds, which env/run shows."""
     for name in ("README.md", "LICENSE"):
         shutil.copy(ROOT / name, copy / name)
-    shutil.copytree(ROOT / "shmzero", copy / "shmzero", dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    shutil.copytree(
+        ROOT / "shmzero", copy / "shmzero", dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.so", "__pycache__")
+    )
     compiler = tmp_path / "compiler"
     compiler.write_text('#!/bin/bash\nwhile [ $# -gt 1 ]; do [ "$1" = -o ] && touch "$2"; shift; done; exit 0\n')
     compiler.chmod(0o755)
-    environment = os.environ | dict.fromkeys(("CC", "CXX", "LDSHARED", "LDCXXSHARED"), str(compiler)) | {"PIP_NO_INDEX": "1"}
+    environment = (
+        os.environ | dict.fromkeys(("CC", "CXX", "LDSHARED", "LDCXXSHARED"), str(compiler)) | {"PIP_NO_INDEX": "1"}
+    )
     subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "--no-build-isolation", "--no-deps", "--target",
                     str(tmp_path / "target"), "."], cwd=copy, env=environment, check=True, timeout=120)  # fmt: skip
     target = tmp_path / "target" / "shmzero"
     packed = {path.relative_to(target) for path in target.rglob("*.*")}
-    assert {path.relative_to(ROOT / "shmzero") for path in (ROOT / "shmzero").rglob("*.py*") if "__pycache__" not in str(path)} <= packed
-    assert Path("py.typed") in packed and any(path.name.startswith("_core.") and path.suffix == ".so" for path in packed)
+    assert {
+        path.relative_to(ROOT / "shmzero")
+        for path in (ROOT / "shmzero").rglob("*.py*")
+        if "__pycache__" not in str(path)
+    } <= packed
+    assert Path("py.typed") in packed and any(
+        path.name.startswith("_core.") and path.suffix == ".so" for path in packed
+    )
     assert any((tmp_path / "target").glob("shmzero-*.dist-info/METADATA"))
 
 
@@ -309,7 +341,9 @@ def test_perf_in_a_strict_shell_without_ldconfig_goes_on(shell: str, tmp_path: P
 def test_perf_preloads_a_jemalloc_that_the_loader_knows(shell: str, tmp_path: Path) -> None:
     library = next(line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if "libc.so.6" in line)
     lines = f"\tlibjemalloc.so.2 (libc6,x86-64) => {library}"
-    path = programs(tmp_path / "bin", "sed", "env", ldconfig=f"echo 'libs found'; echo '{lines}'; echo '{lines}.not-me'")
+    path = programs(
+        tmp_path / "bin", "sed", "env", ldconfig=f"echo 'libs found'; echo '{lines}'; echo '{lines}.not-me'"
+    )
     script = f". {ROOT}/env/perf.sh; env; shmzero_perf_undo; echo ${{LD_PRELOAD-gone}}"
     program = shutil.which(shell)
     assert program

@@ -68,7 +68,14 @@ def test_readme_figures_have_results() -> None:
 @pytest.mark.parametrize("name", FILES)
 def test_results_are_of_a_commit_that_git_knows(name: str) -> None:
     kept = results(name)
-    assert name in (kept["benchmark"], *(f"{kept['benchmark']}_{how}" for how in ("laptop", "hour", "installed", "pace", "more", "deals"))) and kept["results"]
+    assert (
+        name
+        in (
+            kept["benchmark"],
+            *(f"{kept['benchmark']}_{how}" for how in ("laptop", "hour", "installed", "pace", "more", "deals")),
+        )
+        and kept["results"]
+    )
     if not (ROOT / ".git").exists():
         pytest.skip("not a git checkout: the commit of the figures cannot be looked up")
     shallow = subprocess.run(["git", "rev-parse", "--is-shallow-repository"], capture_output=True, text=True, cwd=ROOT)
@@ -99,7 +106,9 @@ def test_readme_strength_is_what_the_matches_gave() -> None:
 
 def test_readme_one_card_figures_are_what_exact_play_gave() -> None:
     values = {result["name"]: result["value"] for result in results("exact_play")["results"]}
-    mean, worst = (max(v for name, v in values.items() if name.endswith(what)) for what in (": mean loss", ": worst hand"))
+    mean, worst = (
+        max(v for name, v in values.items() if name.endswith(what)) for what in (": mean loss", ": worst hand")
+    )
     text = " ".join(README.split())
     assert f"at most {mean:.3f} below the best response, {worst:.2f} with the worst hand" in text
     agents = [v for name, v in values.items() if name.endswith("the agent bids 1 from")]
@@ -130,6 +139,10 @@ def test_readme_ablation_is_what_the_matches_gave() -> None:
         found = deals[f"{arm} against base"], deals[f"{arm} against base: p, corrected"]
         assert f"{arm} {found[0]:.2f} ({found[1]:.2g})" in " ".join(README.split()), arm
     since = {result["name"]: result["value"] for result in results("ablate_training_pace")["results"]}
-    for arm, words in (("batch 1024", "batches of 1,024"), ("2048 lanes", "2,048 lanes"), ("replay ratio 1", "replay ratio 1")):
+    for arm, words in (
+        ("batch 1024", "batches of 1,024"),
+        ("2048 lanes", "2,048 lanes"),
+        ("replay ratio 1", "replay ratio 1"),
+    ):
         found = since[f"{arm} against base"], since[f"{arm} against base: p, corrected"]
         assert f"{words} {found[0]:.2f} ({found[1]:.2g})" in " ".join(README.split()), arm

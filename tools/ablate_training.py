@@ -206,8 +206,16 @@ class Ablation:
         """What a match is known by: who played how, with which checkpoints, on how many deals."""
         way, arm, seed, against, other = pairing
         checkpoints = [self._checkpoint(arm, seed)] + ([] if against == BOT else [self._checkpoint(against, other)])
-        return {"way": way, "arm": arm, "seed": seed, "against": against, "other": other, "minutes": self.minutes,
-                "deals": self.deals, "checkpoints": [str(path.relative_to(self.folder)) for path in checkpoints]}
+        return {
+            "way": way,
+            "arm": arm,
+            "seed": seed,
+            "against": against,
+            "other": other,
+            "minutes": self.minutes,
+            "deals": self.deals,
+            "checkpoints": [str(path.relative_to(self.folder)) for path in checkpoints],
+        }
 
     def means(self) -> dict[Pairing, float]:
         """Points of every pairing whose match is kept and is of the checkpoints that there are now."""
@@ -281,17 +289,25 @@ def main() -> int:
 
 def _main() -> int:
     parser = Parser(
-        prog="tools/ablate_training.py", description=(__doc__ or "").partition("\n\n")[2],
+        prog="tools/ablate_training.py",
+        description=(__doc__ or "").partition("\n\n")[2],
         epilog="example: env/run python tools/ablate_training.py --out runs/ablation --arms visits 'tricks head'",
     )
     parser.add_argument("--out", type=Path, required=True, help="folder of the runs")
-    parser.add_argument("--arms", nargs="+", choices=[arm for arm in ARMS if arm != BASE],
-                        default=[arm for arm in ARMS if arm != BASE], metavar="ARM", help=", ".join(ARMS))
+    parser.add_argument(
+        "--arms",
+        nargs="+",
+        choices=[arm for arm in ARMS if arm != BASE],
+        default=[arm for arm in ARMS if arm != BASE],
+        metavar="ARM",
+        help=", ".join(ARMS),
+    )
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--minutes", type=float, default=2.0, help="of each run (default: 2)")
     parser.add_argument("--deals", type=int, default=200, help="of each match, played from every seat (default: 200)")
-    parser.add_argument("--at-once", type=int, default=1,
-                        help="runs and matches at a time, each on its share of the cores (default: 1)")
+    parser.add_argument(
+        "--at-once", type=int, default=1, help="runs and matches at a time, each on its share of the cores (default: 1)"
+    )
     json_flag(parser)
     given = parser.parse_args()
     if given.seeds < 2:

@@ -68,8 +68,12 @@ def bench_signature(given: argparse.Namespace) -> list[Result]:
     with tempfile.TemporaryDirectory() as folder:
         for leaves in (1, 4):
             config = SelfPlayConfig(
-                rounds=100, preset="light", evaluator="hash", leaves_in_flight=leaves,
-                workers=given.workers, max_batch=given.max_batch,
+                rounds=100,
+                preset="light",
+                evaluator="hash",
+                leaves_in_flight=leaves,
+                workers=given.workers,
+                max_batch=given.max_batch,
             )
             path = Path(folder) / str(leaves)
             run(config, path)
@@ -108,7 +112,8 @@ ALL: dict[str, tuple[float, str]] = {
 def parser() -> argparse.ArgumentParser:
     """One subcommand a benchmark, and two that make use of them."""
     top = Parser(
-        prog="tools/bench.py", description="Measures the engine.",
+        prog="tools/bench.py",
+        description="Measures the engine.",
         epilog="example: env/run python tools/bench.py selfplay --presets medium --json tools/results/selfplay.json",
     )
     commands = top.add_subparsers(dest="name", required=True, metavar="|".join([*BENCHMARKS, "report", "all"]))
@@ -116,8 +121,9 @@ def parser() -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=(body.__doc__ or "").splitlines()[0])
         json_flag(sub)
         if name == "selfplay":
-            sub.add_argument("--csv", "--output", dest="csv", type=output_file, metavar="FILE",
-                             help="a table, a row a preset")
+            sub.add_argument(
+                "--csv", "--output", dest="csv", type=output_file, metavar="FILE", help="a table, a row a preset"
+            )
         else:
             sub.add_argument("--csv", type=output_file, metavar="FILE", help="the results as a table")
         if name not in ("signature", "short"):
@@ -141,12 +147,17 @@ def parser() -> argparse.ArgumentParser:
     sub = commands.add_parser("report", help="writes REPORT.md and pictures from the JSON files beside it")
     sub.add_argument("--results", type=Path, default=RESULTS, help=f"folder of the JSON files (default {RESULTS})")
     sub = commands.add_parser(
-        "all", help="every benchmark, quickly, into JSON files, and the report: under ten minutes",
+        "all",
+        help="every benchmark, quickly, into JSON files, and the report: under ten minutes",
         description=f"Runs {', '.join(ALL)}; what would end after ten minutes is left out, and said.",
     )
     sub.add_argument("--device", default="auto", help="auto, cpu, cpu*2, cuda, cuda:0,cuda:1")
-    sub.add_argument("--results", type=Path, default=Path("runs/bench"),
-                     help="folder of the JSON files and of the report (default runs/bench)")
+    sub.add_argument(
+        "--results",
+        type=Path,
+        default=Path("runs/bench"),
+        help="folder of the JSON files and of the report (default runs/bench)",
+    )
     return top
 
 

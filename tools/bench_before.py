@@ -54,8 +54,13 @@ class _Counting:
 
 
 def _play(
-    client: Any, make_model: Callable[[], Model], searches: Sequence[SearchConfig], first_seed: int,
-    order: Any, barrier: Any, rates: Any,
+    client: Any,
+    make_model: Callable[[], Model],
+    searches: Sequence[SearchConfig],
+    first_seed: int,
+    order: Any,
+    barrier: Any,
+    rates: Any,
 ) -> None:
     evaluate_many = client.evaluate_many if client else DirectEvaluator(make_model).evaluate_many
     seeds = itertools.count(first_seed)
@@ -92,9 +97,17 @@ class Before:
             self._service = QueueService(make_model, num_workers, way) if way != "direct" else None
             self._programs = [
                 context.Process(
-                    target=_play, daemon=True,
-                    args=(self._service and self._service.client(i, way == "manager"), make_model, searches, i << 20,
-                          self._order, self._barrier, self._rates),
+                    target=_play,
+                    daemon=True,
+                    args=(
+                        self._service and self._service.client(i, way == "manager"),
+                        make_model,
+                        searches,
+                        i << 20,
+                        self._order,
+                        self._barrier,
+                        self._rates,
+                    ),
                 )
                 for i in range(num_workers)
             ]

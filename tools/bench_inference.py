@@ -282,5 +282,6 @@ def add_options(name: str, sub: argparse.ArgumentParser) -> None:
 
 
 BENCHMARKS: dict[str, Callable[[argparse.Namespace], list[Result]]] = {
-    "inference": bench_inference, "numerics": bench_numerics,
+    "inference": bench_inference,
+    "numerics": bench_numerics,
 }

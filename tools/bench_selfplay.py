@@ -39,17 +39,30 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def settings_of(given: argparse.Namespace, **changes: Any) -> SelfPlayConfig:
     """The run that a benchmark's options describe."""
-    options = {"preset": "medium", "device": "auto", "workers": None, "max_batch": None, "evaluator": "net",
-               "net": "plan", "checkpoint": None}
+    options = {
+        "preset": "medium",
+        "device": "auto",
+        "workers": None,
+        "max_batch": None,
+        "evaluator": "net",
+        "net": "plan",
+        "checkpoint": None,
+    }
     chosen = {name: getattr(given, name, default) for name, default in options.items()}
     return SelfPlayConfig(**(chosen | {"stall_s": 86_400.0} | changes))
 
 
 def device_spec(config: SelfPlayConfig, max_batch: int) -> dict[str, Any]:
     """What a serving process of this run is told (see engine/fleet.py), as far as serving alone needs it."""
-    return {"evaluator": config.evaluator, "precision": config.precision, "compile": config.compile,
-            "max_batch": max_batch, "net": dataclasses.asdict(NETS[config.net]), "seed": config.seed,
-            "checkpoint": str(config.checkpoint) if config.checkpoint else None}
+    return {
+        "evaluator": config.evaluator,
+        "precision": config.precision,
+        "compile": config.compile,
+        "max_batch": max_batch,
+        "net": dataclasses.asdict(NETS[config.net]),
+        "seed": config.seed,
+        "checkpoint": str(config.checkpoint) if config.checkpoint else None,
+    }
 
 
 def device_text(devices: Sequence[str]) -> str:
@@ -129,8 +142,11 @@ def bench_selfplay(given: argparse.Namespace) -> list[Result]:
                 Result(f"{name}: rows per simulation", summary["rows_per_simulation"], "", "<= 1.5"),
                 Result(f"{name}: record", summary["record_bytes_per_round"], "bytes/round", "<= 1,500"),
             ]
-            mine = {rival: partial(measure, number) for rival, measure in rivals.items()
-                    if rival == ROOFLINE or name == "medium" or not given.quick}
+            mine = {
+                rival: partial(measure, number)
+                for rival, measure in rivals.items()
+                if rival == ROOFLINE or name == "medium" or not given.quick
+            }
             results += steady(config, seconds, given.repeats, mine)
     return results
 
@@ -165,8 +181,10 @@ def before(
     """What the engine replaces, on this machine: one round a process, eager float32, rows by message."""
     workers = given.workers or 2 * cores()
     searches = [config.search() for config in configs]
-    ways = {way: stack.enter_context(bench_before.Before(way, searches, workers, given.net, configs[0].devices()[0]))
-            for way in bench_before.WAYS}
+    ways = {
+        way: stack.enter_context(bench_before.Before(way, searches, workers, given.net, configs[0].devices()[0]))
+        for way in bench_before.WAYS
+    }
     return {way: partial(_measure_before, running, seconds) for way, running in ways.items()}
 
 
@@ -199,8 +217,9 @@ def steady(
         medians = interleaved({"engine": play} | {rival: partial(turn, rival) for rival in rivals}, repeats)
         per_round = engine.rows_per_decision() * decisions_per_round(config)
         per_min = Spread.of([60 * rate.rows_per_s / per_round for rate in rates])
-        inference, workers = (statistics.median(getattr(rate, share) for rate in rates)
-                              for share in ("inference_share", "worker_share"))
+        inference, workers = (
+            statistics.median(getattr(rate, share) for rate in rates) for share in ("inference_share", "worker_share")
+        )
         results = [
             medians["engine"].result(f"{name}: steady distinct evaluations", "per s"),
             per_min.result(f"{name}: steady", "rounds/min", ">= 6,000 with AMX" if name == "medium" else ""),
@@ -224,8 +243,10 @@ def steady(
             results += [medians[rival].result(f"{name}: roofline", "per s"), ratio(share, found, ">= 0.9")]
         else:
             against = ratio(f"{name}: engine against {rival}", found)
-            results += [medians[rival].result(f"{name}: before, {bench_before.WAYS[rival]}", "evaluations/s"),
-                        dataclasses.replace(against, unit="times")]
+            results += [
+                medians[rival].result(f"{name}: before, {bench_before.WAYS[rival]}", "evaluations/s"),
+                dataclasses.replace(against, unit="times"),
+            ]
     return results
 
 
@@ -276,16 +297,23 @@ def bench_short(given: argparse.Namespace) -> list[Result]:
             return fleet.counters()["rows"] / (time.monotonic() - first)
 
     with ExitStack() as stack:
-        pools = [stack.enter_context(Pool(layout, device_spec(config, rows)))
-                 for layout in layouts(config.devices(), cores())]
+        pools = [
+            stack.enter_context(Pool(layout, device_spec(config, rows)))
+            for layout in layouts(config.devices(), cores())
+        ]
 
         def serve() -> float:
             return max(pool.measure(-(-rows // len(pool.layout.devices)), 1.0) for pool in pools)
 
         played: list[float] = []
         allowed: list[float] = []
-        medians = interleaved({"play": lambda: played.append(play()) or played[-1],
-                               "serve": lambda: allowed.append(serve()) or allowed[-1]}, given.repeats)
+        medians = interleaved(
+            {
+                "play": lambda: played.append(play()) or played[-1],
+                "serve": lambda: allowed.append(serve()) or allowed[-1],
+            },
+            given.repeats,
+        )
     return [
         medians["play"].result(f"{given.rounds} rounds, from the first request", "evaluations/s"),
         medians["serve"].result(f"serving {rows} rows, all that are asked at once", "evaluations/s"),
@@ -295,7 +323,8 @@ def bench_short(given: argparse.Namespace) -> list[Result]:
 
 
 def in_turns(
-    given: argparse.Namespace, engines: dict[str, SelfPlayConfig],
+    given: argparse.Namespace,
+    engines: dict[str, SelfPlayConfig],
     without: Mapping[str, Sequence[str]] | None = None,
 ) -> Iterator[tuple[str, Spread, list[float]]]:
     """Steady evaluations/s of several engines that take turns; `without` variables of the environment, by engine."""
@@ -384,8 +413,13 @@ def bench_tune(given: argparse.Namespace) -> list[Result]:
         "timeout_ms": [0.5, 2.0],
         "lanes": [],
     }
-    chosen |= {"max_batch": plan.max_batch, "workers": plan.workers, "slots": config.slots,
-               "timeout_ms": config.timeout_ms, "lanes": None}
+    chosen |= {
+        "max_batch": plan.max_batch,
+        "workers": plan.workers,
+        "slots": config.slots,
+        "timeout_ms": config.timeout_ms,
+        "lanes": None,
+    }
     for name, values in choices.items():
         if name == "lanes":  # about what so many rows, workers and slots come to
             lanes = plan_fleet(settings_of(given, **chosen), 10**6).lanes
@@ -415,7 +449,10 @@ def tuned_settings(given: argparse.Namespace, chosen: dict[str, Any]) -> dict[st
     config = settings_of(given, **chosen)
     plan = plan_fleet(config, 10**6)
     settings: dict[str, Any] = {
-        "preset": config.preset, "evaluator": config.evaluator, "net": config.net, "precision": config.precision,
+        "preset": config.preset,
+        "evaluator": config.evaluator,
+        "net": config.net,
+        "precision": config.precision,
         "device": device_text(plan.devices),
     }
     if set(plan.devices) == {"cpu"}:
@@ -461,11 +498,21 @@ def add_options(name: str, sub: argparse.ArgumentParser) -> None:
     if name == "selfplay":
         sub.add_argument("--seconds", type=float, help="of each engine's turn (default 12; 3 with --quick)")
         sub.add_argument("--presets", nargs="+", choices=sorted(PRESETS), default=["light", "medium", "heavy"])
-        sub.add_argument("--rounds", "--games", type=int, default=200, dest="rounds",
-                         help="of the run that is timed from the command on (the plan called rounds games)")
-        sub.add_argument("--no-before", action="store_false", dest="before",
-                         help="leave out what the engine replaces: queues, and a network in each process "
-                              "(--quick: with medium alone)")
+        sub.add_argument(
+            "--rounds",
+            "--games",
+            type=int,
+            default=200,
+            dest="rounds",
+            help="of the run that is timed from the command on (the plan called rounds games)",
+        )
+        sub.add_argument(
+            "--no-before",
+            action="store_false",
+            dest="before",
+            help="leave out what the engine replaces: queues, and a network in each process "
+            "(--quick: with medium alone)",
+        )
     else:
         sub.add_argument("--preset", choices=sorted(PRESETS), default="medium")
     if name == "short":
@@ -480,6 +527,9 @@ def add_options(name: str, sub: argparse.ArgumentParser) -> None:
 
 
 BENCHMARKS: dict[str, Callable[[argparse.Namespace], list[Result]]] = {
-    "selfplay": bench_selfplay, "short": bench_short, "scaling": bench_scaling, "ablate": bench_ablate,
+    "selfplay": bench_selfplay,
+    "short": bench_short,
+    "scaling": bench_scaling,
+    "ablate": bench_ablate,
     "tune": bench_tune,
 }

@@ -270,7 +270,8 @@ def bench_throughput(
             barrier, rates = context.Barrier(num_clients + 1), context.Queue()
             programs = [
                 context.Process(
-                    target=_ask, daemon=True,
+                    target=_ask,
+                    daemon=True,
                     args=({name: service.client(i) for name, service in services.items()}, order, barrier, rates),
                 )
                 for i in range(num_clients)
@@ -365,8 +366,20 @@ def bench_transport(given: argparse.Namespace) -> list[Result]:
 
 
 def add_options(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("--clients", type=int, nargs="+", default=[1, 4, 8, 16, 32, 64], metavar="N",
-                     help="processes that ask at once (default 1 4 8 16 32 64)")
-    sub.add_argument("--rows", type=int, nargs="+", default=[1, 8, 30, 128, 256], metavar="N",
-                     help="rows of a call (default 1 8 30 128 256)")
+    sub.add_argument(
+        "--clients",
+        type=int,
+        nargs="+",
+        default=[1, 4, 8, 16, 32, 64],
+        metavar="N",
+        help="processes that ask at once (default 1 4 8 16 32 64)",
+    )
+    sub.add_argument(
+        "--rows",
+        type=int,
+        nargs="+",
+        default=[1, 8, 30, 128, 256],
+        metavar="N",
+        help="rows of a call (default 1 8 30 128 256)",
+    )
     sub.add_argument("--seconds", type=float, help="of each turn (default 0.5; 0.2 with --quick)")

@@ -24,17 +24,21 @@ def wide_masks(masks: NDArray[np.uint64]) -> NDArray[np.bool_]:
 
 
 def fitted_net(
-    config: NetConfig, steps: int, *, rounds: int = 1000, lr: float = 2e-3, c_puct: float = 0.5,
-    sharpness: float = 1.0, seed: int = 1,
+    config: NetConfig,
+    steps: int,
+    *,
+    rounds: int = 1000,
+    lr: float = 2e-3,
+    c_puct: float = 0.5,
+    sharpness: float = 1.0,
+    seed: int = 1,
 ) -> BlobNet:
     """The network after `steps` batches: policies on visit shares to the power `sharpness`; values on what
     rows of random seats came to. A function of its arguments."""
     search = SearchConfig(determinizations=4, simulations=60, c_puct=c_puct)
     rows = _core.replay(play_rounds(UniformEvaluator(), rounds, search, seed=seed))
     net = BlobNet(config, seed=seed)
-    states, seat_states = (
-        torch.from_numpy(rows[name].astype(np.float32)) for name in ("features", "seat_features")
-    )
+    states, seat_states = (torch.from_numpy(rows[name].astype(np.float32)) for name in ("features", "seat_features"))
     masks = torch.from_numpy(wide_masks(rows["masks"]))
     seat_values = torch.from_numpy(rows["seat_values"])
     targets = torch.from_numpy(rows["policies"]) ** sharpness

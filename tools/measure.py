@@ -158,8 +158,9 @@ def output_file(text: str) -> Path:
 
 def json_flag(parser: argparse.ArgumentParser) -> None:
     """Add --json FILE, where `keep` writes."""
-    parser.add_argument("--json", type=output_file, metavar="FILE",
-                        help="keep the results and what they were measured on")
+    parser.add_argument(
+        "--json", type=output_file, metavar="FILE", help="keep the results and what they were measured on"
+    )
 
 
 def keep(
@@ -194,8 +195,20 @@ def machine() -> dict[str, Any]:
     changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!tools/results", ":!README.md")
     commit = git("rev-parse", "--short=12", "HEAD") + ("-dirty" if changed else "")
     memory = int(Path("/proc/meminfo").read_text().split()[1]) / 1e6
-    versions = {"python": platform.python_version(), "numpy": np.__version__,
-                "torch": importlib.metadata.version("torch")}
-    return {"cpu": cpu, "flags": flags, "cores": cores(), "gpu": gpu_name(), "memory_gb": round(memory, 1),
-            "kernel": platform.release(), "jemalloc": jemalloc(), "versions": versions, "commit": commit,
-            "date": time.strftime("%Y-%m-%d")}
+    versions = {
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "torch": importlib.metadata.version("torch"),
+    }
+    return {
+        "cpu": cpu,
+        "flags": flags,
+        "cores": cores(),
+        "gpu": gpu_name(),
+        "memory_gb": round(memory, 1),
+        "kernel": platform.release(),
+        "jemalloc": jemalloc(),
+        "versions": versions,
+        "commit": commit,
+        "date": time.strftime("%Y-%m-%d"),
+    }

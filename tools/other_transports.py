@@ -201,7 +201,9 @@ class TorchrlService:
             answer = TensorDict({"policies": torch.zeros(rows, ACTION_DIM), "values": torch.zeros(rows, VALUE_DIM)})
             transport = ProcessSlotTransport(request, answer, num_slots=num_clients, copy_result=False)
             server = ProcessInferenceServer(
-                policy_factory=_TorchrlModel(make_model), transport=transport, max_batch_size=max(1, num_clients),
+                policy_factory=_TorchrlModel(make_model),
+                transport=transport,
+                max_batch_size=max(1, num_clients),
                 policy_version_key=None,
             )
             server.start()

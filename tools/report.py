@@ -74,14 +74,18 @@ def summary(found: dict[str, Any]) -> list[str]:
         return []
     hours, before = (TRAINING_ROUNDS / r / 60 for r in (rate, PLAN_ROUNDS_PER_MIN))
     times = value_of(found["selfplay"], "medium: engine against manager")
-    queued = [] if times is None else [
-        f"| here, a round a process and Manager queues | {figure(rate / times)} | {hours * times:,.0f} |"
-    ]
+    queued = (
+        []
+        if times is None
+        else [f"| here, a round a process and Manager queues | {figure(rate / times)} | {hours * times:,.0f} |"]
+    )
     return [
-        "| | rounds/min, 3 x 30 simulations | hours for 5,000,000 rounds |", "|---|---|---|",
+        "| | rounds/min, 3 x 30 simulations | hours for 5,000,000 rounds |",
+        "|---|---|---|",
         f"| the design before: 32 workers, one RTX 4060 | {PLAN_ROUNDS_PER_MIN} | {before:,.0f} |",
         *queued,
-        f"| here: {described(found['selfplay']['machine'])} | {figure(rate)} | {hours:,.1f} |", "",
+        f"| here: {described(found['selfplay']['machine'])} | {figure(rate)} | {hours:,.1f} |",
+        "",
     ]
 
 
@@ -94,8 +98,14 @@ def described(machine: dict[str, Any]) -> str:
 
 def table(stem: str, result: dict[str, Any]) -> list[str]:
     machine = result["machine"]
-    lines = [f"## {stem}", "", f"{described(machine)}; commit {machine['commit']}, {machine['date']}.", "",
-             "| | value | unit | goal | repeats |", "|---|---:|---|---|---|"]
+    lines = [
+        f"## {stem}",
+        "",
+        f"{described(machine)}; commit {machine['commit']}, {machine['date']}.",
+        "",
+        "| | value | unit | goal | repeats |",
+        "|---|---:|---|---|---|",
+    ]
     for row in result["results"]:
         spread = "" if row.get("low") is None else f"{figure(row['low'])} .. {figure(row['high'])}"
         lines.append(f"| {row['name']} | {figure(row['value'])} | {row['unit']} | {row['goal']} | {spread} |")

@@ -123,9 +123,15 @@ class Pool:
         environment = os.environ | {"OMP_NUM_THREADS": str(layout.threads), "MKL_NUM_THREADS": str(layout.threads)}
         self._children = [
             subprocess.Popen(
-                [sys.executable, __file__, json.dumps(spec | {"device": device, "threads": layout.threads,
-                                                              "parent_pid": os.getpid()})],
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment,
+                [
+                    sys.executable,
+                    __file__,
+                    json.dumps(spec | {"device": device, "threads": layout.threads, "parent_pid": os.getpid()}),
+                ],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+                env=environment,
                 start_new_session=True,  # a Ctrl-C is the parent's alone
             )
             for device in layout.devices

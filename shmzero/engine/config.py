@@ -108,8 +108,14 @@ class SelfPlayConfig:
         check_types(self)
         if self.rounds is not None and self.games is not None:
             raise ConfigError("rounds and games are both set; allowed: one of them")
-        for name, high in (("rounds", 10**12), ("games", 10**10), ("workers", 256), ("lanes", 10**6),
-                           ("inference_threads", 1024), ("max_batch", 2**20)):
+        for name, high in (
+            ("rounds", 10**12),
+            ("games", 10**10),
+            ("workers", 256),
+            ("lanes", 10**6),
+            ("inference_threads", 1024),
+            ("max_batch", 2**20),
+        ):
             value = getattr(self, name)
             if value is not None:
                 check_number(name, value, 1, high)
@@ -157,8 +163,14 @@ class SelfPlayConfig:
     def play_settings(self) -> _core.PlaySettings:
         """The settings of what the workers play."""
         return play_settings(
-            self.search(), self.seed, self.players, self.cards, self.trump, self.dealer,
-            self.games is not None, others=self.others,
+            self.search(),
+            self.seed,
+            self.players,
+            self.cards,
+            self.trump,
+            self.dealer,
+            self.games is not None,
+            others=self.others,
         )
 
     def other_network(self) -> str | None:
@@ -180,9 +192,7 @@ class SelfPlayConfig:
             kind, colon, index = name.partition(":")
             fits = (kind == "cpu" and not colon) or (kind == "cuda" and (not colon or index.isdecimal()))
             if not fits or (star and not (times.isdecimal() and 1 <= int(times) <= 64)):
-                raise ConfigError(
-                    f"device is {text!r}; allowed: auto, cpu, cpu*2, cuda, cuda:0, cuda:0,cuda:1"
-                )
+                raise ConfigError(f"device is {text!r}; allowed: auto, cpu, cpu*2, cuda, cuda:0, cuda:0,cuda:1")
             found += ["cpu" if kind == "cpu" else f"cuda:{int(index or 0)}"] * (int(times) if star else 1)
         return found
 
@@ -192,9 +202,23 @@ class SelfPlayConfig:
 
     def identity(self) -> dict[str, Any]:
         """The settings that make a round what it is; a run folder keeps to them."""
-        names = ("players", "cards", "trump", "dealer", "opponents", "root", "target", "noise_alpha",
-                 "temperature", "temperature_decisions", "rivalry", "solved_cards",
-                 "others", "evaluator", "seed")
+        names = (
+            "players",
+            "cards",
+            "trump",
+            "dealer",
+            "opponents",
+            "root",
+            "target",
+            "noise_alpha",
+            "temperature",
+            "temperature_decisions",
+            "rivalry",
+            "solved_cards",
+            "others",
+            "evaluator",
+            "seed",
+        )
         settings: dict[str, Any] = {name: getattr(self, name) for name in names}
         search = self.search()
         if self.evaluator == "net":

@@ -62,8 +62,12 @@ def _run(
     summary: dict[str, Any] = {"records": str(writer.path), "rounds": writer.count(), "new_rounds": 0}
     if missing == 0:
         say(f"{folder} already holds {wanted} {'games' if config.games else 'rounds'}: nothing to do")
-        return summary | {"complete": True, "rounds_per_min": 0.0, "distinct_evaluations_per_s": 0.0,
-                          "mean_batch_rows": 0.0}
+        return summary | {
+            "complete": True,
+            "rounds_per_min": 0.0,
+            "distinct_evaluations_per_s": 0.0,
+            "mean_batch_rows": 0.0,
+        }
     begun = {unit: records for unit, records in writer.begun().items() if first <= unit < end}
     units = itertools.takewhile(lambda unit: unit < end, done.missing(first))
     checkpoint_seen = file_stamp(config.checkpoint)  # before it is read: what replaces it meanwhile is another

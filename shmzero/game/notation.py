@@ -23,9 +23,6 @@ def show(record: bytes) -> str:
     bids = [f"seat {(first + i) % n} bids {r['actions'][i]}" for i in range(n)]
     lines.append("  " + ", ".join(bids))
     cards = r["actions"][n:]
-    lines += [
-        "  trick " + " ".join(card_name(card) for card in cards[at : at + n])
-        for at in range(0, len(cards), n)
-    ]
+    lines += ["  trick " + " ".join(card_name(card) for card in cards[at : at + n]) for at in range(0, len(cards), n)]
     lines.append(f"  tricks {r['tricks_won']}  scores {r['scores']}")
     return "\n".join(lines)

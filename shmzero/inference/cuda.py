@@ -34,9 +34,7 @@ class CudaNetDevice(NetDevice):
             raise ConfigError(f"device is {device!r}, and torch sees no CUDA here; allowed: cpu")
         index = int(device.partition(":")[2] or 0)
         if index >= torch.cuda.device_count():
-            raise ConfigError(
-                f"device is {device!r}; allowed: cuda:0 to cuda:{torch.cuda.device_count() - 1}"
-            )
+            raise ConfigError(f"device is {device!r}; allowed: cuda:0 to cuda:{torch.cuda.device_count() - 1}")
         torch.cuda.set_device(index)
         torch.set_float32_matmul_precision("high")  # TF32
         super().__init__(net, device, precision, compiled, max_batch, searched)

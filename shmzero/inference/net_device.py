@@ -118,9 +118,7 @@ class NetDevice:
         serving = InferenceNet(net.config, self.inference_net.precision)
         self._other = serving, serving.weights(net, self.device)
 
-    def _answer_others(
-        self, places: Tensor, features: Tensor, masks: Tensor, policies: Tensor, values: Tensor
-    ) -> None:
+    def _answer_others(self, places: Tensor, features: Tensor, masks: Tensor, policies: Tensor, values: Tensor) -> None:
         """Put the other network's answers in `places`. Until there is one, they keep this one's."""
         if self._other is None or not len(places):
             return

@@ -24,9 +24,7 @@ class RowFunctionDevice:
 
     def launch(self, stage: int, rows: int) -> None:
         s = self._staging
-        self._evaluate(
-            s.features[:rows].view(np.uint16), s.masks[:rows], s.policies[:rows], s.values[:rows]
-        )
+        self._evaluate(s.features[:rows].view(np.uint16), s.masks[:rows], s.policies[:rows], s.values[:rows])
 
     def finished(self, stage: int) -> bool:
         return True

@@ -29,8 +29,16 @@ from shmzero.nets.precision import bf16_is_faster
 from shmzero.training.config import TrainConfig
 
 METRICS = (
-    "loss", "policy_loss", "value_loss", "critic_loss", "entropy", "gradient_norm", "utility_variance", "advantage",
-    "value_slope", "value_bias",
+    "loss",
+    "policy_loss",
+    "value_loss",
+    "critic_loss",
+    "entropy",
+    "gradient_norm",
+    "utility_variance",
+    "advantage",
+    "value_slope",
+    "value_bias",
 )
 """What `Learner.step` returns, in order. `policy_loss`: with a critic what the policy leaves to the best action, by
 the critic's word; else the cross entropy with the target. Losses of value and critic are mean squares, well below

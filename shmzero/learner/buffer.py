@@ -44,7 +44,9 @@ class ReplayBuffer:
         return min(self.added, self.capacity)
 
     def add(
-        self, records: Sequence[bytes], outcomes: NDArray[np.float32] | None = None,
+        self,
+        records: Sequence[bytes],
+        outcomes: NDArray[np.float32] | None = None,
         seats: Sequence[int] | None = None,
     ) -> int:
         """Replay records into the buffer, over the oldest rows; returns the number of rows.

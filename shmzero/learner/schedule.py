@@ -23,6 +23,4 @@ class Schedule:
         ramp = min(1.0, (done + 1e-3) / 0.02)
         rate = ramp * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * done)))
         first, last = config.entropy_first, config.entropy_last
-        return Schedule(
-            config.learning_rate * rate, config.critic_learning_rate * rate, first + (last - first) * done
-        )
+        return Schedule(config.learning_rate * rate, config.critic_learning_rate * rate, first + (last - first) * done)

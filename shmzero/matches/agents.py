@@ -76,9 +76,15 @@ def _checkpoint(spec: str, device: str, threads: int) -> Agent:
     if colon and suffix == "policy":
         path, search = head, SearchConfig(simulations=0)
     elif colon and (found := re.fullmatch(r"(\d{1,9})x(\d{1,9})(\+halving)?(\+maximise)?(?:\+solver(\d+))?", suffix)):
-        path, search = head, SearchConfig(
-            determinizations=int(found[1]), simulations=int(found[2]), root="halving" if found[3] else "puct",
-            opponents="maximise" if found[4] else "policy", solved_cards=int(found[5] or 0),
+        path, search = (
+            head,
+            SearchConfig(
+                determinizations=int(found[1]),
+                simulations=int(found[2]),
+                root="halving" if found[3] else "puct",
+                opponents="maximise" if found[4] else "policy",
+                solved_cards=int(found[5] or 0),
+            ),
         )
         check_number(f"simulations of {spec}", search.simulations, 1, 10**6)
     if is_folder(Path(path)):  # of a training run: its newest

@@ -35,16 +35,34 @@ def run(spec: dict[str, Any]) -> int:
             villain = make_agent(name, threads=threads)
             for mode in spec["modes"]:
                 result = play_match(
-                    hero, villain, deals=spec["deals"], players=spec["players"], cards=spec["cards"],
-                    trump=spec["trump"], seed=MATCH_SEED, mode="one" if mode == GATE else mode, threads=threads,
-                    games=spec["games"], show=lambda rounds: pulse.beat(),
+                    hero,
+                    villain,
+                    deals=spec["deals"],
+                    players=spec["players"],
+                    cards=spec["cards"],
+                    trump=spec["trump"],
+                    seed=MATCH_SEED,
+                    mode="one" if mode == GATE else mode,
+                    threads=threads,
+                    games=spec["games"],
+                    show=lambda rounds: pulse.beat(),
                 )
-                control.send(match={
-                    "opponent": name, "mode": mode, "games": spec["games"], "deals": result.deals, "mean": result.mean,
-                    "low": result.low, "high": result.high, "exact_bid": result.exact_bid,
-                    "win_share": result.win_share, "fair_share": result.fair_share,
-                    "steps": int(Path(checkpoint).stem), "seconds": result.seconds,
-                })
+                control.send(
+                    match={
+                        "opponent": name,
+                        "mode": mode,
+                        "games": spec["games"],
+                        "deals": result.deals,
+                        "mean": result.mean,
+                        "low": result.low,
+                        "high": result.high,
+                        "exact_bid": result.exact_bid,
+                        "win_share": result.win_share,
+                        "fair_share": result.fair_share,
+                        "steps": int(Path(checkpoint).stem),
+                        "seconds": result.seconds,
+                    }
+                )
         if spec["rate"]:
             control.send(rating=rate_checkpoints(Path(checkpoint), spec, pulse))
     except (ConfigError, RecordError) as error:

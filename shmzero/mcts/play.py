@@ -79,9 +79,7 @@ def play_rounds(
     `_core.decode_record` and `_core.replay` read records. Raises ConfigError for impossible settings and,
     as `search` does, ValueError and RuntimeError for what the evaluator answers.
     """
-    settings = play_settings(
-        config or SearchConfig(), index(seed), players, cards, trump, dealer, games, rules
-    )
+    settings = play_settings(config or SearchConfig(), index(seed), players, cards, trump, dealer, games, rules)
     run = _core.PlayRun(settings, list(range(index(n))), lanes)
     for _ in drive(run, evaluator):
         pass

@@ -51,8 +51,7 @@ class BlobNet(nn.Module):
             torch.manual_seed(seed)
             self.inputs = nn.ModuleList(nn.Linear(_core.NUM_FEATURES, c.width, **FLOATS) for _ in range(c.trunks))
             self.trunks = nn.ModuleList(
-                nn.ModuleList(Block(c.width, c.hidden) for _ in range(c.blocks))
-                for _ in range(c.trunks)
+                nn.ModuleList(Block(c.width, c.hidden) for _ in range(c.blocks)) for _ in range(c.trunks)
             )
             self.bids = nn.Linear(c.width, _core.NUM_ACTIONS, **FLOATS)
             self.cards = nn.Linear(c.width, _core.NUM_ACTIONS, **FLOATS)

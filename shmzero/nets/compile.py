@@ -79,9 +79,7 @@ def main() -> None:
     part = path.with_name(f"part-{path.name}")  # written by the holder of the lock alone
     try:
         with torch.no_grad():
-            exported = torch.export.export(
-                Exported(function), (features, masks, *weights), dynamic_shapes=shapes
-            )
+            exported = torch.export.export(Exported(function), (features, masks, *weights), dynamic_shapes=shapes)
             torch._inductor.aoti_compile_and_package(
                 exported,
                 package_path=str(part),

@@ -47,9 +47,10 @@ def opened(path: Path | str, what: str) -> Iterator[Any]:
     """
     try:
         # Opened by its descriptor, as safetensors takes no path that is not UTF-8.
-        with open(path, "rb") as given, safetensors.safe_open(
-            f"/proc/self/fd/{given.fileno()}", framework="pt", device="cpu"
-        ) as file:
+        with (
+            open(path, "rb") as given,
+            safetensors.safe_open(f"/proc/self/fd/{given.fileno()}", framework="pt", device="cpu") as file,
+        ):
             yield file
     except (OSError, safetensors.SafetensorError, ValueError) as error:
         raise ConfigError(f"{what} {path} cannot be read: {kind_of(path) or ' '.join(str(error).split())}") from None

@@ -493,9 +493,7 @@ class Records:
         query = "SELECT record FROM rounds ORDER BY id DESC LIMIT ?"
         return [row[0] for row in self._query(query, (most,))][::-1]
 
-    def replay(
-        self, first: int = 0, most: int | None = None, seat_seed: int = 0
-    ) -> dict[str, NDArray[Any]]:
+    def replay(self, first: int = 0, most: int | None = None, seat_seed: int = 0) -> dict[str, NDArray[Any]]:
         """Training tensors of the records, one row a searched decision (csrc/play/replay.h).
 
         features [N, 256] f16 · masks [N] u64 · policies [N, 52] f32 · values [N] f32 · root_values ·

@@ -114,8 +114,7 @@ class Meter:
         rows, batches = (stats[k] - self._last[k] for k in ("rows", "batches"))
         waits = [new - old for new, old in zip(stats["waits"], self._last["waits"], strict=True)]
         sizes = {
-            size: count - self._last["batch_histogram"].get(size, 0)
-            for size, count in stats["batch_histogram"].items()
+            size: count - self._last["batch_histogram"].get(size, 0) for size, count in stats["batch_histogram"].items()
         }
         self._last, self._at = stats, now
         return [

@@ -148,15 +148,34 @@ class TrainConfig:
         if self.minutes is None and self.rounds is None:
             raise ConfigError("minutes and rounds are both unset; allowed: at least one of them")
         limits: tuple[tuple[str, float, float], ...] = (
-            ("minutes", 0.05, 1e6), ("rounds", 1, 10**12), ("random_moves", 0, 1), ("buffer", 1024, 10**9),
-            ("batch", 1, 2**20), ("replay_ratio", 0.01, 100), ("learning_rate", 1e-8, 1),
-            ("critic_learning_rate", 1e-8, 1), ("importance_cap", 1, 1e6),
-            ("redeals", 0, 1000), ("neurd_share", 0, 1), ("weight_decay", 0, 1), ("clip", 1e-6, 1e6),
-            ("entropy_first", 0, 10), ("entropy_last", 0, 10),
-            ("value_weight", 0, 100), ("tricks_weight", 0, 100), ("rivalry", 0, 10),
-            ("solved_cards", 0, 20), ("value_share", 1e-3, 1), ("ema", 0, 0.999999), ("publish_s", 0.01, 3600),
-            ("checkpoint_s", 0.1, 86_400), ("closing_s", 0, 60), ("evaluate_s", 0, 10**6),
-            ("deals", 2, 10**6), ("learner_threads", 1, 1024), ("lanes", 1, 10**6),
+            ("minutes", 0.05, 1e6),
+            ("rounds", 1, 10**12),
+            ("random_moves", 0, 1),
+            ("buffer", 1024, 10**9),
+            ("batch", 1, 2**20),
+            ("replay_ratio", 0.01, 100),
+            ("learning_rate", 1e-8, 1),
+            ("critic_learning_rate", 1e-8, 1),
+            ("importance_cap", 1, 1e6),
+            ("redeals", 0, 1000),
+            ("neurd_share", 0, 1),
+            ("weight_decay", 0, 1),
+            ("clip", 1e-6, 1e6),
+            ("entropy_first", 0, 10),
+            ("entropy_last", 0, 10),
+            ("value_weight", 0, 100),
+            ("tricks_weight", 0, 100),
+            ("rivalry", 0, 10),
+            ("solved_cards", 0, 20),
+            ("value_share", 1e-3, 1),
+            ("ema", 0, 0.999999),
+            ("publish_s", 0.01, 3600),
+            ("checkpoint_s", 0.1, 86_400),
+            ("closing_s", 0, 60),
+            ("evaluate_s", 0, 10**6),
+            ("deals", 2, 10**6),
+            ("learner_threads", 1, 1024),
+            ("lanes", 1, 10**6),
         )
         for name, low, high in limits:
             value = getattr(self, name)
@@ -234,15 +253,30 @@ class TrainConfig:
             device = "cpu" if device == "auto" and not has_cuda() else device
             lanes = (CPU_LANES if device.startswith("cpu") else CUDA_LANES) if lanes is None else lanes
         return SelfPlayConfig(
-            players=self.players, cards=self.cards, trump=self.trump, dealer=self.dealer,
+            players=self.players,
+            cards=self.cards,
+            trump=self.trump,
+            dealer=self.dealer,
             games=MANY_GAMES if self.games else None,
-            determinizations=worlds, simulations=simulations, noise_fraction=self.random_moves,
+            determinizations=worlds,
+            simulations=simulations,
+            noise_fraction=self.random_moves,
             target="visits" if self.targets == "visits" else "improved",
-            root=self.root, opponents=self.seats, solved_cards=self.solved_cards, rivalry=self.rivalry,
+            root=self.root,
+            opponents=self.seats,
+            solved_cards=self.solved_cards,
+            rivalry=self.rivalry,
             others=self.others,
-            workers=self.workers, lanes=lanes, device=device,
-            inference_threads=1, precision=self.precision, compile=self.compile,
-            max_batch=self.max_batch, net=self.net, checkpoint=checkpoint, seed=self.seed,
+            workers=self.workers,
+            lanes=lanes,
+            device=device,
+            inference_threads=1,
+            precision=self.precision,
+            compile=self.compile,
+            max_batch=self.max_batch,
+            net=self.net,
+            checkpoint=checkpoint,
+            seed=self.seed,
         )
 
     def learner_device(self) -> str:
@@ -258,10 +292,27 @@ class TrainConfig:
 
     def identity(self) -> dict[str, Any]:
         """The settings that make a run what it is; a run folder keeps to them."""
-        free = ("minutes", "rounds", "publish_s", "checkpoint_s", "closing_s", "evaluate_s", "opponents", "deals",
-                "rate", "tensorboard",
-                "device", "learner", "learner_threads", "workers", "lanes", "max_batch", "compile", "precision",
-                "autocast")
+        free = (
+            "minutes",
+            "rounds",
+            "publish_s",
+            "checkpoint_s",
+            "closing_s",
+            "evaluate_s",
+            "opponents",
+            "deals",
+            "rate",
+            "tensorboard",
+            "device",
+            "learner",
+            "learner_threads",
+            "workers",
+            "lanes",
+            "max_batch",
+            "compile",
+            "precision",
+            "autocast",
+        )
         settings = {name: value for name, value in asdict(self).items() if name not in free}
         for name in ("redeals", "neurd_share"):  # which runs from before there were any go on without
             if settings[name] == 0 or self.targets != "critic":

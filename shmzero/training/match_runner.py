@@ -148,8 +148,13 @@ class Judge:
             self._close()
 
     def _start(
-        self, deals: int, niceness: int, modes: tuple[str, ...] = ("one",), rate: bool = False,
-        against: list[str] | None = None, threads: int = 1,
+        self,
+        deals: int,
+        niceness: int,
+        modes: tuple[str, ...] = ("one",),
+        rate: bool = False,
+        against: list[str] | None = None,
+        threads: int = 1,
     ) -> None:
         """`threads`: one beside self-play and learner, all cores where nothing else runs."""
         checkpoint = newest_checkpoint(self.folder)

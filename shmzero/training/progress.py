@@ -47,8 +47,7 @@ class TrainProgress:
         parts = [
             f"{self.done:4.0%}",
             ", ".join(filter(None, [f"{self.rounds:,} rounds", self._waits(), self._rate()])),
-            f"step {self.learner.get('steps', 0):,}"
-            + ("" if entropy is None else f", entropy {entropy:.2f}"),
+            f"step {self.learner.get('steps', 0):,}" + ("" if entropy is None else f", entropy {entropy:.2f}"),
             *(f"{m['mean']:+.2f}±{(m['high'] - m['low']) / 2:.2f} vs {m['opponent']}" for m in self.matches),
             f"ETA {'?' if self.left_s is None else clock(self.left_s)}",
         ]

@@ -155,7 +155,8 @@ class Run:
             "learner_waits": learner_waits,
             "replay_ratio": self.config.replay_ratio,
             "balanced_replay_ratio": balanced_replay_ratio(self.config.replay_ratio, play_waits, learner_waits)
-            if self._waited_s + self._played_s >= BALANCED_S else None,
+            if self._waited_s + self._played_s >= BALANCED_S
+            else None,
             "learner_restarts": self._learner.restarts,
             "judge_failures": self._judge.failures,
             "checkpoint": str(newest_checkpoint(self.folder) or ""),
@@ -178,8 +179,7 @@ class Run:
                 meter, rounds_before = Meter(fleet, left), self._rounds
                 try:
                     while (
-                        not fleet.done and self.done < 1.0
-                        and config.stage(self.done) == stage and not self._stopped()
+                        not fleet.done and self.done < 1.0 and config.stage(self.done) == stage and not self._stopped()
                     ):
                         self._waiting += fleet.poll(TICK_S)
                         self._attend(fleet, meter, rounds_before)
@@ -243,23 +243,36 @@ class Run:
         if now - self._shown_at >= 0.1:
             play = meter.progress(0, self._rounds - rounds_before)
             waits_for, waits_s = self._what_play_waits_for(fleet, meter, play)
-            self._show(TrainProgress(
-                self.done, self.elapsed_s, self._left_s(play.rounds_per_min * (1 - meter.waits)), self._rounds, play,
-                meter.waits, waits_for, waits_s, self._report, list(self._judge.last.values()), self._judge.rating,
-            ))
+            self._show(
+                TrainProgress(
+                    self.done,
+                    self.elapsed_s,
+                    self._left_s(play.rounds_per_min * (1 - meter.waits)),
+                    self._rounds,
+                    play,
+                    meter.waits,
+                    waits_for,
+                    waits_s,
+                    self._report,
+                    list(self._judge.last.values()),
+                    self._judge.rating,
+                )
+            )
             self._shown_at = now
             if now - self._metrics_at >= METRICS_S:
-                self._log({
-                    "rounds": self._rounds,
-                    "rounds_per_min": play.rounds_per_min,
-                    "evaluations_per_s": play.evaluations_per_s,
-                    "mean_batch_rows": play.mean_batch_rows,
-                    "inference_busy": play.inference_busy,
-                    "workers_busy": play.workers_busy,
-                    "version": fleet.version,
-                    "self_play_waits": meter.waits,
-                    "learner": self._report,
-                })
+                self._log(
+                    {
+                        "rounds": self._rounds,
+                        "rounds_per_min": play.rounds_per_min,
+                        "evaluations_per_s": play.evaluations_per_s,
+                        "mean_batch_rows": play.mean_batch_rows,
+                        "inference_busy": play.inference_busy,
+                        "workers_busy": play.workers_busy,
+                        "version": fleet.version,
+                        "self_play_waits": meter.waits,
+                        "learner": self._report,
+                    }
+                )
                 self._writer.sync()
                 self._metrics_at = now
 

@@ -48,7 +48,10 @@ def mounted(
     try:
         return subprocess.run(
             [*unshare, "bash", "-euc", script, "bash", *map(str, arguments)],
-            capture_output=True, text=True, stdin=subprocess.DEVNULL, preexec_fn=before,
+            capture_output=True,
+            text=True,
+            stdin=subprocess.DEVNULL,
+            preexec_fn=before,
         )
     except subprocess.SubprocessError:
         pytest.skip("this machine takes no system call filter, or is no x86-64")
@@ -101,7 +104,11 @@ def test_records_under_a_limit_of_the_files_size_name_it(tmp_path: Path, most: i
 
 
 @pytest.mark.parametrize(
-    ("limit", "named"), [("RLIMIT_FSIZE, (10**6, -1)", "ulimit -f"), ("RLIMIT_AS, (pages * resource.getpagesize() + 10**6, -1)", "Cannot allocate memory")]
+    ("limit", "named"),
+    [
+        ("RLIMIT_FSIZE, (10**6, -1)", "ulimit -f"),
+        ("RLIMIT_AS, (pages * resource.getpagesize() + 10**6, -1)", "Cannot allocate memory"),
+    ],
 )
 def test_limit_of_a_process_is_not_called_a_full_shared_memory(limit: str, named: str) -> None:
     program = (
@@ -197,7 +204,9 @@ def test_broken_checkpoints_end_with_one_line_and_leave_nothing(tmp_path: Path) 
             load_checkpoint(path)
         if case in ("empty", "missing"):
             continue  # torch takes long to import: not every case as a process as well
-        arguments = command("--checkpoint", path, "--device", "cpu", "--no-compile", "--rounds", 5, "--out", tmp_path / case)
+        arguments = command(
+            "--checkpoint", path, "--device", "cpu", "--no-compile", "--rounds", 5, "--out", tmp_path / case
+        )
         started[case] = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     for case, process in started.items():
         out, err = process.communicate()
@@ -207,7 +216,9 @@ def test_broken_checkpoints_end_with_one_line_and_leave_nothing(tmp_path: Path) 
 
 
 @pytest.mark.parametrize(("head", "said"), [("bids", "(the|a) policy"), ("value", "the value 3e[+]38")])
-def test_network_that_answers_with_what_is_no_number_ends_the_run_and_nothing_is_recorded(tmp_path: Path, head: str, said: str) -> None:
+def test_network_that_answers_with_what_is_no_number_ends_the_run_and_nothing_is_recorded(
+    tmp_path: Path, head: str, said: str
+) -> None:
     """Its weights are finite: what it makes of them is not, or no sum of it would be."""
     import torch
 

@@ -95,10 +95,29 @@ BAD_FLAGS = [
     ("--players", "8", "--cards", "7", "cards is '7' with 8 players"),
     ("--workers", "1", "--device", "cpu*5", "workers is 1 with 4 slots each and 5 inference processes"),
     ("--evaluator", "hash", "--checkpoint", "x.safetensors", "checkpoint is set with evaluator 'hash'"),
-    ("--simulations", "1000000", "--determinizations", "10000", "determinizations x simulations is 10000 x 1000000; allowed: 262144"),
+    (
+        "--simulations",
+        "1000000",
+        "--determinizations",
+        "10000",
+        "determinizations x simulations is 10000 x 1000000; allowed: 262144",
+    ),
     ("--opponents", "maximise", "--simulations", "20000", "20000 for 8 seats each; allowed: 262144"),
     ("--follow", "follow is set without a checkpoint"),
-    (*HASH, "--workers", "1", "--slots", "2", "--lanes", "1000000", "--rounds", "1000000", "--determinizations", "10000", "lanes is 1000000"),
+    (
+        *HASH,
+        "--workers",
+        "1",
+        "--slots",
+        "2",
+        "--lanes",
+        "1000000",
+        "--rounds",
+        "1000000",
+        "--determinizations",
+        "10000",
+        "lanes is 1000000",
+    ),
 ]
 
 
@@ -131,7 +150,9 @@ def test_every_command_ends_with_one_line_for_bad_flags(
         assert contents(tmp_path) == {}
 
 
-@pytest.mark.parametrize("arguments", [["shmzero.train", "--help"], ["shmzero.arena", "random", "threshold", "--deals", "2"]])
+@pytest.mark.parametrize(
+    "arguments", [["shmzero.train", "--help"], ["shmzero.arena", "random", "threshold", "--deals", "2"]]
+)
 def test_command_whose_reader_has_left_says_nothing_and_a_full_disk_is_one_line(arguments: list[str]) -> None:
     read, write = os.pipe()
     os.close(read)
@@ -186,7 +207,9 @@ def test_selfplay_bad_config_files_end_with_one_line_and_leave_nothing(
 
 def test_settings_that_come_to_the_same_are_the_same_run() -> None:
     default = SelfPlayConfig().identity()
-    assert SelfPlayConfig(noise_fraction=0.25, preset="medium", simulations=30, determinizations=3).identity() == default
+    assert (
+        SelfPlayConfig(noise_fraction=0.25, preset="medium", simulations=30, determinizations=3).identity() == default
+    )
     assert SelfPlayConfig(noise_fraction=0.2).identity() != default
     alone = SelfPlayConfig(simulations=0)
     assert replace(alone, noise_fraction=0.03).identity() == alone.identity()
@@ -208,18 +231,38 @@ def test_selfplay_bad_flags_as_a_program(tmp_path: Path) -> None:
     for flags in (("--rounds", "-5"), ("--preset", "huge"), ("--config", "/nowhere.toml")):
         done = subprocess.run(
             [sys.executable, "-m", "shmzero.selfplay", "--out", "run", *flags],
-            cwd=tmp_path, capture_output=True, text=True,
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
         )
         assert done.returncode == 2 and done.stdout == "" and re.fullmatch(r"error: [^\n]+\n", done.stderr)
         assert contents(tmp_path) == {}
 
 
-def test_config_of_a_run_folder_plays_the_same_rounds_again(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_config_of_a_run_folder_plays_the_same_rounds_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
-    assert main([*HASH, "--rounds", "20", "--players", "3-5", "--trump", "none,spades:2", "--seed", "7",
-                 "--root", "halving", "--target", "improved", "--out", str(first)]) == 0
+    assert (
+        main(
+            [
+                *HASH,
+                "--rounds",
+                "20",
+                "--players",
+                "3-5",
+                "--trump",
+                "none,spades:2",
+                "--seed",
+                "7",
+                "--root",
+                "halving",
+                "--target",
+                "improved",
+                "--out",
+                str(first),
+            ]
+        )
+        == 0
+    )
     file = first / "config.toml"
     assert parse(["--config", str(file)]).out == first
     assert parse(["--config", str(file), "--seed", "8"]).seed == 8
@@ -267,7 +310,9 @@ def play_games(players: str, cards: str, rules: Rules) -> list[bytes]:
 def test_games_of_more_cards_than_the_deck_are_refused_for_every_number_of_players() -> None:
     """A sequence is checked as it is, whatever the setting `cards` says."""
     for players, sequence in (("8", [17, 17]), ("3-8", [7]), ("3:99,4:1", [1, 14])):
-        with pytest.raises(ConfigError, match=rf"has {max(sequence)} with \d players; the deck allows at most \d+ cards each"):
+        with pytest.raises(
+            ConfigError, match=rf"has {max(sequence)} with \d players; the deck allows at most \d+ cards each"
+        ):
             play_games(players, "1", Rules(sequence=sequence))
     rounds = [_core.decode_record(record) for record in play_games("3", "1", Rules(sequence=[17, 1, 17]))]
     assert [one["cards"] for one in rounds] == [17, 1, 17] * 2
@@ -286,7 +331,9 @@ def test_lanes_leave_room_for_large_searches() -> None:
     assert plan_fleet(SelfPlayConfig(evaluator="hash", workers=2), 10**6).lanes >= 300
 
 
-@pytest.mark.parametrize(("nvidia", "built", "wanted"), [(True, True, "cuda:0"), (True, False, "cpu"), (False, True, "cpu")])
+@pytest.mark.parametrize(
+    ("nvidia", "built", "wanted"), [(True, True, "cuda:0"), (True, False, "cpu"), (False, True, "cpu")]
+)
 def test_device_auto_is_cuda_only_where_torch_can_use_it(
     nvidia: bool, built: bool, wanted: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -316,13 +363,22 @@ def test_device_auto_is_the_cpu_where_the_driver_shows_none(monkeypatch: pytest.
     ],
 )
 def test_device_that_the_machine_lacks_is_refused_before_anything_starts(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
-    command: Callable[[list[str]], int], arguments: list[str], flag: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    command: Callable[[list[str]], int],
+    arguments: list[str],
+    flag: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(machine, "num_cuda_devices", lambda: 1)
     cases = [("cuda", False, "built without CUDA"), ("cuda:7", True, "NVIDIA devices here are 1; allowed: cpu, cuda:0")]
-    for value, built, named in [*cases, ("cpu*0", True, "allowed"), ("tpu", True, "allowed"), ("cuda:-1", True, "allowed")]:
+    for value, built, named in [
+        *cases,
+        ("cpu*0", True, "allowed"),
+        ("tpu", True, "allowed"),
+        ("cuda:-1", True, "allowed"),
+    ]:
         monkeypatch.setattr(machine, "torch_has_cuda", lambda built=built: built)
         assert command([*arguments, flag, value]) == 2
         printed = capsys.readouterr()

@@ -76,7 +76,18 @@ def test_settings_with_paths_of_any_characters_are_read_back_as_they_were(tmp_pa
 def test_path_is_printed_also_where_the_locale_knows_no_letters_beyond_ascii(tmp_path: Path) -> None:
     """Two letters of UTF-8 and one byte that is none, through a command's argument, its settings and its output."""
     place = os.fsencode(tmp_path) + b"/\xc3\xbc\xc3\xa9 \xe9"
-    first = [b"-m", b"shmzero.selfplay", b"--evaluator", b"hash", b"--preset", b"light", b"--rounds", b"3", b"--out", place]
+    first = [
+        b"-m",
+        b"shmzero.selfplay",
+        b"--evaluator",
+        b"hash",
+        b"--preset",
+        b"light",
+        b"--rounds",
+        b"3",
+        b"--out",
+        place,
+    ]
     again = [b"-m", b"shmzero.selfplay", b"--config", place + b"/config.toml", b"--rounds", b"4"]
     for arguments in (first, again):
         done = subprocess.run([os.fsencode(sys.executable), *arguments], capture_output=True, env=os.environ | ASCII)

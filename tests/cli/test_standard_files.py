@@ -76,7 +76,9 @@ def test_env_run_opens_closed_files(files: str) -> None:
 
 def test_selfplay_with_a_full_standard_error_records_all(tmp_path: Path) -> None:
     with open("/dev/full", "w") as full:
-        done = subprocess.run([*SELFPLAY, "--rounds", "20", "--out", str(tmp_path)], stdout=subprocess.PIPE, stderr=full)
+        done = subprocess.run(
+            [*SELFPLAY, "--rounds", "20", "--out", str(tmp_path)], stdout=subprocess.PIPE, stderr=full
+        )
     assert done.returncode == 0 and json.loads(done.stdout)["rounds"] == len(Records(tmp_path)) == 20
 
 

@@ -237,7 +237,17 @@ def fuzz(seed: int) -> None:
         staging.features, staging.masks, staging.policies, staging.values, np.zeros((3, 0), np.float32), np.zeros((2, 40), np.float32),
         np.ones((2, 7), bool), np.zeros((4, 416), np.uint8), np.ones(4, np.uint8), np.zeros((4, 52))[::2], np.array(3), staging.features.view(np.uint16),
     ]  # fmt: skip
-    never = {"die_with_parent", "bench_rows", "bench_round_trip", "bench_search", "run_worker", "solve", "reap_client", "bot_action", "redeal"}
+    never = {
+        "die_with_parent",
+        "bench_rows",
+        "bench_round_trip",
+        "bench_search",
+        "run_worker",
+        "solve",
+        "reap_client",
+        "bot_action",
+        "redeal",
+    }
     calls = [getattr(_core, name) for name in dir(_core) if callable(getattr(_core, name)) and name not in never]
     for one in objects:
         calls += [getattr(one, name) for name in dir(type(one)) if callable(getattr(type(one), name, None))
@@ -254,6 +264,10 @@ def fuzz(seed: int) -> None:
 @pytest.mark.parametrize("seed", range(2))
 def test_bindings_come_back_from_arguments_of_any_kind(seed: int) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", FUZZ.format(root=str(ROOT), seed=seed)], capture_output=True, text=True, cwd=ROOT, stdin=subprocess.DEVNULL
+        [sys.executable, "-c", FUZZ.format(root=str(ROOT), seed=seed)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        stdin=subprocess.DEVNULL,
     )
     assert done.returncode == 0, done.stderr[-2000:]

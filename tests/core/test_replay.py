@@ -63,7 +63,9 @@ def test_record_of_the_policy_alone_replays_every_row_and_answer() -> None:
 
 @pytest.mark.parametrize("rivalry", [0.0, 0.5])
 def test_record_replayed_agrees_with_the_oracle(rivalry: float) -> None:
-    records = play_rounds(HashEvaluator(), 40, SearchConfig(determinizations=2, simulations=8, rivalry=rivalry), seed=5, **MIXED)
+    records = play_rounds(
+        HashEvaluator(), 40, SearchConfig(determinizations=2, simulations=8, rivalry=rivalry), seed=5, **MIXED
+    )
     rows = _core.replay(records, 9)
     at = 0
     drawn = []
@@ -72,14 +74,20 @@ def test_record_replayed_agrees_with_the_oracle(rivalry: float) -> None:
         positions = positions_of(record)
         end = positions[-1]
         assert record["id"] == index and end.phase == "done"
-        assert record["scores"] == end.scores() and record["bids"] == end.bids and record["tricks_won"] == end.tricks_won
+        assert (
+            record["scores"] == end.scores() and record["bids"] == end.bids and record["tricks_won"] == end.tricks_won
+        )
         utilities = end.utilities(rivalry)
         choices = [ply for ply, truth in enumerate(positions[:-1]) if len(truth.legal()) > 1]
         assert [one["ply"] for one in record["searched"]] == choices, "every choice and nothing forced"
         for one in record["searched"]:
             truth = positions[one["ply"]]
             r = as_round(truth)
-            assert one["seat"] == truth.seat == rows["seats"][at] and rows["ids"][at] == index and rows["plies"][at] == one["ply"]
+            assert (
+                one["seat"] == truth.seat == rows["seats"][at]
+                and rows["ids"][at] == index
+                and rows["plies"][at] == one["ply"]
+            )
             assert list(one["weights"]) == truth.legal()
             assert np.array_equal(rows["features"][at].astype(np.float32), r.features())
             target = np.zeros(52, np.float32)
@@ -87,7 +95,11 @@ def test_record_replayed_agrees_with_the_oracle(rivalry: float) -> None:
                 target[r.action_to_canonical(action)] = weight / sum(one["weights"].values())
             assert np.allclose(rows["policies"][at], target, atol=1e-6)
             assert rows["values"][at] == pytest.approx(utilities[truth.seat], abs=1e-6)
-            seats = [s for s in range(truth.players) if np.array_equal(rows["seat_features"][at].astype(np.float32), r.features(s))]
+            seats = [
+                s
+                for s in range(truth.players)
+                if np.array_equal(rows["seat_features"][at].astype(np.float32), r.features(s))
+            ]
             assert len(seats) == 1 and rows["seat_values"][at] == pytest.approx(utilities[seats[0]], abs=1e-6)
             drawn.append((seats[0] - truth.seat) % truth.players)
             at += 1
@@ -121,7 +133,9 @@ def test_record_is_small() -> None:
     assert max(map(len, records)) <= 1500
 
 
-@pytest.mark.parametrize("config", [LIGHT, SearchConfig(determinizations=2, simulations=16, leaves_in_flight=4, noise_fraction=0.25)])
+@pytest.mark.parametrize(
+    "config", [LIGHT, SearchConfig(determinizations=2, simulations=16, leaves_in_flight=4, noise_fraction=0.25)]
+)
 def test_play_rounds_any_number_of_lanes_gives_the_same_records(config: SearchConfig) -> None:
     expected = play_rounds(HashEvaluator(), 24, config, seed=9, lanes=1, **MIXED)
     for lanes in (2, 7, 64):
@@ -131,7 +145,9 @@ def test_play_rounds_any_number_of_lanes_gives_the_same_records(config: SearchCo
 
 
 def test_play_rounds_settings_are_drawn_from_the_distribution() -> None:
-    records = [_core.decode_record(data) for data in play_rounds(UniformEvaluator(), 400, SearchConfig(simulations=0), seed=11)]
+    records = [
+        _core.decode_record(data) for data in play_rounds(UniformEvaluator(), 400, SearchConfig(simulations=0), seed=11)
+    ]
     assert {(r["players"], r["cards"]) for r in records} == {(4, 5)}
     for name, values in (("trump", [0, 1, 2, 3, None]), ("dealer", [0, 1, 2, 3])):
         counts = [sum(r[name] == value for r in records) for value in values]
@@ -142,7 +158,9 @@ def test_play_rounds_settings_are_drawn_from_the_distribution() -> None:
 def test_play_rounds_games_carry_totals_from_round_to_round() -> None:
     records = [
         _core.decode_record(data)
-        for data in play_rounds(HashEvaluator(), 2, SearchConfig(simulations=0), seed=12, players="3", cards="3", games=True)
+        for data in play_rounds(
+            HashEvaluator(), 2, SearchConfig(simulations=0), seed=12, players="3", cards="3", games=True
+        )
     ]
     assert [r["cards"] for r in records] == [3, 2, 1, 1, 1, 2, 3] * 2
     assert len({r["id"] for r in records}) == 14
@@ -182,7 +200,9 @@ def test_temperature_one_plays_actions_in_proportion_to_their_visits() -> None:
 
 
 def test_temperature_first_decisions_vary_and_later_ones_are_the_best() -> None:
-    config = SearchConfig(determinizations=2, simulations=8, temperature=1.0, temperature_decisions=3, final_temperature=0.0)
+    config = SearchConfig(
+        determinizations=2, simulations=8, temperature=1.0, temperature_decisions=3, final_temperature=0.0
+    )
     early, late = [], []
     for data in play_rounds(HashEvaluator(), 60, config, seed=14):
         record = _core.decode_record(data)

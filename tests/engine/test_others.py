@@ -80,7 +80,12 @@ def test_rounds_with_bots_are_the_same_with_one_worker_and_with_three(tmp_path: 
     for workers in (1, 3):
         folder = tmp_path / str(workers)
         config = SelfPlayConfig(
-            rounds=150, evaluator="hash", determinizations=2, simulations=8, workers=workers, others="mc20:0.3,random:0.2"
+            rounds=150,
+            evaluator="hash",
+            determinizations=2,
+            simulations=8,
+            workers=workers,
+            others="mc20:0.3,random:0.2",
         )
         assert run(config, folder)["complete"]
         kept.append(sorted(Records(folder)))
@@ -88,7 +93,9 @@ def test_rounds_with_bots_are_the_same_with_one_worker_and_with_three(tmp_path: 
 
 
 def test_marked_rows_are_the_other_networks_also_after_it_changes(tmp_path: Path) -> None:
-    nets = [BlobNet(SMALL, seed=seed) for seed in range(2)] + [BlobNet(NetConfig(width=32, hidden=16, blocks=2), seed=2)]
+    nets = [BlobNet(SMALL, seed=seed) for seed in range(2)] + [
+        BlobNet(NetConfig(width=32, hidden=16, blocks=2), seed=2)
+    ]
     device = CpuNetDevice(nets[0], "fp32", False, 64)
     rng = np.random.default_rng(0)
     staging = device.staging(0)
@@ -109,7 +116,9 @@ def test_marked_rows_are_the_other_networks_also_after_it_changes(tmp_path: Path
             save_checkpoint(nets[other], tmp_path / f"{other}.safetensors")
             device.seat_other(str(tmp_path / f"{other}.safetensors"))
         device.launch(0, 64)
-        for got, ours, theirs in zip((staging.policies, staging.values), answers(nets[0]), answers(nets[other or 0]), strict=True):
+        for got, ours, theirs in zip(
+            (staging.policies, staging.values), answers(nets[0]), answers(nets[other or 0]), strict=True
+        ):
             np.testing.assert_allclose(got, np.where(marked[:, None], theirs, ours), atol=1e-5)
 
 
@@ -117,7 +126,12 @@ def test_network_in_the_other_seats_plays_its_best_action(tmp_path: Path) -> Non
     net = BlobNet(SMALL, seed=9)
     save_checkpoint(net, tmp_path / "old.safetensors")
     config = SelfPlayConfig(
-        rounds=30, determinizations=2, simulations=8, net="quick", precision="fp32", compile=False,
+        rounds=30,
+        determinizations=2,
+        simulations=8,
+        net="quick",
+        precision="fp32",
+        compile=False,
         others=f"{tmp_path / 'old.safetensors'}:0.6",
     )
     assert run(config, tmp_path / "run")["complete"]
@@ -149,9 +163,15 @@ def test_training_against_older_checkpoints_and_bots(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("others", "named"),
-    [("threshold", "NAME:SHARE"), ("threshold:2", "NAME:SHARE"), ("threshold:x", "NAME:SHARE"), (":0.5", "NAME:SHARE"),
-     ("threshold:0.6,random:0.6", "at most 1"), ("a.safetensors:0.1,older:0.1", "networks a.safetensors, older"),
-     ("mc0:0.5", "playouts")],
+    [
+        ("threshold", "NAME:SHARE"),
+        ("threshold:2", "NAME:SHARE"),
+        ("threshold:x", "NAME:SHARE"),
+        (":0.5", "NAME:SHARE"),
+        ("threshold:0.6,random:0.6", "at most 1"),
+        ("a.safetensors:0.1,older:0.1", "networks a.safetensors, older"),
+        ("mc0:0.5", "playouts"),
+    ],
 )
 def test_others_bad_settings_are_named(others: str, named: str) -> None:
     with pytest.raises(ConfigError, match=named):

@@ -35,7 +35,9 @@ RUN = ("shmzero.selfplay", "--evaluator", "hash", "--json", "--rounds")
 def command(*arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "shmzero.selfplay", *map(str, arguments)],
-        capture_output=True, text=True, stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
     )
 
 
@@ -55,7 +57,14 @@ def test_selfplay_hash_records_do_not_depend_on_workers_or_batches(tmp_path: Pat
         found = {
             play(tmp_path / f"{leaves}-{i}", "--leaves-in-flight", leaves, *arguments)
             for i, arguments in enumerate(
-                [("--workers", 1), ("--workers", 1, "--device", "cpu*3"), ("--workers", 7), ("--max-batch", 1), ("--max-batch", 64), ("--max-batch", 4096)]
+                [
+                    ("--workers", 1),
+                    ("--workers", 1, "--device", "cpu*3"),
+                    ("--workers", 7),
+                    ("--max-batch", 1),
+                    ("--max-batch", 64),
+                    ("--max-batch", 4096),
+                ]
             )
         }
         assert len(found) == 1
@@ -253,9 +262,28 @@ BAD = [
     (("--simulations", "-1"), 2, "simulations is -1"),
     (("--rounds", "10", "--games", "2"), 2, "both"),
     (("--out", "/proc/nothing/run"), 1, "/proc/nothing/run"),
-    (("--evaluator", "hash", "--max-batch", "1000000", "--lanes", "1000000", "--rounds", "1000000", "--players", "8",
-      "--cards", "1", "--determinizations", "10000", "--preset", "light"), 2,
-     "lanes is 500000 with 10000 rows each, 1250000000 in a slot; allowed: 4194304 rows in a slot"),
+    (
+        (
+            "--evaluator",
+            "hash",
+            "--max-batch",
+            "1000000",
+            "--lanes",
+            "1000000",
+            "--rounds",
+            "1000000",
+            "--players",
+            "8",
+            "--cards",
+            "1",
+            "--determinizations",
+            "10000",
+            "--preset",
+            "light",
+        ),
+        2,
+        "lanes is 500000 with 10000 rows each, 1250000000 in a slot; allowed: 4194304 rows in a slot",
+    ),
 ]
 
 
@@ -304,6 +332,8 @@ def test_selfplay_child_that_keeps_dying_ends_the_run_with_its_words(monkeypatch
 
 
 def test_selfplay_real_network_plays_and_says_that_it_is_fresh(tmp_path: Path) -> None:
-    done = command("--rounds", 3, "--preset", "light", "--net", "small", "--no-compile", "--cards", 3, "--out", tmp_path / "run")
+    done = command(
+        "--rounds", 3, "--preset", "light", "--net", "small", "--no-compile", "--cards", 3, "--out", tmp_path / "run"
+    )
     assert done.returncode == 0, done.stderr
     assert "freshly initialised from seed 0" in done.stderr and len(Records(tmp_path / "run")) == 3

@@ -58,7 +58,9 @@ def test_pulse_of_a_child_is_seen_by_its_parent() -> None:
     parent.close()
 
 
-def test_deaths_in_a_row_with_nothing_done_in_between_end_the_run_however_long_they_take(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_deaths_in_a_row_with_nothing_done_in_between_end_the_run_however_long_they_take(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(watch, "DEATH_WINDOW_S", 0.0)
     deaths = Deaths()
 
@@ -82,7 +84,15 @@ def test_deaths_in_a_row_with_nothing_done_in_between_end_the_run_however_long_t
 def test_fleet_bots_whose_decisions_take_longer_than_stall_s_are_not_stuck() -> None:
     """With this seed the agent is asked in between, and so the worker is known to move."""
     config = SelfPlayConfig(
-        evaluator="hash", preset="light", players="3", cards="1", others="mc8000000:1", workers=1, lanes=1, stall_s=1, seed=2
+        evaluator="hash",
+        preset="light",
+        players="3",
+        cards="1",
+        others="mc8000000:1",
+        workers=1,
+        lanes=1,
+        stall_s=1,
+        seed=2,
     )
     found = []
     with Fleet(config, range(2), 2) as fleet:
@@ -109,7 +119,10 @@ def test_match_of_slow_bots_lets_its_caller_look_around() -> None:
     agents = [searched, bot]
     asked: list[list[int]] = []
     for threads in (1, 2):
-        run, evaluator = _core.MatchRun(settings, agents, [[0, 1, 1, 0, 0, 0, 0, 0]] * 2, lanes=6, threads=threads), HashEvaluator()
+        run, evaluator = (
+            _core.MatchRun(settings, agents, [[0, 1, 1, 0, 0, 0, 0, 0]] * 2, lanes=6, threads=threads),
+            HashEvaluator(),
+        )
         asked.append([])
         while (blocks := run.step()) is not None:
             for agent, features, masks in blocks:
@@ -143,7 +156,9 @@ MENDED = re.compile(r"inference process 0 mended \d slots whose words neither it
 SLOTS = SelfPlayConfig(evaluator="hash", preset="light", workers=1, slots=2, lanes=20, rounds=150, stall_s=2)
 
 
-def finish(fleet: Fleet, found: dict[int, list[bytes]], said: list[str], until: Callable[[], object] = lambda: False) -> None:
+def finish(
+    fleet: Fleet, found: dict[int, list[bytes]], said: list[str], until: Callable[[], object] = lambda: False
+) -> None:
     """Poll until the fleet is done, or earlier."""
     while not fleet.done and not until():
         found.update(fleet.poll(0.02))
@@ -214,13 +229,20 @@ def test_fleet_stray_write_to_slots_that_are_free_is_said_and_is_mended_or_costs
         words = Words(fleet)
         finish(fleet, found, said, until=lambda: found)
         fleet.paused = True
-        finish(fleet, found, said, until=lambda: set(fleet.segment.slot_states(0)) == {"free"} and not fleet._workers[0].outstanding)
+        finish(
+            fleet,
+            found,
+            said,
+            until=lambda: set(fleet.segment.slot_states(0)) == {"free"} and not fleet._workers[0].outstanding,
+        )
         for slot in range(2):
             words.write(0, slot, words.generation(0, slot), state)
         fleet.paused = False
         finish(fleet, found, said, until=lambda: fleet.restarts or any(map(MENDED.search, said)))
         finish(fleet, found, said)
-    assert any(MENDED.search(line) or "its owner left it" in line or "finished no batch for 2 s" in line for line in said), said
+    assert any(
+        MENDED.search(line) or "its owner left it" in line or "finished no batch for 2 s" in line for line in said
+    ), said
     assert [found[unit] for unit in range(150)] == [[record] for record in play_rounds(HashEvaluator(), 150, LIGHT)]
 
 
@@ -312,7 +334,9 @@ def test_first_plays_the_rounds_from_a_number_on_as_they_always_are(tmp_path: Pa
 
 
 def test_flags_of_settings_come_back_as_the_same_settings() -> None:
-    config = SelfPlayConfig(rounds=3, cards="1-3", others="threshold:0.2,mc90:0.1", compile=False, noise_fraction=0.0, follow=False)
+    config = SelfPlayConfig(
+        rounds=3, cards="1-3", others="threshold:0.2,mc90:0.1", compile=False, noise_fraction=0.0, follow=False
+    )
     assert parse(shlex.split(to_flags(config))) == config and to_flags(SelfPlayConfig()) == ""
 
 
@@ -337,7 +361,10 @@ def test_judge_whose_matches_stand_still_is_said_and_ends(tmp_path: Path, monkey
         found.poll(2.0, said.append)
         stop()
         wait_for(lambda: found.poll(0.0, said.append) or found.failures == 1)
-        assert said == ["the matches got nowhere for 1 s", "the matches ended with status -9: (it said nothing; exit status -9)"]
+        assert said == [
+            "the matches got nowhere for 1 s",
+            "the matches ended with status -9: (it said nothing; exit status -9)",
+        ]
         found.finish(said.append, stop)
         assert found.failures == 2 and said.count("the matches got nowhere for 1 s") == 2
     finally:

@@ -120,7 +120,9 @@ def test_fleet_that_fails_still_returns_what_has_come(monkeypatch: pytest.Monkey
     units = [unit for unit, _ in found]
     assert len(units) == len(set(units)) == 4000 - fleet._left
     assert [records for _, records in sorted(found)][:100] == [
-        [record] for record in play_rounds(HashEvaluator(), 4000, config.search()) if _core.decode_record(record)["id"] in units
+        [record]
+        for record in play_rounds(HashEvaluator(), 4000, config.search())
+        if _core.decode_record(record)["id"] in units
     ][:100]
 
 
@@ -323,10 +325,19 @@ def attend(fleet: Fleet, said: list[str], condition: Callable[[], object]) -> No
         fleet.events.clear()
 
 
-def test_fleet_inference_process_that_is_slow_to_listen_hears_of_the_newest_weights_all_the_same(checkpoints: list[Path]) -> None:
+def test_fleet_inference_process_that_is_slow_to_listen_hears_of_the_newest_weights_all_the_same(
+    checkpoints: list[Path],
+) -> None:
     """More is published than its socket holds."""
     config = SelfPlayConfig(
-        checkpoint=checkpoints[0], rounds=10**6, simulations=2, cards="1", workers=2, device="cpu*2", compile=False, max_batch=8
+        checkpoint=checkpoints[0],
+        rounds=10**6,
+        simulations=2,
+        cards="1",
+        workers=2,
+        device="cpu*2",
+        compile=False,
+        max_batch=8,
     )
     said: list[str] = []
     with Fleet(config, range(10**6), 10**6) as fleet:
@@ -337,7 +348,11 @@ def test_fleet_inference_process_that_is_slow_to_listen_hears_of_the_newest_weig
             assert fleet.publish(checkpoints[wanted % 3]) == wanted
             fleet.poll(0.0)
         os.kill(slow, signal.SIGCONT)
-        attend(fleet, said, lambda: {"inference process 0 serves weights 400", "inference process 1 serves weights 400"} <= set(said))
+        attend(
+            fleet,
+            said,
+            lambda: {"inference process 0 serves weights 400", "inference process 1 serves weights 400"} <= set(said),
+        )
         assert fleet.restarts == 0 and fleet.served.version == 400
 
 
@@ -362,7 +377,9 @@ def test_fleet_checkpoint_that_cannot_be_read_is_refused_by_name(checkpoints: li
         Fleet(SelfPlayConfig(checkpoint=tmp_path / "none.safetensors"), range(1), 1)
 
 
-def test_selfplay_follow_takes_new_weights_up_and_a_rerun_never_goes_back(checkpoints: list[Path], tmp_path: Path) -> None:
+def test_selfplay_follow_takes_new_weights_up_and_a_rerun_never_goes_back(
+    checkpoints: list[Path], tmp_path: Path
+) -> None:
     folder, file = tmp_path / "run", tmp_path / "net.safetensors"
     file.write_bytes(checkpoints[0].read_bytes())
 
@@ -504,8 +521,16 @@ def test_selfplay_interrupted_before_anything_is_finished_says_what_it_did(tmp_p
 def test_progress_estimates_the_time_left_before_the_first_round_is_finished() -> None:
     def eta(units: int, begun: float) -> float | None:
         return Progress(
-            units=units, total_units=10, begun=begun, rounds=0, elapsed_s=6.0, rounds_per_min=0, evaluations_per_s=0,
-            mean_batch_rows=0, inference_busy=0, workers_busy=0,
+            units=units,
+            total_units=10,
+            begun=begun,
+            rounds=0,
+            elapsed_s=6.0,
+            rounds_per_min=0,
+            evaluations_per_s=0,
+            mean_batch_rows=0,
+            inference_busy=0,
+            workers_busy=0,
         ).eta_s
 
     assert eta(0, 0.0) is None and eta(0, 2.0) == 24 and eta(4, 5.0) == 9 and eta(0, 12.0) == 0
@@ -519,7 +544,9 @@ def test_selfplay_ctrl_c_while_it_is_being_loaded_ends_with_one_line(tmp_path: P
     for name, wait_s in (("_core", 0), ("_multiarray_umath", 0), ("math", 0), ("_sqlite3", 0), ("_sqlite3", 0.1)):
         with started("--rounds", 100_000, "--out", tmp_path / "run") as process:
             maps = Path(f"/proc/{process.pid}/maps")
-            wait_for(lambda file=maps, name=name: f"/{name}." in file.read_text() and "/_core." in file.read_text(), process)
+            wait_for(
+                lambda file=maps, name=name: f"/{name}." in file.read_text() and "/_core." in file.read_text(), process
+            )
             time.sleep(wait_s)  # until the flags are read, by a library that is loaded for it
             process.send_signal(signal.SIGINT)
             out, err = process.communicate()

@@ -158,7 +158,9 @@ def test_solve_the_last_tricks_of_long_rounds_equals_brute_force() -> None:
         players = rng.choice([3, 4])
         cards_each = 52 // players
         left = 3 if players == 3 else 2
-        check_solution(random_position(rng, players, cards_each, players * (1 + cards_each - left) + rng.randrange(players)))
+        check_solution(
+            random_position(rng, players, cards_each, players * (1 + cards_each - left) + rng.randrange(players))
+        )
 
 
 def check_solution(truth: oracle.Position) -> None:

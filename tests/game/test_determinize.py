@@ -129,7 +129,9 @@ def test_determinize_eight_players_with_many_voids_ends_and_is_consistent() -> N
     while positions < 40:
         # Hands sorted by suit, so that almost every card shows a void.
         deck = sorted(range(52), key=lambda c: c + rng.random() * 14)[:48]
-        truth = oracle.Position([deck[6 * s : 6 * s + 6] for s in range(8)], rng.choice([0, 1, 2, 3, None]), rng.randrange(8))
+        truth = oracle.Position(
+            [deck[6 * s : 6 * s + 6] for s in range(8)], rng.choice([0, 1, 2, 3, None]), rng.randrange(8)
+        )
         oracle.play_randomly(truth, rng, 8 + rng.randrange(8, 40))
         if sum(map(len, truth.voids)) < 8:
             continue
@@ -178,7 +180,9 @@ def test_determinize_with_the_deals_own_seed_knows_no_card_of_a_fresh_deal() -> 
         r = shmzero.Round.deal(players=4, cards=5, trump=None, dealer=0, seed=s)
         world = r.determinize(s)
         hits += world.hands == r.hands
-        same_cards += sum(len(set(a) & set(b)) for seat, (a, b) in enumerate(zip(r.hands, world.hands, strict=True)) if seat != r.seat)
+        same_cards += sum(
+            len(set(a) & set(b)) for seat, (a, b) in enumerate(zip(r.hands, world.hands, strict=True)) if seat != r.seat
+        )
     # 15 hidden cards, each at its place with probability 5 of 47.
     mean, deviation = 15 * 5 / 47, math.sqrt(15 * 5 / 47 * 42 / 47)
     assert hits == 0
@@ -200,7 +204,9 @@ def test_worlds_of_a_search_have_nothing_to_do_with_the_stream_that_dealt_the_ro
     config = SearchConfig(determinizations=1, simulations=1, opponents="maximise")
     met = {"search": 0, "determinize": 0, "chance": 0}
     for seed in range(1000):
-        (record,) = play_rounds(HashEvaluator(), 1, SearchConfig(simulations=0), seed=seed, players="3", cards="1", dealer="1")
+        (record,) = play_rounds(
+            HashEvaluator(), 1, SearchConfig(simulations=0), seed=seed, players="3", cards="1", dealer="1"
+        )
         dealt = _core.decode_record(record)
         truth = shmzero.Round.from_hands(dealt["hands"], trump=dealt["trump"], dealer=1)
         assert truth.seat == 2

@@ -208,7 +208,9 @@ def test_features_decoded_say_what_the_seat_knows() -> None:
         for ego in {truth.seat, (truth.seat + 1) % truth.players, truth.dealer}:
             decoded = decode(r.features(ego))
             maps = [m for m in suit_maps(truth.trump) if view_of(truth, ego, m) == decoded]
-            assert maps, f"{oracle.deal_text(truth.hands)} seat {ego}\n{decoded}\n{view_of(truth, ego, suit_maps(truth.trump)[0])}"
+            assert maps, (
+                f"{oracle.deal_text(truth.hands)} seat {ego}\n{decoded}\n{view_of(truth, ego, suit_maps(truth.trump)[0])}"
+            )
             if ego == truth.seat and truth.phase == "playing":
                 assert suits_of(r) in maps
 
@@ -281,7 +283,9 @@ def renamed(truth: oracle.Position, suits: SuitMap) -> oracle.Position:
         return suits[c // 13] * 13 + c % 13
 
     trump = None if truth.trump is None else suits[truth.trump]
-    twin = oracle.Position([[rename(c) for c in hand] for hand in oracle.dealt(truth)], trump, truth.dealer, truth.hook_from)
+    twin = oracle.Position(
+        [[rename(c) for c in hand] for hand in oracle.dealt(truth)], trump, truth.dealer, truth.hook_from
+    )
     moves = oracle.history(truth)
     num_bids = sum(bid is not None for bid in truth.bids)
     for at, action in enumerate(moves):
@@ -388,8 +392,6 @@ def test_features_seat_defaults_to_the_one_to_act() -> None:
     assert not np.array_equal(r.features(), r.features(0))
 
 
-
-
 def test_fixed_suits_are_features_of_another_version() -> None:
     """SHMZERO_SUITS=fixed: trump first, the others as they are; no other checkpoint fits."""
     code = (
@@ -398,7 +400,9 @@ def test_fixed_suits_are_features_of_another_version() -> None:
         "print(orders, _core.FEATURE_VERSION)"
     )
     found = [
-        subprocess.run([sys.executable, "-c", code], env=os.environ | more, capture_output=True, text=True, check=True).stdout
+        subprocess.run(
+            [sys.executable, "-c", code], env=os.environ | more, capture_output=True, text=True, check=True
+        ).stdout
         for more in ({"SHMZERO_SUITS": "fixed"}, {})
     ]
     assert found[0] == f"{{(2, 0, 1, 3)}} {_core.FEATURE_VERSION + 1000}\n"

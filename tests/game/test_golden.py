@@ -20,7 +20,9 @@ def test_golden_playthroughs_score_as_the_oracle_does() -> None:
         words = lines[0].replace(",", "").split()
         trump, dealer = words[words.index("trump") + 1], int(words[words.index("dealer") + 1])
         hands = [line.split(": ")[1] for line in lines if line.startswith("  seat")]
-        moves = [line.split()[-1] for line in lines if line.startswith("  ") and not line.startswith(("  seat", "  --"))]
+        moves = [
+            line.split()[-1] for line in lines if line.startswith("  ") and not line.startswith(("  seat", "  --"))
+        ]
         truth = oracle.position(" | ".join(hands), None if trump == "none" else trump, dealer, " ".join(moves))
         assert truth.phase == "done"
         assert lines[-1] == f"bids {truth.bids}, won {truth.tricks_won}, scores {truth.scores()}"

@@ -22,7 +22,21 @@ RULES = Rules(hook_from=2, scoring="penalty", sequence=[3, 1, 2], trumps=[1, Non
 
 def everything(r: Round) -> list[Any]:
     """All that a round says of itself."""
-    names = ("phase", "players", "cards", "trump", "dealer", "seat", "leader", "actions", "hands", "bids", "tricks_won", "trick", "voids")
+    names = (
+        "phase",
+        "players",
+        "cards",
+        "trump",
+        "dealer",
+        "seat",
+        "leader",
+        "actions",
+        "hands",
+        "bids",
+        "tricks_won",
+        "trick",
+        "voids",
+    )
     said = [getattr(r, name) for name in names]
     return [*said, r.legal_actions(), r.features().tobytes(), r.scores() if r.phase == "done" else None]
 
@@ -69,7 +83,10 @@ def test_rules_copied_are_equal_and_their_text_makes_them_again(how: str) -> Non
     for rules in (RULES, Rules(), Rules(hook_from=None)):
         other = COPIES[how](rules)
         assert rules == other and eval(repr(rules)) == rules and hash(other) == hash(rules)
-    assert Rules() != RULES and repr(RULES) == "Rules(hook_from=2, scoring='penalty', sequence=[3, 1, 2], trumps=[1, None])"
+    assert (
+        Rules() != RULES
+        and repr(RULES) == "Rules(hook_from=2, scoring='penalty', sequence=[3, 1, 2], trumps=[1, None])"
+    )
 
 
 @pytest.mark.parametrize("how", COPIES)
@@ -135,7 +152,9 @@ def test_game_pickled_with_what_cannot_be_is_refused() -> None:
 
 def test_round_text_is_that_of_the_readme() -> None:
     r = round_of("SA C2 | S5 C9 | H2 CA", "H", 2, "1 0")
-    assert repr(r) == "<Round bidding, seat 2 to act: SA C2 | S5 C9 | H2 CA, trump H, dealer 2, bids 1 0 -, tricks 0 0 0>"
+    assert (
+        repr(r) == "<Round bidding, seat 2 to act: SA C2 | S5 C9 | H2 CA, trump H, dealer 2, bids 1 0 -, tricks 0 0 0>"
+    )
     r = round_of("SA C2 | S5 C9 | H2 CA", "H", 2, "1 0 2 | SA")
     assert repr(r) == (
         "<Round playing, seat 1 to act: C2 | S5 C9 | H2 CA, trump H, dealer 2, bids 1 0 2, tricks 0 0 0, trick SA led by seat 0>"
@@ -170,16 +189,25 @@ def test_numbers_of_numpy_are_taken_wherever_a_number_is(kind: Any) -> None:
     assert one == other
     config = SearchConfig(determinizations=2, simulations=8)
     action = search(one, HashEvaluator(), config, seed=1).action
-    assert search(other, HashEvaluator(), SearchConfig(determinizations=kind(2), simulations=kind(8)), seed=kind(1)).action == action
+    assert (
+        search(other, HashEvaluator(), SearchConfig(determinizations=kind(2), simulations=kind(8)), seed=kind(1)).action
+        == action
+    )
     one.apply(action)
     other.apply(kind(action))
     assert one == other and np.array_equal(one.features(kind(0)), other.features(0))
-    assert one.action_to_canonical(kind(3)) == one.action_to_canonical(3) and one.determinize(kind(3)) == one.determinize(3)
+    assert one.action_to_canonical(kind(3)) == one.action_to_canonical(3) and one.determinize(
+        kind(3)
+    ) == one.determinize(3)
     rules = both(lambda n: Rules(hook_from=n(2), sequence=[n(3), n(1)], trumps=[n(1), None]))
     assert rules[0] == rules[1] and rules[0].hand_sizes(kind(3), kind(3)) == [3, 1]
     games = both(lambda n: Game(players=n(3), cards=n(3), rules=rules[0], dealer=n(1), seed=n(4)))
     assert games[0] == games[1]
-    rounds = both(lambda n: play_rounds(HashEvaluator(), n(3), config, seed=n(5), lanes=n(2), players=n(3), cards=n(2), dealer=n(1)))
+    rounds = both(
+        lambda n: play_rounds(
+            HashEvaluator(), n(3), config, seed=n(5), lanes=n(2), players=n(3), cards=n(2), dealer=n(1)
+        )
+    )
     assert rounds[0] == rounds[1]
     matches = both(lambda n: play_match("random", "threshold", deals=n(2), players=n(3), cards=n(2), seed=n(3)))
     assert matches[0].mean == matches[1].mean and type(matches[1].deals) is int

@@ -25,7 +25,9 @@ def compare_everything(r: shmzero.Round, truth: oracle.Position) -> None:
     assert r.voids == truth.voids
 
 
-def play_both(rng: random.Random, settings_: tuple[int, int, int | None, int], hook_from: int | None, thorough: bool) -> None:
+def play_both(
+    rng: random.Random, settings_: tuple[int, int, int | None, int], hook_from: int | None, thorough: bool
+) -> None:
     players, cards_each, trump, dealer = settings_
     hands = oracle.random_deal(rng, players, cards_each)
     truth = oracle.Position([list(hand) for hand in hands], trump, dealer, hook_from)
@@ -84,8 +86,12 @@ def test_round_last_bidder_may_not_bring_the_sum_to_the_number_of_cards() -> Non
     assert round_of("SA SK | HA HK | CA CK", "S", 2, "2 1").legal_actions() == [0, 1, 2]
 
 
-@pytest.mark.parametrize(("hook_from", "cards_each", "legal"), [(1, 1, [0]), (None, 1, [0, 1]), (2, 1, [0, 1]), (2, 2, [0, 1])])
-def test_rules_hook_from_k_cards_forbids_only_from_there(hook_from: int | None, cards_each: int, legal: list[int]) -> None:
+@pytest.mark.parametrize(
+    ("hook_from", "cards_each", "legal"), [(1, 1, [0]), (None, 1, [0, 1]), (2, 1, [0, 1]), (2, 2, [0, 1])]
+)
+def test_rules_hook_from_k_cards_forbids_only_from_there(
+    hook_from: int | None, cards_each: int, legal: list[int]
+) -> None:
     hands = [[13 * s + k for k in range(cards_each)] for s in range(3)]
     r = shmzero.Round.from_hands(hands, trump=None, dealer=2, rules=shmzero.Rules(hook_from=hook_from))
     r.apply(0)
@@ -95,7 +101,9 @@ def test_rules_hook_from_k_cards_forbids_only_from_there(hook_from: int | None, 
 
 @settings(max_examples=200, deadline=None)
 @given(seed=st.integers(0, 2**64 - 1), players=st.integers(3, 8), data=st.data())
-def test_round_deal_any_settings_deals_distinct_cards_the_same_each_time(seed: int, players: int, data: st.DataObject) -> None:
+def test_round_deal_any_settings_deals_distinct_cards_the_same_each_time(
+    seed: int, players: int, data: st.DataObject
+) -> None:
     cards_each = data.draw(st.integers(1, 52 // players))
     trump = data.draw(st.sampled_from([0, 1, 2, 3, None]))
     dealer = data.draw(st.integers(0, players - 1))
@@ -241,16 +249,22 @@ def test_scores_before_the_end_raise() -> None:
 # --- rules as data, and games ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("scoring", "expected"), [("exact", [0, 10, 12]), ("tricks", [0, 10, 12]), ("penalty", [-1, 10, 12])])
+@pytest.mark.parametrize(
+    ("scoring", "expected"), [("exact", [0, 10, 12]), ("tricks", [0, 10, 12]), ("penalty", [-1, 10, 12])]
+)
 def test_rules_scoring_is_a_choice(scoring: str, expected: list[int]) -> None:
-    r = shmzero.Round.from_hands(oracle.deal("SA C2 | S5 C9 | H2 CA"), trump=1, dealer=2, rules=shmzero.Rules(scoring=scoring))
+    r = shmzero.Round.from_hands(
+        oracle.deal("SA C2 | S5 C9 | H2 CA"), trump=1, dealer=2, rules=shmzero.Rules(scoring=scoring)
+    )
     for action in oracle.actions("1 0 2 | SA S5 H2 CA C2 C9"):
         r.apply(action)
     assert r.scores() == expected
 
 
 def test_rules_scoring_tricks_counts_tricks_where_the_bid_was_missed() -> None:
-    r = shmzero.Round.from_hands(oracle.deal("SA | S5 | H2"), trump=None, dealer=2, rules=shmzero.Rules(scoring="tricks"))
+    r = shmzero.Round.from_hands(
+        oracle.deal("SA | S5 | H2"), trump=None, dealer=2, rules=shmzero.Rules(scoring="tricks")
+    )
     for action in oracle.actions("0 0 0 | SA S5 H2"):
         r.apply(action)
     assert r.scores() == [1, 10, 10]
@@ -339,7 +353,9 @@ def test_game_same_seed_deals_the_same_and_every_round_differently() -> None:
     assert len({str(hands) for hands in deals(5)}) == 4
 
 
-@pytest.mark.parametrize("settings_", [{"players": 2}, {"cards": 0}, {"players": 8, "cards": 7}, {"dealer": 4}, {"dealer": -1}])
+@pytest.mark.parametrize(
+    "settings_", [{"players": 2}, {"cards": 0}, {"players": 8, "cards": 7}, {"dealer": 4}, {"dealer": -1}]
+)
 def test_game_impossible_settings_raise(settings_: dict[str, int]) -> None:
     with pytest.raises(ValueError):
         shmzero.Game(**({"players": 4, "cards": 5, "dealer": 0} | settings_))

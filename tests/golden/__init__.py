@@ -37,7 +37,9 @@ def playthrough(players: int, cards: int, trump: int | None, dealer: int, seed: 
     ply = 0
     while r.phase != "done":
         legal = r.legal_actions()
-        action = legal[(7 * ply + 3) % len(legal)] if r.phase == "playing" else legal[min(len(legal) - 1, (ply + 1) % 3)]
+        action = (
+            legal[(7 * ply + 3) % len(legal)] if r.phase == "playing" else legal[min(len(legal) - 1, (ply + 1) % 3)]
+        )
         f = r.features()
         lines.append(
             f"{r.phase} seat {r.seat}: legal [{' '.join(_action_text(r, a).replace('bid ', '') for a in legal)}]"
@@ -47,7 +49,9 @@ def playthrough(players: int, cards: int, trump: int | None, dealer: int, seed: 
         r.apply(action)
         ply += 1
         if r.phase != "bidding" and not r.trick and len(r.played):
-            shown = " ".join(f"{s}:{''.join(oracle.SUITS[v] for v in suits)}" for s, suits in enumerate(r.voids) if suits)
+            shown = " ".join(
+                f"{s}:{''.join(oracle.SUITS[v] for v in suits)}" for s, suits in enumerate(r.voids) if suits
+            )
             lines.append(f"  -- trick taken; won {r.tricks_won}, voids {shown or 'none'}")
     lines.append(f"bids {r.bids}, won {r.tricks_won}, scores {r.scores()}")
     return "\n".join(lines) + "\n"
@@ -62,7 +66,9 @@ def search_text(name: str, r: shmzero.Round, config: shmzero.SearchConfig, seed:
         f" target {config.target}, in flight {config.leaves_in_flight}",
     ]
     for a in r.legal_actions():
-        lines.append(f"  {_action_text(r, a):6} visits {result.visits[a]:4d}  q {result.q[a]:.3f}  policy {result.policy[a]:.3f}")
+        lines.append(
+            f"  {_action_text(r, a):6} visits {result.visits[a]:4d}  q {result.q[a]:.3f}  policy {result.policy[a]:.3f}"
+        )
     lines.append(f"  value {result.value:.3f}, simulations {result.simulations}, evaluations {result.evaluations}")
     return "\n".join(lines) + "\n"
 
@@ -90,9 +96,16 @@ def searches() -> str:
         [
             search_text("first bid", dealt(1, 0), config(determinizations=3, simulations=30), 1),
             search_text("first lead", dealt(2, 4), config(determinizations=3, simulations=30), 2),
-            search_text("four in flight", dealt(3, 4), config(determinizations=2, simulations=32, leaves_in_flight=4), 3),
+            search_text(
+                "four in flight", dealt(3, 4), config(determinizations=2, simulations=32, leaves_in_flight=4), 3
+            ),
             search_text("halving", dealt(4, 0), config(determinizations=2, simulations=32, root="halving"), 4),
-            search_text("max^n", dealt(6, 4), config(determinizations=2, simulations=40, opponents="maximise", target="improved"), 5),
+            search_text(
+                "max^n",
+                dealt(6, 4),
+                config(determinizations=2, simulations=40, opponents="maximise", target="improved"),
+                5,
+            ),
         ]
     )
 

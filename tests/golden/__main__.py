@@ -22,7 +22,9 @@ def main() -> int:
             path.write_text(new)
         elif old != new:
             different += 1
-            sys.stdout.writelines(difflib.unified_diff(old.splitlines(True), new.splitlines(True), f"{name} as stored", f"{name} now"))
+            sys.stdout.writelines(
+                difflib.unified_diff(old.splitlines(True), new.splitlines(True), f"{name} as stored", f"{name} now")
+            )
     return 1 if different else 0
 
 

@@ -39,7 +39,9 @@ WEIGHTS_NAME = "weights.json.gz"
 RUNS: dict[str, dict[str, Any]] = {
     name: run for name, run in tomllib.loads((FOLDER / "runs.toml").read_text()).items() if isinstance(run, dict)
 }
-INTERRUPTED, FINISHED = ([name for name, run in RUNS.items() if state in run["kept"]] for state in ("interrupted", "finished"))
+INTERRUPTED, FINISHED = (
+    [name for name, run in RUNS.items() if state in run["kept"]] for state in ("interrupted", "finished")
+)
 
 
 def words(name: str) -> list[str]:

@@ -23,7 +23,8 @@ def broken_where_asked(states: Any, masks: Any) -> tuple[Any, Any]:
 
 
 @pytest.mark.parametrize(
-    ("mark", "what"), [(0.5, "NaN as policy 6 of row 2 of this request"), (0.25, "infinity as value 2 of row 2 of this request")]
+    ("mark", "what"),
+    [(0.5, "NaN as policy 6 of row 2 of this request"), (0.25, "infinity as value 2 of row 2 of this request")],
 )
 def test_answer_that_is_not_finite_fails_its_request_and_no_other(
     name: str, rng: np.random.Generator, mark: float, what: str
@@ -114,5 +115,8 @@ def test_batch_device_of_the_users_own_is_checked_as_well(name: str, rng: np.ran
         def swap(self, weights: Any) -> None:
             pass
 
-    with InferenceServer(Device(), *WIDTHS, name=name) as server, pytest.raises(ModelFailed, match="infinity as value 0 of row 0"):
+    with (
+        InferenceServer(Device(), *WIDTHS, name=name) as server,
+        pytest.raises(ModelFailed, match="infinity as value 0 of row 0"),
+    ):
         server.client().evaluate_many(*rows(rng, 2))

@@ -74,8 +74,12 @@ def test_full_deal_rows_decode_to_the_true_hands(search: SearchConfig) -> None:
                 assert rows["tricks"][at] == end.tricks_won[truth.seat]
                 at += 1
             truth.apply(action)
-    for name, other in (("masks", "masks"), ("seat_features", "seat_features"), ("seat_utilities", "seat_values"),
-                        ("versions", "versions")):
+    for name, other in (
+        ("masks", "masks"),
+        ("seat_features", "seat_features"),
+        ("seat_utilities", "seat_values"),
+        ("versions", "versions"),
+    ):
         assert np.array_equal(rows[name][:at].astype(known[other].dtype), known[other]), name
     assert np.allclose(rows["policies"][:at].astype(np.float32), known["policies"], atol=1e-3)
     assert at == len(known["masks"]) > 300
@@ -106,7 +110,12 @@ def test_redeal_is_uniform_over_all_deals() -> None:
 
 def test_redeal_wrong_arrays_are_refused() -> None:
     hands, silent = np.zeros((2, 416), np.uint8), np.full(2, 2, np.uint8)
-    for bad in ((np.zeros((2, 415), np.uint8), silent, 1), (hands, silent[:1], 1), (hands, silent, -1), (hands + 1, silent, 1)):
+    for bad in (
+        (np.zeros((2, 415), np.uint8), silent, 1),
+        (hands, silent[:1], 1),
+        (hands, silent, -1),
+        (hands + 1, silent, 1),
+    ):
         with pytest.raises(ValueError, match="^redeal: "):
             _core.redeal(*bad)
     for converted in ((hands.astype(np.int64), silent), (hands, silent.astype(np.int64))):

@@ -35,7 +35,9 @@ def figures(result: MatchResult) -> dict[str, Any]:
 
 
 def rounds_of(names: list[str], table: list[int], deals: int, **what: Any) -> dict[str, np.ndarray]:
-    plan = match_plan(what.get("players", 4), what.get("cards", 5), "random", what.get("games", False), what.get("seed", 0))
+    plan = match_plan(
+        what.get("players", 4), what.get("cards", 5), "random", what.get("games", False), what.get("seed", 0)
+    )
     tables = np.zeros((deals, 8), np.uint8)
     tables[:, : len(table)] = table
     return play_tables([make_agent(name) for name in names], tables, plan)
@@ -55,7 +57,9 @@ def test_rotations_play_the_same_deal_of_every_settings() -> None:
     rounds = rounds_of(["threshold"], [0], 40, players="3-6", cards="1-8")
     by_deal = defaultdict(list)
     for i, deal in enumerate(rounds["deal"]):
-        by_deal[deal].append([rounds[name][i].tolist() for name in ("players", "cards", "dealer", "scores", "bids", "tricks")])
+        by_deal[deal].append(
+            [rounds[name][i].tolist() for name in ("players", "cards", "dealer", "scores", "bids", "tricks")]
+        )
     assert len(by_deal) == 40
     for played in by_deal.values():
         assert len(played) == played[0][0]
@@ -186,7 +190,9 @@ def test_evaluator_plays_its_policy_in_the_seat_it_has() -> None:
     result = play_match((Boldest(), POLICY), "threshold", deals=30)
     assert result.hero == "Boldest"
     agents = [make_agent((Boldest(), POLICY)), make_agent("threshold")]
-    rounds = play_tables(agents, np.array([[0, 1, 1, 1, 1, 1, 1, 1]] * 30, np.uint8), match_plan(4, 5, "random", False, 0))
+    rounds = play_tables(
+        agents, np.array([[0, 1, 1, 1, 1, 1, 1, 1]] * 30, np.uint8), match_plan(4, 5, "random", False, 0)
+    )
     seats = rounds["rotation"]
     bids = rounds["bids"][np.arange(len(seats)), seats]
     last = rounds["dealer"] == seats
@@ -292,7 +298,12 @@ def test_command_prints_a_table_or_one_json_object(capsys: pytest.CaptureFixture
     assert main(["threshold", "random", "mc8", "--deals", "5", "--cards", "1-2"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[1].split() == ["against", "mode", "points", "low", "high", "win", "equal", "deals", "rounds", "s"]
-    assert [line.split()[:2] for line in lines[2:6]] == [["random", "one"], ["random", "rest"], ["mc8", "one"], ["mc8", "rest"]]
+    assert [line.split()[:2] for line in lines[2:6]] == [
+        ["random", "one"],
+        ["random", "rest"],
+        ["mc8", "one"],
+        ["mc8", "rest"],
+    ]
     assert main(["threshold", "random", "--deals", "5", "--mode", "one", "--json"]) == 0
     summary = json.loads(capsys.readouterr().out)
     expected = figures(play_match("threshold", "random", deals=5))
@@ -366,5 +377,7 @@ def test_match_deals_nothing_that_self_play_with_its_seed_has_dealt(games: bool)
 def test_match_of_another_seed_has_other_deals_and_of_the_same_the_same() -> None:
     plan = [match_plan(4, "5", "random", False, seed) for seed in (1, 1, 2)]
     agents, table = [make_agent("threshold")], np.zeros((20, _core.MAX_PLAYERS), np.uint8)
-    one, same, other = ([play_tables(agents, table, settings)[name].tolist() for name in ("scores", "bids")] for settings in plan)
+    one, same, other = (
+        [play_tables(agents, table, settings)[name].tolist() for name in ("scores", "bids")] for settings in plan
+    )
     assert one == same != other

@@ -43,7 +43,9 @@ def same(a: shmzero.SearchResult, b: shmzero.SearchResult) -> bool:
     )
 
 
-def undecided_positions(seed: int, num: int, players: tuple[int, int] = (3, 5), most_cards: int = 5) -> list[oracle.Position]:
+def undecided_positions(
+    seed: int, num: int, players: tuple[int, int] = (3, 5), most_cards: int = 5
+) -> list[oracle.Position]:
     """Random positions in which the seat to act has a choice."""
     rng = random.Random(seed)
     found: list[oracle.Position] = []
@@ -89,7 +91,9 @@ def test_search_same_seed_is_repeatable_and_leaves_the_round_alone(name: str) ->
     for truth in undecided_positions(3, 10):
         r = as_round(truth)
         before = (r.hands, r.bids, r.trick)
-        assert same(search(r, HashEvaluator(), CONFIGS[name], seed=4), search(r, HashEvaluator(), CONFIGS[name], seed=4))
+        assert same(
+            search(r, HashEvaluator(), CONFIGS[name], seed=4), search(r, HashEvaluator(), CONFIGS[name], seed=4)
+        )
         assert (r.hands, r.bids, r.trick) == before
 
 
@@ -147,7 +151,9 @@ def lone_six_expectation(num_worlds: int) -> float:
     """Chance that among so many worlds bidding 1 has the better mean: 11 k > 10 (worlds - k) with k won."""
     p = math.comb(43, 4) / math.comb(51, 4)  # none of the eight higher trumps among four of 51 unseen cards
     return sum(
-        math.comb(num_worlds, k) * p**k * (1 - p) ** (num_worlds - k) for k in range(num_worlds + 1) if 11 * k > 10 * (num_worlds - k)
+        math.comb(num_worlds, k) * p**k * (1 - p) ** (num_worlds - k)
+        for k in range(num_worlds + 1)
+        if 11 * k > 10 * (num_worlds - k)
     )
 
 
@@ -211,11 +217,18 @@ def test_search_any_leaves_in_flight_totals_are_exact(leaves: int, opponents: st
 @pytest.mark.parametrize("leaves", [1, 4, 16])
 @pytest.mark.parametrize("opponents", ["policy", "maximise"])
 @pytest.mark.parametrize("rivalry", [0.0, 0.5])
-def test_search_terminal_leaves_in_flight_backs_up_their_exact_utility(leaves: int, opponents: str, rivalry: float) -> None:
+def test_search_terminal_leaves_in_flight_backs_up_their_exact_utility(
+    leaves: int, opponents: str, rivalry: float
+) -> None:
     """After the last bid of a one-card round everything is forced: Q is the utility, whatever was in flight."""
     truth = oracle.position("SA | HK | CA | DA", None, 3, "1 0 1")
     config = SearchConfig(
-        determinizations=1, simulations=64, leaves_in_flight=leaves, known_hands=True, opponents=opponents, rivalry=rivalry  # type: ignore[arg-type]
+        determinizations=1,
+        simulations=64,
+        leaves_in_flight=leaves,
+        known_hands=True,
+        opponents=opponents,
+        rivalry=rivalry,  # type: ignore[arg-type]
     )
     result = search(as_round(truth), UniformEvaluator(), config, seed=0)
     for bid in truth.legal():
@@ -356,7 +369,9 @@ def test_search_noise_changes_the_visits_with_the_seed_and_only_where_it_is_aske
     config = SearchConfig(determinizations=1, simulations=60, known_hands=True)
     quiet = {search(r, UniformEvaluator(0.5), config, seed=s).visits.tobytes() for s in range(10)}
     noisy = {
-        search(r, UniformEvaluator(0.5), dataclasses.replace(config, noise_fraction=0.5, noise_alpha=0.3), seed=s).visits.tobytes()
+        search(
+            r, UniformEvaluator(0.5), dataclasses.replace(config, noise_fraction=0.5, noise_alpha=0.3), seed=s
+        ).visits.tobytes()
         for s in range(10)
     }
     assert len(quiet) == 1 and len(noisy) == 10
@@ -391,7 +406,9 @@ def test_search_noise_moves_a_target_of_visits_less_than_the_visits() -> None:
 
 
 def test_search_visits_of_halving_under_noise_are_no_target() -> None:
-    with pytest.raises(ConfigError, match="target is 'visits' with root 'halving' and noise; allowed: target 'improved'"):
+    with pytest.raises(
+        ConfigError, match="target is 'visits' with root 'halving' and noise; allowed: target 'improved'"
+    ):
         SearchConfig(root="halving", noise_fraction=0.25)
 
 
@@ -399,7 +416,9 @@ def test_search_equal_values_visits_follow_the_prior() -> None:
     truth = random_position(random.Random(14), 4, 8, 0)
     r = as_round(truth)
     weights = np.where(np.arange(52) == 3, 20.0, np.where(np.arange(52) == 6, 5.0, 1.0))
-    result = search(r, ScriptedEvaluator(lambda state, mask: weights), SearchConfig(determinizations=2, simulations=64), seed=0)
+    result = search(
+        r, ScriptedEvaluator(lambda state, mask: weights), SearchConfig(determinizations=2, simulations=64), seed=0
+    )
     assert result.prior[3] == pytest.approx(20 / 32, abs=1e-5)
     assert result.visits[3] > 2 * result.visits[6] > 4 * result.visits[0] > 0
 
@@ -409,7 +428,9 @@ def test_search_improved_target_is_prior_times_exp_of_beta_q_without_the_noise(n
     beta = 8.0
     for index, truth in enumerate(undecided_positions(51, 25)):
         r = as_round(truth)
-        config = SearchConfig(determinizations=2, simulations=60, target="improved", improved_beta=beta, noise_fraction=noise)
+        config = SearchConfig(
+            determinizations=2, simulations=60, target="improved", improved_beta=beta, noise_fraction=noise
+        )
         result = search(r, HashEvaluator(), config, seed=index)
         prior = search(r, HashEvaluator(), SearchConfig(simulations=0), seed=index).policy
         visited = np.flatnonzero(result.visits)
@@ -509,7 +530,9 @@ def in_step(evaluator: Any, games: list[Generator[Any, Any, int]]) -> list[int]:
                 results[index] = end.value
         answers = {}
         if asked:
-            policies, values = evaluator.evaluate_many(*(np.concatenate(part) for part in zip(*asked.values(), strict=True)))
+            policies, values = evaluator.evaluate_many(
+                *(np.concatenate(part) for part in zip(*asked.values(), strict=True))
+            )
             at = 0
             for index, (states, _) in asked.items():
                 answers[index] = policies[at : at + len(states)], values[at : at + len(states)]
@@ -533,7 +556,10 @@ def fitted() -> Any:
 def test_search_beats_the_policy_of_its_own_barely_trained_network_in_duplicate_deals(fitted: Any, cards: int) -> None:
     """Preset medium. One seat searches, the others play the policy; then the same deal with that seat on its policy too."""
     rng = random.Random("duplicate")
-    deals = [(oracle.random_deal(rng, 4, cards), rng.choice([0, 1, 2, 3, None]), rng.randrange(4), rng.randrange(4)) for _ in range(400)]
+    deals = [
+        (oracle.random_deal(rng, 4, cards), rng.choice([0, 1, 2, 3, None]), rng.randrange(4), rng.randrange(4))
+        for _ in range(400)
+    ]
     scores = [
         in_step(fitted, [duplicate_round(deal, config, str(index)) for index, deal in enumerate(deals)])
         for config in (SearchConfig(determinizations=3, simulations=30), SearchConfig(simulations=0))
@@ -564,7 +590,9 @@ def test_search_solved_leaves_have_the_exact_solvers_values() -> None:
         position = as_round(random_position(random.Random(seed), 3, 4, num_actions=4))
         if len(position.legal_actions()) == 1:
             continue
-        config = SearchConfig(known_hands=True, simulations=40, opponents="maximise", solved_cards=12, leaves_in_flight=1)
+        config = SearchConfig(
+            known_hands=True, simulations=40, opponents="maximise", solved_cards=12, leaves_in_flight=1
+        )
         result = shmzero.search(position, HashEvaluator(), config)
         for action in position.legal_actions():
             after = position.copy()

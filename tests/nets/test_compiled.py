@@ -301,7 +301,9 @@ def test_helper_that_fails_or_cannot_be_started_is_said_and_the_network_served_e
     device.launch(0, 16)
 
 
-def test_compile_helper_shares_the_cores_ends_with_whoever_started_it_and_leaves_nothing(mine: Path, tmp_path: Path) -> None:
+def test_compile_helper_shares_the_cores_ends_with_whoever_started_it_and_leaves_nothing(
+    mine: Path, tmp_path: Path
+) -> None:
     """The starter is killed while a compiler runs: a moment later no process of the helper's group is left."""
     code = (
         "from shmzero.nets.inference_net import InferenceNet; from shmzero.nets.compiled import start_compiler; from tests.support.compiled import COMPILED;"

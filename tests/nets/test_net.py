@@ -65,7 +65,9 @@ def test_inference_net_fp32_equals_the_eager_network(rows: dict[str, np.ndarray]
 
 
 @pytest.mark.parametrize("trunks", [1, 2])
-def test_inference_net_without_values_gives_the_same_policies_from_one_trunk(rows: dict[str, np.ndarray], trunks: int) -> None:
+def test_inference_net_without_values_gives_the_same_policies_from_one_trunk(
+    rows: dict[str, np.ndarray], trunks: int
+) -> None:
     net = BlobNet(NetConfig(width=32, hidden=64, blocks=2, trunks=trunks), seed=3)
     asked = rows["features"][:100], rows["masks"][:100]
     whole, part = (CpuNetDevice(net, "fp32", False, 128, searched) for searched in (None, False))
@@ -93,8 +95,15 @@ def test_padding_rows_change_no_answer(count: int, rows: dict[str, np.ndarray]) 
     assert (staging.policies[count:] == -1).all() and (staging.values[count:] == -1).all()
 
 
-@pytest.mark.parametrize("flags, faster, want", [(set(), True, "fp32"), ({"avx512_bf16"}, False, "fp32"),
-                                                 ({"avx512_bf16"}, True, "bf16"), ({"amx_bf16"}, True, "bf16")])
+@pytest.mark.parametrize(
+    "flags, faster, want",
+    [
+        (set(), True, "fp32"),
+        ({"avx512_bf16"}, False, "fp32"),
+        ({"avx512_bf16"}, True, "bf16"),
+        ({"amx_bf16"}, True, "bf16"),
+    ],
+)
 def test_precision_auto_is_bf16_where_the_cpu_has_it_and_it_is_faster(
     flags: set[str], faster: bool, want: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -144,7 +153,11 @@ def confident(rows: dict[str, np.ndarray]) -> BlobNet:
 
 @pytest.mark.parametrize("form", ["bf16", "fp16", "compiled"])
 def test_probabilities_of_a_confident_network_are_those_of_fp32(
-    rows: dict[str, np.ndarray], confident: BlobNet, form: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+    rows: dict[str, np.ndarray],
+    confident: BlobNet,
+    form: str,
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     want, _ = eager(confident, rows["features"], rows["masks"])
     assert 0.6 <= want.max(axis=1).mean() <= 0.9
@@ -177,8 +190,11 @@ def test_checkpoint_round_trip_keeps_every_bit(tmp_path: Path) -> None:
 def mangle(path: Path, how: str) -> None:
     whole = path.read_bytes()
     tensors = safetensors.torch.load(whole)
-    metadata = {"format": "shmzero-net-1", "features": str(_core.FEATURE_VERSION),
-                "net": json.dumps({"width": 32, "hidden": 64, "blocks": 2, "trunks": 1})}
+    metadata = {
+        "format": "shmzero-net-1",
+        "features": str(_core.FEATURE_VERSION),
+        "net": json.dumps({"width": 32, "hidden": 64, "blocks": 2, "trunks": 1}),
+    }
     if how == "truncated":
         path.write_bytes(whole[: len(whole) // 2])
         return
@@ -252,8 +268,13 @@ class LateDevice:
 
 
 def serve_under_load(
-    memory: Any, devices: list[Any], rows: tuple[np.ndarray, np.ndarray], want: list[tuple[np.ndarray, np.ndarray]],
-    folder: Path, atol: tuple[float, float], between: Any = lambda: True,
+    memory: Any,
+    devices: list[Any],
+    rows: tuple[np.ndarray, np.ndarray],
+    want: list[tuple[np.ndarray, np.ndarray]],
+    folder: Path,
+    atol: tuple[float, float],
+    between: Any = lambda: True,
 ) -> None:
     """Four slots of one worker ask the same rows over and over while checkpoints folder/1, 2... are published, until
     every process has served the last for a while; each answer must be that of the version it carries.
@@ -263,7 +284,9 @@ def serve_under_load(
     last = len(want) - 1
     pairs = [socket.socketpair() for _ in devices]
     threads = [
-        threading.Thread(target=serve, args=(_core.ServerPort(memory.segment, i, 1), device, Control(pair[1].detach()), 0, 1.0))
+        threading.Thread(
+            target=serve, args=(_core.ServerPort(memory.segment, i, 1), device, Control(pair[1].detach()), 0, 1.0)
+        )
         for i, (device, pair) in enumerate(zip(devices, pairs, strict=True))
     ]
     for thread in threads:
@@ -330,7 +353,12 @@ def distinct_nets(number: int) -> list[BlobNet]:
 @pytest.mark.parametrize("processes", [1, 2])
 @pytest.mark.parametrize("start", ["compiled", "eagerly"])
 def test_weights_swapped_under_load_with_the_compiled_network_and_while_it_takes_over(
-    rows: dict[str, np.ndarray], cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start: str, processes: int
+    rows: dict[str, np.ndarray],
+    cache: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    start: str,
+    processes: int,
 ) -> None:
     """From `eagerly` on, the compiled form appears in the cache after two swaps, with requests in flight."""
     nets = distinct_nets(6)
@@ -391,7 +419,11 @@ def test_compiled_network_that_cannot_be_loaded_is_served_eagerly_and_said(
         return all(np.array_equal(got, want) for got, want in zip(served(device, *some), eager, strict=True))
 
     device = CpuNetDevice(net, COMPILED_PRECISION, True, 16)
-    assert not device.compiling and f"eagerly: {damaged} cannot be loaded (" in device.description and serves_eagerly(device)
+    assert (
+        not device.compiling
+        and f"eagerly: {damaged} cannot be loaded (" in device.description
+        and serves_eagerly(device)
+    )
 
     monkeypatch.setattr(net_device, "LOOK_S", 0.0)
     damaged.rename(tmp_path / "kept")
@@ -401,7 +433,11 @@ def test_compiled_network_that_cannot_be_loaded_is_served_eagerly_and_said(
     assert device.compiling and device.poll() is None
     (tmp_path / "kept").rename(damaged)
     said = device.poll() or ""
-    assert said.startswith(f"serves eagerly: {damaged} cannot be loaded") and not device.compiling and serves_eagerly(device)
+    assert (
+        said.startswith(f"serves eagerly: {damaged} cannot be loaded")
+        and not device.compiling
+        and serves_eagerly(device)
+    )
 
 
 @pytest.mark.gpu

@@ -74,7 +74,11 @@ def test_evaluators_and_devices_do_not_follow_torchs_defaults(changed: str, tmp_
         device.staging(0).features[:], device.staging(0).masks[:] = states, 15
         device.launch(0, 20)
         found = [device.staging(0).policies, device.staging(0).values]
-        return [*NetEvaluator(net).evaluate_many(states, masks), *OnDevice(net, "cpu").evaluate_many(states, masks), *found]
+        return [
+            *NetEvaluator(net).evaluate_many(states, masks),
+            *OnDevice(net, "cpu").evaluate_many(states, masks),
+            *found,
+        ]
 
     right = answers()
     bf16_is_faster.cache_clear()
@@ -87,9 +91,13 @@ def test_evaluators_and_devices_do_not_follow_torchs_defaults(changed: str, tmp_
 @DEFAULTS
 @pytest.mark.parametrize("targets", ["critic", "visits"])
 def test_learner_does_not_follow_torchs_defaults(changed: str, targets: str, tmp_path: Path) -> None:
-    records = play_rounds(HashEvaluator(), 200, SearchConfig(determinizations=1, simulations=4 if targets == "visits" else 0))
+    records = play_rounds(
+        HashEvaluator(), 200, SearchConfig(determinizations=1, simulations=4 if targets == "visits" else 0)
+    )
     more: dict[str, Any] = {"redeals": 3, "neurd_share": 0.2} if targets == "critic" else {"search": "1x4"}
-    config = TrainConfig(targets=targets, batch=64, buffer=4096, importance_cap=5, tricks_weight=0.1, autocast="off", **more)
+    config = TrainConfig(
+        targets=targets, batch=64, buffer=4096, importance_cap=5, tricks_weight=0.1, autocast="off", **more
+    )
 
     def steps() -> list[torch.Tensor]:
         learner, buffer = Learner(config, "cpu"), ReplayBuffer(config.buffer, 3)
@@ -118,7 +126,9 @@ def test_service_of_a_module_does_not_follow_torchs_defaults(changed: str) -> No
         torch.nn.init.normal_(parameter)
     states, masks = rows(np.random.default_rng(1), 10)
     with torch.no_grad():
-        wanted = [[part.numpy() for part in module(torch.from_numpy(states), torch.from_numpy(masks))] for module in modules]
+        wanted = [
+            [part.numpy() for part in module(torch.from_numpy(states), torch.from_numpy(masks))] for module in modules
+        ]
     for module in modules:
         module.register_forward_hook(lambda _, given, found: (found[0] + torch.zeros(7, dtype=torch.float32), found[1]))
     with default(changed), BatchedEvaluator(modules[0], *WIDTHS, device="cpu") as served:

@@ -56,7 +56,10 @@ KINDS = {
     "legacy pt": (saved(lambda file: torch.save(TENSORS, file, _use_new_zipfile_serialization=False)), PT),
     "cut pt": (saved(lambda file: torch.save(TENSORS, file))[:300], PT),
     "pickle": (pickle.dumps({"a": [1.0]}), PT),
-    "lfs": (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n", "git-lfs pointer.*git lfs pull"),
+    "lfs": (
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n",
+        "git-lfs pointer.*git lfs pull",
+    ),
     "html": (b"\xef\xbb\xbf\n<!DOCTYPE html><html><body>Sign in</body></html>", "web page"),
     "html without a head": (b"<HTML lang=en>404</HTML>", "web page"),
     "xml": (b"<?xml version='1.0'?><Error><Code>AccessDenied</Code></Error>", "web page"),
@@ -76,7 +79,9 @@ def test_file_that_is_no_safetensors_file_is_named_for_what_it_is(kind: str, tmp
     path = tmp_path / "net.safetensors"
     path.write_bytes(content)
     for read in (load_checkpoint, lambda given: read_tensors(given, "weights")):
-        with pytest.raises(ConfigError, match=rf"net.safetensors cannot be read: .*{named.replace('cannot be read', '')}") as caught:
+        with pytest.raises(
+            ConfigError, match=rf"net.safetensors cannot be read: .*{named.replace('cannot be read', '')}"
+        ) as caught:
             read(path)
         assert "\n" not in str(caught.value)
 

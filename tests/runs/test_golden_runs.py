@@ -84,7 +84,9 @@ def test_old_run_lies_there_as_a_command_that_has_ended_leaves_it(state: str, na
     known = {"rounds.sqlite", "config.toml", "metrics.jsonl", "ratings.json", WEIGHTS_NAME}
     assert {path.name for path in run.iterdir()} <= known  # no log of SQLite's, nothing half written
     head = (run / "rounds.sqlite").read_bytes()[:20]
-    assert head.startswith(b"SQLite format 3") and head[18:20] == b"\x01\x01"  # a journal, and no log that is written ahead
+    assert (
+        head.startswith(b"SQLite format 3") and head[18:20] == b"\x01\x01"
+    )  # a journal, and no log that is written ahead
 
 
 def test_old_runs_were_interrupted_in_the_middle(tmp_path: Path) -> None:
@@ -192,7 +194,9 @@ def test_old_self_play_with_checkpoints_goes_on_with_the_same_weights(tmp_path: 
     after = records_of(run)
     assert "serves" in said and set(before) < set(after)
     assert [one["id"] for one in decoded(after)] == list(range(24))
-    assert {found["version"] for one in decoded(after) for found in one["searched"]} == {0}  # these are not other weights
+    assert {found["version"] for one in decoded(after) for found in one["searched"]} == {
+        0
+    }  # these are not other weights
     assert (run / "metrics.jsonl").read_bytes().startswith(told)
     assert meta(run) == about
 
@@ -214,9 +218,13 @@ def test_old_training_goes_on_from_its_step_to_its_end(name: str, tmp_path: Path
     for one in decoded(after):
         units.setdefault(one["id"] // _core.MAX_ROUNDS_PER_GAME, []).append(one)
     if name == "visits":  # whole games alone
-        assert all([one["round_of_game"] for one in game] == list(range(game[0]["rounds_of_game"])) for game in units.values())
+        assert all(
+            [one["round_of_game"] for one in game] == list(range(game[0]["rounds_of_game"])) for game in units.values()
+        )
     new = decoded([record for record in after if record not in set(before)])
-    assert {found["version"] for one in new for found in one["searched"]} <= set(range(version, newest_version(run) + 1))
+    assert {found["version"] for one in new for found in one["searched"]} <= set(
+        range(version, newest_version(run) + 1)
+    )
     assert newest_version(run) > version and set(saved) < set(checkpoints(run))
 
     assert (run / "metrics.jsonl").read_bytes().startswith(told)

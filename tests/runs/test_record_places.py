@@ -40,7 +40,9 @@ def folder(played: list[bytes]) -> object:
         pytest.skip("there is no setpriv")
     if (probe := as_nobody("import shmzero.records")).returncode:
         pytest.skip(f"another user cannot run this interpreter: {probe.stderr.strip().splitlines()[-1]}")
-    folder = Path(subprocess.run(["mktemp", "-d", "/tmp/shmzero-test-XXXXXX"], capture_output=True, text=True).stdout.strip())
+    folder = Path(
+        subprocess.run(["mktemp", "-d", "/tmp/shmzero-test-XXXXXX"], capture_output=True, text=True).stdout.strip()
+    )
     folder.chmod(0o755)
     run = folder / "run"
     writer = RecordWriter(run, {"seed": 1})
@@ -92,7 +94,9 @@ def test_finished_run_on_a_read_only_disk_is_read_by_every_command(folder: Path)
     done = mounted(script, folder, sys.executable)
     assert done.returncode == 0, done.stderr
     assert "3 rounds" in done.stdout and "exact bids" in done.stdout
-    assert not importlib.util.find_spec("matplotlib") or "Read-only file system; choose a file with --out" in done.stderr
+    assert (
+        not importlib.util.find_spec("matplotlib") or "Read-only file system; choose a file with --out" in done.stderr
+    )
 
 
 def test_run_that_another_user_is_writing_is_read_as_it_grows(folder: Path, played: list[bytes]) -> None:
@@ -155,7 +159,9 @@ def test_folder_that_may_not_be_looked_at_is_one_line_for_every_command(folder: 
         assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
 
 
-def test_records_file_that_a_reader_has_open_is_closed_without_waiting_for_it(tmp_path: Path, played: list[bytes]) -> None:
+def test_records_file_that_a_reader_has_open_is_closed_without_waiting_for_it(
+    tmp_path: Path, played: list[bytes]
+) -> None:
     writer = RecordWriter(tmp_path, {})
     writer.write([(0, played[:1])])
     reader = Records(tmp_path)

@@ -76,7 +76,9 @@ def test_records_written_count_read_and_replay_as_they_were(folder: Path, played
         assert np.array_equal(rows[name], wanted[name]), name
 
 
-def test_records_more_than_one_transaction_of_reading_come_once_and_in_order(tmp_path: Path, played: list[bytes]) -> None:
+def test_records_more_than_one_transaction_of_reading_come_once_and_in_order(
+    tmp_path: Path, played: list[bytes]
+) -> None:
     writer = RecordWriter(tmp_path, SETTINGS)
     record = played[0]
     many = [record[:8] + np.uint64(i).tobytes() + record[16:] for i in range(2500)]
@@ -174,12 +176,14 @@ def test_records_damaged_file_ends_with_one_line_untouched(
     data = path.read_bytes()
     page = int.from_bytes(data[16:18], "big")
     assert len(data) > 8 * page
-    path.write_bytes({
-        "not one": b"these are my notes\n" * 500,
-        "half": data[: len(data) // 2],
-        "one page": data[:page],
-        "zeroed pages": data[:page] + bytes(len(data) - page),
-    }[damage])
+    path.write_bytes(
+        {
+            "not one": b"these are my notes\n" * 500,
+            "half": data[: len(data) // 2],
+            "one page": data[:page],
+            "zeroed pages": data[:page] + bytes(len(data) - page),
+        }[damage]
+    )
     before = path.read_bytes()
     code = main([str(folder), "--show", "1000"])
     assert code in (1, 2)
@@ -289,7 +293,9 @@ def test_record_writer_that_goes_on_needs_no_memory_for_what_is_finished(tmp_pat
         writer = RecordWriter(tmp_path / kind, SETTINGS)
         row = "INSERT INTO rounds VALUES (?, ?, 3, 1, ?)"
         many = 20_000 // len(records)
-        numbers = ((unit * len(records) + i, unit, record) for unit in range(1, many) for i, record in enumerate(records))
+        numbers = (
+            (unit * len(records) + i, unit, record) for unit in range(1, many) for i, record in enumerate(records)
+        )
         writer._connection.execute("BEGIN")
         writer._connection.executemany(row, numbers)
         writer._connection.execute("COMMIT")
@@ -328,13 +334,13 @@ def test_record_writer_says_that_a_folder_cannot_be_locked_and_leaves_nothing(tm
         "from shmzero.runs.records import RecordWriter\nfrom shmzero.cli.command import run_command\n"
         f"sys.exit(run_command(lambda: RecordWriter(__import__('pathlib').Path({str(tmp_path / 'run')!r}), {{}}) and 0))"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", program, str(flock), str(error), ""], capture_output=True, text=True
-    )
+    done = subprocess.run([sys.executable, "-c", program, str(flock), str(error), ""], capture_output=True, text=True)
     if done.returncode == 77:
         pytest.skip("filters of system calls are not permitted")
     assert done.returncode == 1 and list(tmp_path.iterdir()) == []
-    assert re.fullmatch(r"error: run folder \S+ cannot be locked: .*use a folder on a local disk\n", done.stderr), done.stderr
+    assert re.fullmatch(r"error: run folder \S+ cannot be locked: .*use a folder on a local disk\n", done.stderr), (
+        done.stderr
+    )
 
 
 @pytest.mark.parametrize("code", [sqlite3.SQLITE_BUSY, sqlite3.SQLITE_PROTOCOL, sqlite3.SQLITE_IOERR_SHMOPEN])
@@ -361,6 +367,8 @@ def test_record_file_that_another_program_has_locked_says_so(folder: Path, playe
     writer._connection.execute("PRAGMA busy_timeout = 0")
     with contextlib.closing(sqlite3.connect(folder / FILE_NAME, isolation_level=None)) as browser:
         browser.execute("BEGIN IMMEDIATE")
-        with pytest.raises(RecordError, match="database is locked: another program has it locked, such as a database browser"):
+        with pytest.raises(
+            RecordError, match="database is locked: another program has it locked, such as a database browser"
+        ):
             writer.set_weights(1, None)
     writer.close()

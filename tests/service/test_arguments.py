@@ -30,7 +30,9 @@ BAD = [
 
 @pytest.mark.parametrize("kind", [InferenceServer, BatchedEvaluator])
 @pytest.mark.parametrize(("argument", "values"), BAD)
-def test_service_argument_that_cannot_be_is_refused_by_its_name(kind: Any, argument: str, values: tuple[Any, ...]) -> None:
+def test_service_argument_that_cannot_be_is_refused_by_its_name(
+    kind: Any, argument: str, values: tuple[Any, ...]
+) -> None:
     before = sorted(os.listdir("/dev/shm"))
     sizes = dict(zip(("state_dim", "action_dim", "value_dim"), WIDTHS, strict=True))
     for value in values:
@@ -40,7 +42,12 @@ def test_service_argument_that_cannot_be_is_refused_by_its_name(kind: Any, argum
 
 
 def test_service_takes_numpys_numbers(name: str, rng: np.random.Generator) -> None:
-    sizes: Any = {"max_batch": np.int64(64), "slots": np.int32(4), "rows_per_slot": np.uint8(8), "timeout_ms": np.float32(1)}
+    sizes: Any = {
+        "max_batch": np.int64(64),
+        "slots": np.int32(4),
+        "rows_per_slot": np.uint8(8),
+        "timeout_ms": np.float32(1),
+    }
     with InferenceServer(echo, *map(np.int64, WIDTHS), name=name, **sizes) as server:  # type: ignore[arg-type]
         check(*(asked := rows(rng, 3)), *server.client().evaluate_many(*asked, timeout=np.float32(30)))
 
@@ -84,7 +91,9 @@ def test_timeout_none_waits_until_there_is_an_answer(client: Client, rng: np.ran
 
 
 @pytest.mark.parametrize(
-    "value", ["0.5", b"0.5", 1 + 2j, Decimal("0.5"), None, np.datetime64("2020-01-01"), 2**70], ids=lambda v: type(v).__name__
+    "value",
+    ["0.5", b"0.5", 1 + 2j, Decimal("0.5"), None, np.datetime64("2020-01-01"), 2**70],
+    ids=lambda v: type(v).__name__,
 )
 def test_rows_that_are_no_real_numbers_are_refused_with_one_line(client: Client, value: Any) -> None:
     row, mask = [value] * WIDTHS[0], np.ones(WIDTHS[1], bool)

@@ -158,7 +158,9 @@ def test_alarms_that_raise_cost_no_port_and_no_block(name: str, rng: np.random.G
             client = stack.enter_context(InferenceServer(echo, *WIDTHS, name=name, **sizes)).client()  # type: ignore[arg-type]
         else:
             client = stack.enter_context(BatchedEvaluator(echo, *WIDTHS, **sizes))  # type: ignore[arg-type]
-        stack.callback(signal.setitimer, signal.ITIMER_REAL, *signal.setitimer(signal.ITIMER_REAL, 0))  # pytest-timeout's
+        stack.callback(
+            signal.setitimer, signal.ITIMER_REAL, *signal.setitimer(signal.ITIMER_REAL, 0)
+        )  # pytest-timeout's
         stack.callback(signal.signal, signal.SIGALRM, signal.signal(signal.SIGALRM, handle))
         for way in itertools.cycle(WAYS):
             try:

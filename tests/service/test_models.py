@@ -239,7 +239,9 @@ def test_module_in_float64_is_refused_at_the_start_and_float64_answers_are_cast(
         BatchedEvaluator(Net(0).double(), *WIDTHS, device="cpu")
     with BatchedEvaluator(Double(0).double(), *WIDTHS, device="cpu") as served:
         states, masks = rows(rng, 10)
-        assert np.allclose(served.evaluate_many(states, masks)[1], asked(Double(0).double(), states, masks)[1], atol=1e-6)
+        assert np.allclose(
+            served.evaluate_many(states, masks)[1], asked(Double(0).double(), states, masks)[1], atol=1e-6
+        )
 
 
 # --- modules that cannot be copied ----------------------------------------------------------------------------------

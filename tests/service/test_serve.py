@@ -33,7 +33,9 @@ def test_serve_stats_follow_and_leaving_on_a_signal(name: str, tmp_path: Path) -
     with torch.no_grad():
         module.value.bias.add_(1.0)
     save_file(module.state_dict(), weights)
-    server = start_server(name, "--weights", weights, "--follow", "--stats", "--json", "--device", "cpu", model="make_module")
+    server = start_server(
+        name, "--weights", weights, "--follow", "--stats", "--json", "--device", "cpu", model="make_module"
+    )
     client = Client(name)
     states, masks = rows(np.random.default_rng(2), 5)
     with torch.no_grad():
@@ -177,7 +179,10 @@ def test_serve_auto_is_the_cpu_unless_device_and_torch_are_both_of_cuda(monkeypa
         (("--model", "nonsense"), "module:factory"),
         (("--model", "no_such_module:make"), "cannot be imported"),
         (("--model", "tests.support.service_programs:nothing"), "has no function nothing"),
-        (("--model", "tests.support.service_programs:make_echo", "--value-dim", "1", "--action-dim", "5"), "operands could not be broadcast"),
+        (
+            ("--model", "tests.support.service_programs:make_echo", "--value-dim", "1", "--action-dim", "5"),
+            "operands could not be broadcast",
+        ),
         (("--slots", "0"), "--slots is 0"),
         (("--model", "tests.support.service_programs:make_echo", "--state-dim", "-3"), "state_dim is -3"),
         (("--model", "tests.support.service_programs:make_echo", "--device", "nonsense"), "device is 'nonsense'"),

@@ -204,7 +204,9 @@ def test_server_closed_finishes_the_batches_in_flight(name: str, rng: np.random.
     check(*asked, *pending.result(0.0))
 
 
-def test_swap_of_a_module_serves_the_new_weights_with_their_version(name: str, rng: np.random.Generator, tmp_path: Path) -> None:
+def test_swap_of_a_module_serves_the_new_weights_with_their_version(
+    name: str, rng: np.random.Generator, tmp_path: Path
+) -> None:
     torch = pytest.importorskip("torch")
     from safetensors.torch import save_file
 

@@ -296,7 +296,9 @@ def test_client_taken_for_dead_asks_again(name: str, rng: np.random.Generator) -
         until(lambda: {s for w in range(3) for s in segment.slot_states(w)} == {"free"})
 
 
-def test_slot_request_that_was_taken_away_says_so(client: Client, server: InferenceServer, rng: np.random.Generator) -> None:
+def test_slot_request_that_was_taken_away_says_so(
+    client: Client, server: InferenceServer, rng: np.random.Generator
+) -> None:
     asked = rows(rng, 4)
     segment = server._memory.segment
     with pytest.raises(RequestLost), client.request(4) as r:
@@ -317,7 +319,9 @@ def test_slot_request_that_was_taken_away_says_so(client: Client, server: Infere
 
 
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
-def test_client_that_ends_while_it_copies_has_published_nothing(segment: _core.Segment, rng: np.random.Generator) -> None:
+def test_client_that_ends_while_it_copies_has_published_nothing(
+    segment: _core.Segment, rng: np.random.Generator
+) -> None:
     """So that nobody waits for one that is stopped there: its slot is free until all rows are in it."""
     states, _ = rows(rng, 4)
     fd = os.memfd_create("masks")

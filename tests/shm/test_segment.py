@@ -62,7 +62,10 @@ def asking(name: str) -> Iterator[object]:
 @pytest.mark.parametrize("user", [ALICE, 0])
 def test_client_sends_no_rows_to_another_users_service(squatted: str, user: int) -> None:
     """It would read them, and answer what it likes."""
-    with acting_as(MALLORY, lambda: open_to_all(squatted)) as mallory, acting_as(user, lambda: asking(squatted)) as client:
+    with (
+        acting_as(MALLORY, lambda: open_to_all(squatted)) as mallory,
+        acting_as(user, lambda: asking(squatted)) as client,
+    ):
         assert mallory() == "serving" and client() == "ready"
         with pytest.raises(SegmentError, match=f"belongs to another user, .*{MALLORY}.*; use another service name"):
             client()
@@ -100,13 +103,18 @@ def serving(name: str) -> Iterator[object]:
 
 def test_server_adopts_no_segment_of_another_user(squatted: str) -> None:
     """He could shrink it, of which the server dies, read the rows and forge requests."""
-    with acting_as(MALLORY, lambda: squatting(squatted)) as mallory, acting_as(ALICE, lambda: serving(squatted)) as alice:
+    with (
+        acting_as(MALLORY, lambda: squatting(squatted)) as mallory,
+        acting_as(ALICE, lambda: serving(squatted)) as alice,
+    ):
         assert mallory() == "left"
         said = alice()
         assert mallory() == "shrunk"
         if said == "adopted":
             alice()
-        assert f"service '{squatted}' cannot be served: /dev/shm/shmzero-{squatted} belongs to another user" in str(said)
+        assert f"service '{squatted}' cannot be served: /dev/shm/shmzero-{squatted} belongs to another user" in str(
+            said
+        )
         assert "use another service name" in str(said) and file_of(squatted).stat().st_uid == MALLORY
 
 
@@ -219,7 +227,9 @@ def test_server_whose_name_was_taken_leaves_its_successors_file(name: str, rng: 
 
 def test_service_served_twice_by_one_process_says_how_to_end_it(name: str) -> None:
     first = InferenceServer(echo, *WIDTHS, name=name)
-    with pytest.raises(ConfigError, match=f"by process {os.getpid()}, which is this one; close\\(\\) that server first"):
+    with pytest.raises(
+        ConfigError, match=f"by process {os.getpid()}, which is this one; close\\(\\) that server first"
+    ):
         InferenceServer(echo, *WIDTHS, name=name)
     first.close()
     InferenceServer(echo, *WIDTHS, name=name).close()

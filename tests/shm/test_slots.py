@@ -37,7 +37,9 @@ class Pair:
         self.workers[worker].publish(slot, len(numbers))
 
     def gather(self, limit: int = 16, **options: object) -> tuple[int, list[float]]:
-        batch, rows = self.server.gather(self.states, self.masks, limit, **{"timeout_ms": 0.0, "wait_ms": 0.0} | options)
+        batch, rows = self.server.gather(
+            self.states, self.masks, limit, **{"timeout_ms": 0.0, "wait_ms": 0.0} | options
+        )
         return batch, self.states[:rows, 0].tolist()
 
     def answer(self, batch: int, numbers: list[float], version: int = 1) -> None:
@@ -216,7 +218,9 @@ def test_create_private_has_no_name_any_more_when_it_takes_its_room(monkeypatch:
 
 
 def test_create_private_removes_what_a_killed_creator_left_and_nothing_else() -> None:
-    left, service = (Path("/dev/shm") / f"shmzero-{name}" for name in ("4194303-0123456789abcdef", "test-waits-for-a-successor"))
+    left, service = (
+        Path("/dev/shm") / f"shmzero-{name}" for name in ("4194303-0123456789abcdef", "test-waits-for-a-successor")
+    )
     try:
         left.touch(0o600)
         service.touch(0o600)

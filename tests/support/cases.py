@@ -21,9 +21,13 @@ def round_of(text: str, trump: str | None, dealer: int, moves: str = "") -> shmz
     return as_round(oracle.position(text, trump, dealer, moves))
 
 
-def random_position(rng: random.Random, players: int, cards_each: int, num_actions: int | None = None) -> oracle.Position:
+def random_position(
+    rng: random.Random, players: int, cards_each: int, num_actions: int | None = None
+) -> oracle.Position:
     """A position with a seat to act, reached by random legal actions: so many, or anywhere in the round."""
-    truth = oracle.Position(oracle.random_deal(rng, players, cards_each), rng.choice([0, 1, 2, 3, None]), rng.randrange(players))
+    truth = oracle.Position(
+        oracle.random_deal(rng, players, cards_each), rng.choice([0, 1, 2, 3, None]), rng.randrange(players)
+    )
     oracle.play_randomly(truth, rng, rng.randrange(players * (cards_each + 1)) if num_actions is None else num_actions)
     return truth
 

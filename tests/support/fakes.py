@@ -77,7 +77,11 @@ class RecordingEvaluator:
 
     def seen(self) -> list[tuple[bytes, bytes]]:
         """Every row asked for as (features, mask) bytes, in order."""
-        return [(s.tobytes(), m.tobytes()) for states, masks, _, _ in self.batches for s, m in zip(states, masks, strict=True)]
+        return [
+            (s.tobytes(), m.tobytes())
+            for states, masks, _, _ in self.batches
+            for s, m in zip(states, masks, strict=True)
+        ]
 
 
 @dataclass

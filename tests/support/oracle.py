@@ -218,7 +218,9 @@ def consistent_deals(truth: Position, ego: int) -> Iterator[tuple[tuple[int, ...
     voids = truth.voids
     seats = [seat for seat in range(truth.players) if seat != ego]
 
-    def fill(at: int, left: tuple[int, ...], hands: dict[int, tuple[int, ...]]) -> Iterator[tuple[tuple[int, ...], ...]]:
+    def fill(
+        at: int, left: tuple[int, ...], hands: dict[int, tuple[int, ...]]
+    ) -> Iterator[tuple[tuple[int, ...], ...]]:
         if at == len(seats):
             yield tuple(hands[seat] for seat in range(truth.players))
             return

@@ -101,7 +101,10 @@ def test_bench_training_plays_what_it_trained_without_and_with_search(tmp_path: 
 
 
 def test_bench_training_over_runs_has_the_runs_as_its_unit() -> None:
-    runs = [[Result("time", 100.0 + x, "s", "<= 120"), Result("won", x, "points/round", "", x - 9, x + 9)] for x in (1.0, 2, 6)]
+    runs = [
+        [Result("time", 100.0 + x, "s", "<= 120"), Result("won", x, "points/round", "", x - 9, x + 9)]
+        for x in (1.0, 2, 6)
+    ]
     longest, won = over_runs(runs)
     assert (longest.value, longest.goal) == (106.0, "<= 120") and "longest of 3" in longest.name
     assert won.value == 3 and won.low is not None and won.high is not None

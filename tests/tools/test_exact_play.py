@@ -54,7 +54,9 @@ def test_one_card_equals_a_sum_over_all_deals(trump: int | None) -> None:
                 points[mine] += likely * end.scores()[turn]
                 weight[mine] += likely
     # The first seat's card goes by fives here: the same deals, weighted with a bid that only they can make.
-    only = one_card(lambda rounds: np.where([_fifth(r, cards) for r in rounds], by_strength(rounds), 0.0), players, trump)
+    only = one_card(
+        lambda rounds: np.where([_fifth(r, cards) for r in rounds], by_strength(rounds), 0.0), players, trump
+    )
     np.testing.assert_allclose(only.value[turn][:, 1, card], points / weight, rtol=1e-9)
     assert not np.allclose(found.value[turn][:, 1, card], points / weight)
 
@@ -130,7 +132,9 @@ def _key(r: shmzero.Round) -> tuple[int, tuple[int, ...], int]:
 
 def test_command_keeps_what_it_measures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     save_checkpoint(BlobNet(NetConfig(width=16, hidden=16, blocks=1)), tmp_path / "net.safetensors")
-    monkeypatch.setattr("sys.argv", ["exact_play.py", str(tmp_path / "net.safetensors"), "--json", str(tmp_path / "x.json")])
+    monkeypatch.setattr(
+        "sys.argv", ["exact_play.py", str(tmp_path / "net.safetensors"), "--json", str(tmp_path / "x.json")]
+    )
     assert main() == 0
     kept = {r["name"]: r for r in json.loads((tmp_path / "x.json").read_text())["results"]}
     printed = capsys.readouterr().out
@@ -142,7 +146,10 @@ def test_command_keeps_what_it_measures(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_command_refuses_what_it_could_not_keep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    for arguments, line in (([str(tmp_path)], "has no checkpoint"), (["x", "--json", "/no/such/x.json"], "there is no folder /no/such")):
+    for arguments, line in (
+        ([str(tmp_path)], "has no checkpoint"),
+        (["x", "--json", "/no/such/x.json"], "there is no folder /no/such"),
+    ):
         monkeypatch.setattr("sys.argv", ["exact_play.py", *arguments])
         assert main() == 2
         said = capsys.readouterr().err

@@ -88,8 +88,34 @@ def test_utility_of_a_win_wants_games_and_no_search() -> None:
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
     """A run of some seconds, killed in the middle and continued."""
     folder = tmp_path_factory.mktemp("games")
-    command = [sys.executable, "-m", "shmzero.train", str(folder), "--games", "--utility", "win", "--cards", "3",
-               "--minutes", "30", "--lanes", "128", "--batch", "256", "--checkpoint-s", "1", "--publish-s", "0.2", "--buffer", "20000", "--opponents", "threshold", "--evaluate-s", "0", "--json"]
+    command = [
+        sys.executable,
+        "-m",
+        "shmzero.train",
+        str(folder),
+        "--games",
+        "--utility",
+        "win",
+        "--cards",
+        "3",
+        "--minutes",
+        "30",
+        "--lanes",
+        "128",
+        "--batch",
+        "256",
+        "--checkpoint-s",
+        "1",
+        "--publish-s",
+        "0.2",
+        "--buffer",
+        "20000",
+        "--opponents",
+        "threshold",
+        "--evaluate-s",
+        "0",
+        "--json",
+    ]
     first = subprocess.Popen([*command, "--rounds", str(10**9)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         while newest_checkpoint(folder) is None and first.poll() is None:
@@ -115,7 +141,9 @@ def test_train_on_games_keeps_each_game_once_and_whole(trained: tuple[Path, dict
     assert one["games"] and one["fair_share"] == 0.25 and 0 <= one["win_share"] <= 1 and rest["mode"] == "rest"
 
 
-def test_checkpoint_of_wins_plays_its_policy_and_refuses_to_be_searched(trained: tuple[Path, dict], tmp_path: Path) -> None:
+def test_checkpoint_of_wins_plays_its_policy_and_refuses_to_be_searched(
+    trained: tuple[Path, dict], tmp_path: Path
+) -> None:
     folder, summary = trained
     assert load_checkpoint(summary["checkpoint"]) is not None
     assert make_agent(f"{folder}:policy").name.endswith(":policy")

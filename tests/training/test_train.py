@@ -63,11 +63,19 @@ def test_presets_are_settings_of_real_runs(name: str) -> None:
 @pytest.mark.parametrize(
     ("settings", "named"),
     [
-        ({"minutes": None}, "minutes"), ({"search": "x3"}, "search"), ({"targets": "visits"}, "targets"),
-        ({"batch": 0}, "batch"), ({"players": "2"}, "players"), ({"net": "huge"}, "net"),
-        ({"learning_rate": float("nan")}, "learning_rate"), ({"autocast": "fp8"}, "autocast"),
-        ({"search": "2x8:0"}, "search"), ({"search": "2x8:x,3x3"}, "search"), ({"learner": "tpu"}, "learner"),
-        ({"rounds": 0}, "rounds"), ({"minutes": 0.5, "closing_s": 30}, "closing_s is 30 of 30 s"),
+        ({"minutes": None}, "minutes"),
+        ({"search": "x3"}, "search"),
+        ({"targets": "visits"}, "targets"),
+        ({"batch": 0}, "batch"),
+        ({"players": "2"}, "players"),
+        ({"net": "huge"}, "net"),
+        ({"learning_rate": float("nan")}, "learning_rate"),
+        ({"autocast": "fp8"}, "autocast"),
+        ({"search": "2x8:0"}, "search"),
+        ({"search": "2x8:x,3x3"}, "search"),
+        ({"learner": "tpu"}, "learner"),
+        ({"rounds": 0}, "rounds"),
+        ({"minutes": 0.5, "closing_s": 30}, "closing_s is 30 of 30 s"),
         ({"games": True, "utility": "win", "gate": True}, "gate"),
     ],
 )
@@ -125,7 +133,8 @@ def test_deals_from_a_named_distribution_yield_to_a_flag() -> None:
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        (["--root", "halving"], "root is 'halving' without a search"), (["--seats", "maximise"], "seats"),
+        (["--root", "halving"], "root is 'halving' without a search"),
+        (["--seats", "maximise"], "seats"),
         (["--solved-cards", "8"], "solved_cards"),
         (["--targets", "visits", "--search", "2x8", "--entropy-first", "0.1"], "entropy_first"),
         (["--targets", "visits", "--search", "2x8", "--critic-net", "small"], "critic_net"),
@@ -142,13 +151,38 @@ def test_settings_that_would_do_nothing_are_refused(arguments: list[str], named:
 
 # --- the command -------------------------------------------------------------------------------------------------------------------
 
-QUICK = ["--opponents", "threshold", "--evaluate-s", "4", "--deals", "50", "--lanes", "256", "--batch", "256", "--checkpoint-s", "1", "--publish-s", "0.2",
-         "--buffer", "20000", "--replay-ratio", "1", "--json"]
+QUICK = [
+    "--opponents",
+    "threshold",
+    "--evaluate-s",
+    "4",
+    "--deals",
+    "50",
+    "--lanes",
+    "256",
+    "--batch",
+    "256",
+    "--checkpoint-s",
+    "1",
+    "--publish-s",
+    "0.2",
+    "--buffer",
+    "20000",
+    "--replay-ratio",
+    "1",
+    "--json",
+]
 LENGTH = ["--rounds", "9000", "--minutes", "30"]
 ENDLESS = 10**9
 KILLS = int(os.environ.get("SHMZERO_TRAIN_KILLS", "1"))
 """Of each kind of process, at random moments; ten for the record."""
-KINDS = ("shmzero.engine.worker", "shmzero.inference.process", "shmzero.learner.process", "shmzero.matches.process", "shmzero.train")
+KINDS = (
+    "shmzero.engine.worker",
+    "shmzero.inference.process",
+    "shmzero.learner.process",
+    "shmzero.matches.process",
+    "shmzero.train",
+)
 
 
 def command(*arguments: object, module: str = "shmzero.train") -> subprocess.CompletedProcess[str]:
@@ -254,7 +288,9 @@ def test_train_stages_change_the_search_and_visits_are_learned_from(
     shown: list[TrainProgress] = []
     summary = train(config, tmp_path, show=shown.append)
     assert summary["complete"] and summary["steps"] > 0 and summary["rounds"] == 1200
-    found = [sum(one["weights"].values()) for data in Records(tmp_path) for one in _core.decode_record(data)["searched"]]
+    found = [
+        sum(one["weights"].values()) for data in Records(tmp_path) for one in _core.decode_record(data)["searched"]
+    ]
     assert set(found) == {16, 24} and 0.1 < found.count(16) / len(found) < 0.5
     assert last_report(tmp_path)["learner"]["policy_loss"] > 0
     last = shown[-1]
@@ -272,7 +308,11 @@ def test_train_gate_lets_through_what_beats_the_last_and_ratings_are_kept(tmp_pa
     assert done.returncode == 0, done.stderr
     lines = metrics(tmp_path)
     passed = [line["gate"]["steps"] for line in lines if "gate" in line]
-    better = [line["match"]["steps"] for line in lines if line.get("match", {}).get("mode") == "gate" and line["match"]["low"] > 0]
+    better = [
+        line["match"]["steps"]
+        for line in lines
+        if line.get("match", {}).get("mode") == "gate" and line["match"]["low"] > 0
+    ]
     assert passed and passed[1:] == better and passed == sorted(passed)
     versions = {one["version"] for data in Records(tmp_path) for one in _core.decode_record(data)["searched"]}
     assert versions <= set(range(len(passed) + 1)) and 0 in versions
@@ -357,8 +397,11 @@ def progress(**more: object) -> TrainProgress:
     play = Progress(0, 10**12, 0.0, 41_000, 60.0, 51_945.0, 13_235.0, 917.0, 0.9, 0.8)
     match = {"opponent": "threshold", "mode": "one", "mean": 1.02, "low": 0.8, "high": 1.24, "steps": 900}
     learner = dict.fromkeys(METRICS, 0.1234) | {"steps": 1204, "steps_per_s": 14.3, "learner_waits": 0.07}
-    given = {"learner": learner, "matches": [match, match | {"opponent": "uct10x90+solver", "mean": -2.5}],
-             "rating": {"rating": 212.0, "low": 180.0, "high": 240.0, "steps": 900}} | more
+    given = {
+        "learner": learner,
+        "matches": [match, match | {"opponent": "uct10x90+solver", "mean": -2.5}],
+        "rating": {"rating": 212.0, "low": 180.0, "high": 240.0, "steps": 900},
+    } | more
     given = {"play": play, "play_waits": 0.03, "waits_for": None, "waits_s": 0.0} | given
     return TrainProgress(0.375, 45.0, 3725.0, 82_000, **given)  # type: ignore[arg-type]
 
@@ -370,8 +413,22 @@ def test_live_table_fits_a_terminal_and_says_everything(width: int) -> None:
     lines = console.export_text().splitlines()
     assert len(lines) <= 12 and max(map(len, lines)) <= width
     text = "\n".join(lines)
-    for said in ("38%", "0:45, 1:02:05 left", "82,000 rounds", "51,945/min", "13,235 evaluations/s", "step 1,204", "waits 7%",
-                 "policy +0.1234", "0.123 nats", "self-play", "strength", "+1.02 (+0.80 to +1.24)", "vs uct10x90", "+212 (+180"):
+    for said in (
+        "38%",
+        "0:45, 1:02:05 left",
+        "82,000 rounds",
+        "51,945/min",
+        "13,235 evaluations/s",
+        "step 1,204",
+        "waits 7%",
+        "policy +0.1234",
+        "0.123 nats",
+        "self-play",
+        "strength",
+        "+1.02 (+0.80 to +1.24)",
+        "vs uct10x90",
+        "+212 (+180",
+    ):
         assert said in text, said
     console.print(progress(learner={"steps": 7}, matches=[], rating=None).table())
     assert "step 7; waits for its first rounds" in console.export_text()
@@ -427,17 +484,34 @@ def test_meter_counts_no_time_in_which_the_fleet_waits() -> None:
 
 @pytest.mark.parametrize(
     ("waits", "wanted"),
-    [((0.7, 0.0), 0.6), ((0.0, 0.75), 8.0), ((0.2, 0.0), None), ((0.4, 0.3), None), ((0.0, 1.0), 100.0), ((0.5, 0.2), 1.2)],
+    [
+        ((0.7, 0.0), 0.6),
+        ((0.0, 0.75), 8.0),
+        ((0.2, 0.0), None),
+        ((0.4, 0.3), None),
+        ((0.0, 1.0), 100.0),
+        ((0.5, 0.2), 1.2),
+    ],
 )
-def test_balanced_replay_ratio_gives_each_half_what_the_other_can_do(waits: tuple[float, float], wanted: float | None) -> None:
+def test_balanced_replay_ratio_gives_each_half_what_the_other_can_do(
+    waits: tuple[float, float], wanted: float | None
+) -> None:
     assert balanced_replay_ratio(2.0, *waits) == wanted
 
 
 @pytest.mark.parametrize(
     ("play", "learner", "said"),
     [
-        (0.7, 0.02, "self-play waited 70% of the time for the learner, which waited 2%: .* --replay-ratio 0.61 instead of 2 "),
-        (0.01, 0.8, "the learner waited 80% of the time for rounds, self-play 1%: .* --replay-ratio 9.9 instead of 2 .*--workers"),
+        (
+            0.7,
+            0.02,
+            "self-play waited 70% of the time for the learner, which waited 2%: .* --replay-ratio 0.61 instead of 2 ",
+        ),
+        (
+            0.01,
+            0.8,
+            "the learner waited 80% of the time for rounds, self-play 1%: .* --replay-ratio 9.9 instead of 2 .*--workers",
+        ),
         (0.1, 0.1, ""),
     ],
 )
@@ -485,9 +559,16 @@ def test_plot_without_a_run_is_one_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        (["--preset", "huge"], "preset"), (["--batch", "0"], "batch"), (["--config", "missing.toml"], "missing.toml"),
-        (["--opponents", "nobody"], "nobody"), (["--targets", "visits"], "search"),
-        pytest.param(["--tensorboard"], "pip install tensorboard", marks=pytest.mark.skipif(HAS_TENSORBOARD, reason="it is installed")),
+        (["--preset", "huge"], "preset"),
+        (["--batch", "0"], "batch"),
+        (["--config", "missing.toml"], "missing.toml"),
+        (["--opponents", "nobody"], "nobody"),
+        (["--targets", "visits"], "search"),
+        pytest.param(
+            ["--tensorboard"],
+            "pip install tensorboard",
+            marks=pytest.mark.skipif(HAS_TENSORBOARD, reason="it is installed"),
+        ),
     ],
 )
 def test_train_bad_settings_are_one_line(tmp_path: Path, arguments: list[str], named: str) -> None:

@@ -159,7 +159,9 @@ def test_opponent_whose_file_has_gone_is_said_counted_and_met_again_when_it_is_b
     assert ended(judge) == [] and list(judge.last) == [str(gone)]
 
 
-def test_gate_and_matches_take_turns_where_either_is_always_due(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gate_and_matches_take_turns_where_either_is_always_due(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     judge = judge_of(tmp_path, gate=True)
     begun: list[str] = []
 
@@ -176,8 +178,20 @@ def test_gate_and_matches_take_turns_where_either_is_always_due(tmp_path: Path, 
 
 
 def test_train_ctrl_c_in_the_last_matches_is_an_interruption(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "shmzero.train", str(tmp_path), "--rounds", "300", "--lanes", "64", "--opponents", "mc900",
-               "--evaluate-s", "0"]
+    command = [
+        sys.executable,
+        "-m",
+        "shmzero.train",
+        str(tmp_path),
+        "--rounds",
+        "300",
+        "--lanes",
+        "64",
+        "--opponents",
+        "mc900",
+        "--evaluate-s",
+        "0",
+    ]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         try:
@@ -189,7 +203,9 @@ def test_train_ctrl_c_in_the_last_matches_is_an_interruption(tmp_path: Path) -> 
     assert process.returncode == 130 and "broken off" in err and "the same command goes on" in out
 
 
-def test_learner_that_never_saves_its_last_state_ends_the_run_with_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_learner_that_never_saves_its_last_state_ends_the_run_with_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(training_run, "STOP_S", 1.0)
     config = TrainConfig(rounds=10**9, minutes=30, lanes=64, batch=64, opponents="")
     stopped: list[int] = []
@@ -208,7 +224,9 @@ def test_learner_that_never_saves_its_last_state_ends_the_run_with_an_error(tmp_
 
 
 def test_learner_that_stands_still_is_ended_and_another_goes_on(tmp_path: Path) -> None:
-    records = [(unit, [record]) for unit, record in enumerate(play_rounds(HashEvaluator(), 100, SearchConfig(simulations=0)))]
+    records = [
+        (unit, [record]) for unit, record in enumerate(play_rounds(HashEvaluator(), 100, SearchConfig(simulations=0)))
+    ]
     link = LearnerLink(TrainConfig(minutes=30), tmp_path)
     link.start(0.0, 0, refill=False)
     try:
@@ -260,7 +278,11 @@ def test_learner_that_stands_still_while_self_play_waits_for_it_is_replaced(
     summary = training_run.train(config, tmp_path, said.append, show, over)
     assert summary["learner_restarts"] == 1 and "the learner did nothing for 2 s with work to do" in said
     assert not alive(stopped[0])
-    assert waits[-1].play.rounds_per_min > 0 and waits[-1].play.evaluations_per_s > 0 and waits[-1].play.mean_batch_rows > 0
+    assert (
+        waits[-1].play.rounds_per_min > 0
+        and waits[-1].play.evaluations_per_s > 0
+        and waits[-1].play.mean_batch_rows > 0
+    )
     assert re.search(r"has waited \d+:\d\d for the learner, [\d,]+/min when it plays", waits[-1].line())
     assert summary["self_play_waits"] > 0.2 and summary["learner_waits"] < 0.8
 
@@ -291,7 +313,9 @@ def test_run_is_over_when_every_opponents_last_match_and_the_rating_are_kept(tmp
     def judged(line: dict) -> bool:
         append_line(tmp_path / metrics.METRICS_NAME, {"elapsed_s": 1.0} | line)
         with run_folder(tmp_path, config.identity()) as writer:
-            return training_run.Run(config, tmp_path, writer, print, lambda progress: None, lambda: False, 0.0)._judged()
+            return training_run.Run(
+                config, tmp_path, writer, print, lambda progress: None, lambda: False, 0.0
+            )._judged()
 
     found = [judged({"match": {"opponent": name, "mode": mode, "steps": steps}}) for name, mode, steps in (
         ("threshold", "rest", 1), ("random", "one", 1), ("random", "rest", 0), ("random", "rest", 1),
@@ -339,13 +363,17 @@ def test_learner_state_of_another_feature_version_is_one_line(tmp_path: Path) ->
     save_state(Learner(config, "cpu"), tmp_path / "learner.safetensors", {"rows": 0})
     of_other_features(tmp_path / "learner.safetensors")
     done = subprocess.run(
-        [sys.executable, "-m", "shmzero.train", str(tmp_path), "--rounds", "500", *QUICK], capture_output=True, text=True
+        [sys.executable, "-m", "shmzero.train", str(tmp_path), "--rounds", "500", *QUICK],
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 2 and done.stderr.count("error:") == 1 and "Traceback" not in done.stderr
     assert "features 99" in done.stderr.splitlines()[-1]
 
 
-def test_run_of_other_settings_names_what_both_commands_have(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_run_of_other_settings_names_what_both_commands_have(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     RecordWriter(tmp_path, TrainConfig(seed=1).identity()).close()
     assert train.main([str(tmp_path), "--seed", "2"]) == 2
     line = one_line(capsys.readouterr().err)
@@ -363,7 +391,8 @@ def test_run_from_before_a_setting_goes_on_where_it_is_off(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    ("package", "arguments"), [("tensorboard", ["--tensorboard"]), ("matplotlib", None)],
+    ("package", "arguments"),
+    [("tensorboard", ["--tensorboard"]), ("matplotlib", None)],
 )
 def test_missing_package_is_one_line_that_says_how_to_install_it(
     package: str, arguments: list[str] | None, tmp_path: Path,
