@@ -12,7 +12,7 @@ from shmzero.engine.fleet import Fleet
 
 @dataclass
 class Progress:
-    """Where a run stands. Rates and shares are over the last minute in which it played."""
+    """Where a run stands. Rates and shares are over the last minute in which it played, 0 until it has."""
 
     units: int
     total_units: int
@@ -71,6 +71,8 @@ class Meter:
         """Note whether the fleet plays or waits. To be called often."""
         now = time.monotonic()
         passed_s, self._looked_at = now - self._looked_at, now
+        if not self._began:
+            self._note_the_first_row()
         if self._fleet.waits:
             self.waited_s += passed_s
             self.waits_since = now if self.waits_since is None else self.waits_since
@@ -78,30 +80,37 @@ class Meter:
             self.played_s += passed_s if self._began else 0.0
             self.waits_since = None
 
-    def progress(self, units: int, rounds: int) -> Progress:
+    def _note_the_first_row(self) -> None:
+        """Note whether a row has been answered. What the counters gained until the last look before is not counted."""
         counters = self._fleet.counters()
-        self._began = self._began or counters["rows"] > 0
+        self._began = counters["rows"] > 0
+        if not self._began:
+            self._samples[0] = (0.0, 0, counters)
+
+    def progress(self, units: int, rounds: int) -> Progress:
+        """The state at this moment, when so many `units` are finished, and so many `rounds` of them and of others."""
         self.attend()
-        now = self._looked_at
+        now, counters = self._looked_at, self._fleet.counters()
         if len(self._samples) > 1 and self._samples[-1][0] == self.played_s:
             self._samples.pop()  # it has not played since
-        self._samples.append((self.played_s, rounds, counters))
+        if self._began:
+            self._samples.append((self.played_s, rounds, counters))
         while len(self._samples) > 2 and self.played_s - self._samples[1][0] > self.WINDOW_S:
             self._samples.popleft()
         then, rounds_then, before = self._samples[0]
-        seconds = max(self.played_s - then, 1e-9)
         gained = {name: counters[name] - before[name] for name in counters}
+        per_second = 1.0 / (self.played_s - then) if self.played_s > then else 0.0
         return Progress(
             units=units,
             total_units=self._total_units,
             begun=counters["decisions"] / self._unit_decisions,
             rounds=rounds,
             elapsed_s=now - self.start,
-            rounds_per_min=(rounds - rounds_then) * 60 / seconds,
-            evaluations_per_s=gained["rows"] / seconds,
+            rounds_per_min=(rounds - rounds_then) * 60 * per_second,
+            evaluations_per_s=gained["rows"] * per_second,
             mean_batch_rows=gained["rows"] / max(gained["batches"], 1),
-            inference_busy=gained["busy_ns"] / (seconds * 1e9 * len(self._fleet.plan.devices)),
-            workers_busy=gained["worker_busy_ns"] / (seconds * 1e9 * self._fleet.plan.workers),
+            inference_busy=gained["busy_ns"] / 1e9 * per_second / len(self._fleet.plan.devices),
+            workers_busy=gained["worker_busy_ns"] / 1e9 * per_second / self._fleet.plan.workers,
         )
 
 
