@@ -33,11 +33,16 @@ def _main(arguments: list[str] | None) -> int:
     for name, value in (("show", given.show), ("first", given.first)):
         if not 0 <= value < 2**63:
             raise ConfigError(f"{name} is {value}; allowed: 0 to {2**63 - 1}")
-    records = Records(given.path)
-    shown = list(records.read(given.first, given.show))
+    with Records(given.path) as records:
+        _print(records, list(records.read(given.first, given.show)), given.json)
+    return 0
+
+
+def _print(records: Records, shown: list[bytes], as_json: bool) -> None:
+    """Print a head and the rounds `shown`. Raises RecordError for bytes that are no round."""
     mean_bytes = sum(map(len, shown)) / len(shown) if shown else 0.0
     try:
-        if given.json:
+        if as_json:
             rounds = [_core.decode_record(record) for record in shown]
             print(json.dumps({"rounds": len(records), "settings": records.settings(), "shown": rounds}))
         else:
@@ -45,7 +50,6 @@ def _main(arguments: list[str] | None) -> int:
             print("\n".join([head, *map(show, shown)]))
     except ValueError as error:
         raise RecordError(f"{records.path} holds what is no round: {error}") from None
-    return 0
 
 
 if __name__ == "__main__":

@@ -77,8 +77,9 @@ def bench_signature(given: argparse.Namespace) -> list[Result]:
             )
             path = Path(folder) / str(leaves)
             run(config, path)
-            for record in Records(path):
-                total.update(record)
+            with Records(path) as records:
+                for record in records:
+                    total.update(record)
     return [Result("signature", total.hexdigest(), "sha256")]
 
 

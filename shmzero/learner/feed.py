@@ -48,16 +48,13 @@ def newest_records(folder: Path, rows: int) -> Iterator[list[bytes]]:
     """The newest records that hold about `rows` searched decisions, oldest first, in pieces."""
     if not (folder / FILE_NAME).exists():
         return
-    records = Records(folder)
-    try:
+    with Records(folder) as records:
         sample = records.newest(200)
         decisions = sum(len(_core.decode_record(record)["searched"]) for record in sample)
         if decisions:
             wanted = records.newest(rows * len(sample) // decisions + 1)
             for at in range(0, len(wanted), 1000):
                 yield wanted[at : at + 1000]
-    finally:
-        records.close()
 
 
 def ends_game(record: bytes) -> bool:

@@ -438,7 +438,10 @@ class RecordWriter:
 
 
 class Records:
-    """Read access to a record file, or to a run folder's."""
+    """Read access to a record file, or to a run folder's. It is open until `close`, or to the end of a `with` block.
+
+    `len` is the number of rounds; to iterate gives their records by ascending round id.
+    """
 
     def __init__(self, path: Path | str) -> None:
         """Raises ConfigError or RecordError where it is none that this version reads."""
@@ -455,6 +458,16 @@ class Records:
         except ShmzeroError:
             self._connection.close()
             raise
+
+    def __enter__(self) -> Records:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file. Whoever reads on gets a RecordError."""
+        self._connection.close()
 
     def _query(self, query: str, values: Sequence[Any] = ()) -> list[Any]:
         rows = _query(self._connection, self.path, query, values)
@@ -505,6 +518,3 @@ class Records:
             return _core.replay(list(self.read(first, most)), seat_seed)
         except ValueError as error:
             raise RecordError(f"record file {self.path} holds what is no round: {error}") from None
-
-    def close(self) -> None:
-        self._connection.close()

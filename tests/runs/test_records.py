@@ -23,6 +23,7 @@ import pytest
 
 from shmzero import SearchConfig, _core, play_rounds
 from shmzero.errors import ConfigError, FolderBusy, RecordError
+from shmzero.learner.feed import newest_records
 from shmzero.records import main
 from shmzero.runs.checkpoints import checkpoints, newest_checkpoint, numbered_path
 from shmzero.runs.records import FILE_NAME, Records, RecordWriter
@@ -74,6 +75,24 @@ def test_records_written_count_read_and_replay_as_they_were(folder: Path, played
     assert rows.keys() == wanted.keys() and set(rows["ids"]) == set(range(10, 60))
     for name in wanted:
         assert np.array_equal(rows[name], wanted[name]), name
+
+
+def test_records_are_open_to_the_end_of_their_block(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def still_open() -> list[str]:
+        links = [entry.path for entry in os.scandir("/proc/self/fd") if os.path.islink(entry.path)]
+        return [target for target in map(os.path.realpath, links) if target.startswith(str(folder / FILE_NAME))]
+
+    before = still_open()
+    with Records(folder) as records:
+        assert len(records) == 300 and len(still_open()) > len(before)
+    assert still_open() == before
+    with pytest.raises(RecordError, match="cannot be read"):
+        len(records)
+    reading = newest_records(folder, 100)  # a generator that is not read to its end
+    next(reading)
+    reading.close()
+    assert still_open() == before
+    assert main([str(folder)]) == 0 and still_open() == before
 
 
 def test_records_more_than_one_transaction_of_reading_come_once_and_in_order(

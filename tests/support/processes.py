@@ -46,7 +46,8 @@ def wait_for(condition: Callable[[], object], process: subprocess.Popen[str] | N
 def committed(folder: Path) -> int:
     """Rounds in a run folder so far."""
     try:
-        return len(Records(folder))
+        with Records(folder) as records:
+            return len(records)
     except Exception:  # not there yet
         return 0
 
