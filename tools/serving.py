@@ -37,25 +37,25 @@ def ready_device(spec: dict[str, Any]) -> BatchDevice:
         device.poll()
         time.sleep(0.2)
     features, masks = real_rows(device.max_batch)
-    for stage in range(device.num_stages):
-        device.staging(stage).features[:] = features
-        device.staging(stage).masks[:] = masks
+    for buffer in range(device.num_buffers):
+        device.staging(buffer).features[:] = features
+        device.staging(buffer).masks[:] = masks
     return device
 
 
 def rows_per_s(device: BatchDevice, rows: int, seconds: float) -> float:
     """Batches of `rows` rows without a pause, as many in flight as the device takes."""
     in_flight: deque[int] = deque()
-    stage = done = 0
+    buffer = done = 0
     start = time.perf_counter()
     while time.perf_counter() - start < seconds or in_flight:
-        if len(in_flight) == device.num_stages or time.perf_counter() - start >= seconds:
+        if len(in_flight) == device.num_buffers or time.perf_counter() - start >= seconds:
             device.wait(in_flight.popleft())
             done += rows
         if time.perf_counter() - start < seconds:
-            device.launch(stage, rows)
-            in_flight.append(stage)
-            stage = (stage + 1) % device.num_stages
+            device.launch(buffer, rows)
+            in_flight.append(buffer)
+            buffer = (buffer + 1) % device.num_buffers
     return done / (time.perf_counter() - start)
 
 

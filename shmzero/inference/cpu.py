@@ -19,7 +19,7 @@ kernel for each number of rows that it meets, and one that is no multiple of its
 class CpuNetDevice(NetDevice):
     """Runs a batch at once, in the calling thread and torch's own."""
 
-    num_stages = 1
+    num_buffers = 1
 
     def __init__(
         self,
@@ -36,10 +36,10 @@ class CpuNetDevice(NetDevice):
         self._policies = torch.from_numpy(self._staging.policies)
         self._values = torch.from_numpy(self._staging.values)
 
-    def staging(self, stage: int) -> Staging:
+    def staging(self, buffer: int) -> Staging:
         return self._staging
 
-    def launch(self, stage: int, rows: int) -> None:
+    def launch(self, buffer: int, rows: int) -> None:
         call: Callable3 = self.compiled or self.inference_net
         padded = rows
         if rows > PAD_FROM_ROWS and self.inference_net.dtype == torch.bfloat16:
@@ -54,10 +54,10 @@ class CpuNetDevice(NetDevice):
         except RuntimeError as error:
             raise ModelFailed(f"a batch of {rows} rows failed on the CPU: {error}") from error
 
-    def finished(self, stage: int) -> bool:
+    def finished(self, buffer: int) -> bool:
         return True
 
-    def wait(self, stage: int) -> None:
+    def wait(self, buffer: int) -> None:
         pass
 
     def swap(self, path: str) -> None:

@@ -19,7 +19,7 @@ CUDA_BUCKETS = (64, 256, 1024, 4096, 8192, 16384)
 class CudaNetDevice(NetDevice):
     """Two batches in flight, each with a stream, static buffers and a graph per bucket of its own."""
 
-    num_stages = 2
+    num_buffers = 2
 
     def __init__(
         self,
@@ -39,13 +39,13 @@ class CudaNetDevice(NetDevice):
         torch.set_float32_matmul_precision("high")  # TF32
         super().__init__(net, device, precision, compiled, max_batch, searched)
         self.buckets = [b for b in CUDA_BUCKETS if b < max_batch] + [max_batch]
-        self._stages = [_CudaStage(device, max_batch) for _ in range(self.num_stages)]
+        self._buffers = [_CudaBuffer(device, max_batch) for _ in range(self.num_buffers)]
 
-    def staging(self, stage: int) -> Staging:
-        return self._stages[stage].staging
+    def staging(self, buffer: int) -> Staging:
+        return self._buffers[buffer].staging
 
-    def launch(self, stage: int, rows: int) -> None:
-        at = self._stages[stage]
+    def launch(self, buffer: int, rows: int) -> None:
+        at = self._buffers[buffer]
         bucket = next(b for b in self.buckets if b >= rows)  # padding rows hold an earlier batch's
         call: Callable3 = self.compiled or self.inference_net
         try:
@@ -64,11 +64,11 @@ class CudaNetDevice(NetDevice):
         except RuntimeError as error:
             raise ModelFailed(f"a batch of {rows} rows failed on {self.device}: {error}") from error
 
-    def finished(self, stage: int) -> bool:
-        return bool(self._stages[stage].done.query())  # type: ignore[no-untyped-call]
+    def finished(self, buffer: int) -> bool:
+        return bool(self._buffers[buffer].done.query())  # type: ignore[no-untyped-call]
 
-    def wait(self, stage: int) -> None:
-        self._stages[stage].done.synchronize()
+    def wait(self, buffer: int) -> None:
+        self._buffers[buffer].done.synchronize()
 
     def swap(self, path: str) -> None:
         # The graphs read these very buffers; the caller has nothing in flight.
@@ -79,7 +79,7 @@ class CudaNetDevice(NetDevice):
         torch.cuda.synchronize()
 
 
-class _CudaStage:
+class _CudaBuffer:
     """Static buffers of one batch in flight. Graphs are captured on the serving thread."""
 
     def __init__(self, device: str, max_batch: int) -> None:

@@ -26,22 +26,22 @@ class Staging:
 
 
 class BatchDevice(Protocol):
-    """Runs batches. Driven by one thread: launch(stage) ... wait(stage), stages in turn."""
+    """Runs batches. Each has a buffer from launch(buffer) to wait(buffer); one thread calls both, buffers in turn."""
 
-    num_stages: int
-    """Batches that may be in flight at once."""
+    num_buffers: int
+    """How many batches may be in flight at once."""
     max_batch: int
 
-    def staging(self, stage: int) -> Staging: ...
+    def staging(self, buffer: int) -> Staging: ...
 
-    def launch(self, stage: int, rows: int) -> None:
-        """Start on the first `rows` rows of the stage. Raises ModelFailed."""
+    def launch(self, buffer: int, rows: int) -> None:
+        """Start to compute the first `rows` rows of the buffer. Raises ModelFailed."""
 
-    def finished(self, stage: int) -> bool:
-        """Whether wait(stage) would return at once."""
+    def finished(self, buffer: int) -> bool:
+        """Whether wait(buffer) would return at once."""
 
-    def wait(self, stage: int) -> None:
-        """Wait until the stage's policies and values are there. Raises ModelFailed."""
+    def wait(self, buffer: int) -> None:
+        """Wait until the buffer's policies and values are there. Raises ModelFailed."""
 
     def swap(self, weights: Any) -> None:
         """Serve other weights (the path of a checkpoint, or what the device takes) from the next launch on.

@@ -33,7 +33,7 @@ class FunctionDevice:
     The arrays it is given are the batch's own: valid during the call.
     """
 
-    num_stages = 1
+    num_buffers = 1
 
     def __init__(
         self, model: Model, state_dim: int, action_dim: int, value_dim: int, wire: str, max_batch: int
@@ -42,7 +42,7 @@ class FunctionDevice:
         self.max_batch = max_batch
         self._model = model
         self._widths = (action_dim, value_dim)
-        self._stages = [self._new_stage(state_dim, wire) for _ in range(self.num_stages)]
+        self._buffers = [self._new_buffer(state_dim, wire) for _ in range(self.num_buffers)]
         self._trial = 0
         """The place in TRIALS of the rows that the model takes."""
         self.description = f"{getattr(model, '__name__', type(model).__name__)} on {self._place()}"
@@ -51,7 +51,7 @@ class FunctionDevice:
     def _place(self) -> str:
         return "cpu"
 
-    def _new_stage(self, state_dim: int, wire: str) -> Any:
+    def _new_buffer(self, state_dim: int, wire: str) -> Any:
         action_dim, value_dim = self._widths
         staging = Staging(
             np.zeros((self.max_batch, state_dim), wire),
@@ -95,18 +95,18 @@ class FunctionDevice:
             self._model = served
         return staging.policies[:num_rows].copy(), staging.values[:num_rows].copy()
 
-    def staging(self, stage: int) -> Staging:
-        staging: Staging = self._stages[stage][0]
+    def staging(self, buffer: int) -> Staging:
+        staging: Staging = self._buffers[buffer][0]
         return staging
 
-    def launch(self, stage: int, rows: int) -> None:
-        staging, masks = self._stages[stage]
+    def launch(self, buffer: int, rows: int) -> None:
+        staging, masks = self._buffers[buffer]
         _core.unpack_masks(staging.masks[:rows], masks[:rows])
         with self._named_failures(rows):
-            self._run(self._stages[stage], rows)
+            self._run(self._buffers[buffer], rows)
 
-    def _run(self, stage: Any, rows: int) -> None:
-        staging, masks = stage
+    def _run(self, buffer: Any, rows: int) -> None:
+        staging, masks = buffer
         states = np.asarray(staging.features[:rows], np.float32)
         policies, values = self._both(self._model(states, masks[:rows]), rows)
         staging.policies[:rows] = policies
@@ -141,10 +141,10 @@ class FunctionDevice:
         array = np.asarray(part)
         return array if array.dtype.kind in "fiub" else None
 
-    def finished(self, stage: int) -> bool:
+    def finished(self, buffer: int) -> bool:
         return True
 
-    def wait(self, stage: int) -> None:
+    def wait(self, buffer: int) -> None:
         pass
 
     def swap(self, weights: Any) -> None:

@@ -43,26 +43,26 @@ def serve(
 ) -> None:
     """Serve until told to stop, or until the other end of `control` is gone; batches at hand are finished.
 
-    Up to `device.num_stages` batches are in flight; they finish in the order they were launched. Of a
+    Up to `device.num_buffers` batches are in flight; they finish in the order they were launched. Of a
     batch of several requests that failed each runs once more alone: only those fail that the model refuses.
     With `check_finite` a request whose answer holds NaN or infinity fails; the engine's workers look themselves.
     """
-    in_flight: deque[tuple[int, int]] = deque()  # stage, batch
+    in_flight: deque[tuple[int, int]] = deque()  # buffer, batch
     refused: deque[tuple[int, ModelFailed]] = deque()  # batches that failed as a whole
-    next_stage = 0
+    next_buffer = 0
     pending: tuple[Any, int] | None = None
     other: Any = None
 
     def launch(batch: int, rows: int) -> None:
-        nonlocal next_stage
-        device.launch(next_stage, rows)
-        in_flight.append((next_stage, batch))
-        next_stage = (next_stage + 1) % device.num_stages
+        nonlocal next_buffer
+        device.launch(next_buffer, rows)
+        in_flight.append((next_buffer, batch))
+        next_buffer = (next_buffer + 1) % device.num_buffers
 
     def finish_oldest() -> None:
-        stage, batch = in_flight.popleft()
-        device.wait(stage)
-        staging = device.staging(stage)
+        buffer, batch = in_flight.popleft()
+        device.wait(buffer)
+        staging = device.staging(buffer)
         if told := port.scatter(batch, staging.policies, staging.values, version, check_finite):
             control.failed(ModelFailed(told))
 
@@ -87,7 +87,7 @@ def serve(
                 port.fail(requests[0], str(failure), version)
                 continue
             for request in requests:
-                staging = device.staging(next_stage)
+                staging = device.staging(next_buffer)
                 try:
                     launch(request, port.refill(request, staging.features, staging.masks, device.max_batch))
                     finish_oldest()
@@ -125,8 +125,8 @@ def serve(
                 control.send(event="weights", version=version)
         if not in_flight and (line := device.poll()):
             control.send(event="compiled", message=line)
-        if len(in_flight) < device.num_stages:
-            staging = device.staging(next_stage)
+        if len(in_flight) < device.num_buffers:
+            staging = device.staging(next_buffer)
             batch, rows = port.gather(
                 staging.features,
                 staging.masks,
@@ -141,7 +141,7 @@ def serve(
                     launch(batch, rows)
                 except ModelFailed as error:
                     refuse(batch, error)
-        if in_flight and (len(in_flight) == device.num_stages or device.finished(in_flight[0][0])):
+        if in_flight and (len(in_flight) == device.num_buffers or device.finished(in_flight[0][0])):
             finish_or_refuse()
 
 

@@ -42,8 +42,8 @@ def device_of(
 def _check_device(device: Any, state_dim: int, action_dim: int, value_dim: int, wire: str) -> None:
     """Check that the arrays of a BatchDevice are those of the service. Raises ConfigError."""
     words = (action_dim + 63) // 64
-    for stage in range(device.num_stages):
-        staging = device.staging(stage)
+    for buffer in range(device.num_buffers):
+        staging = device.staging(buffer)
         for name, width, dtype in (
             ("features", state_dim, wire), ("masks", words, "uint64"),
             ("policies", action_dim, "float32"), ("values", value_dim, "float32"),

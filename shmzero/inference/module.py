@@ -58,7 +58,7 @@ class ModuleDevice(FunctionDevice):
         if copy:
             module = self._copied(module, "; copy=False serves the module itself, not to be trained meanwhile")
         self._on_cuda = self._device.type == "cuda"
-        self.num_stages = 2 if self._on_cuda else 1
+        self.num_buffers = 2 if self._on_cuda else 1
         super().__init__(self._placed(module), state_dim, action_dim, value_dim, wire, max_batch)
 
     def _usable(self, device: str) -> Any:
@@ -97,7 +97,7 @@ class ModuleDevice(FunctionDevice):
     def _place(self) -> str:
         return str(self._device)
 
-    def _new_stage(self, state_dim: int, wire: str) -> Any:
+    def _new_buffer(self, state_dim: int, wire: str) -> Any:
         torch = self._torch
         action_dim, value_dim = self._widths
         host = [
@@ -114,14 +114,14 @@ class ModuleDevice(FunctionDevice):
         done = torch.cuda.Event() if self._on_cuda else None
         return staging, host[4].numpy(), host, stream, done
 
-    def launch(self, stage: int, rows: int) -> None:
-        staging, masks = self._stages[stage][:2]
+    def launch(self, buffer: int, rows: int) -> None:
+        staging, masks = self._buffers[buffer][:2]
         _core.unpack_masks(staging.masks[:rows], masks[:rows])
         with self._named_failures(rows), self._torch.enable_grad() if self._grad else self._torch.inference_mode():
-            self._run(self._stages[stage], rows)
+            self._run(self._buffers[buffer], rows)
 
-    def _run(self, stage: Any, rows: int) -> None:
-        _, _, (states, _, policies_out, values_out, masks), stream, done = stage
+    def _run(self, buffer: Any, rows: int) -> None:
+        _, _, (states, _, policies_out, values_out, masks), stream, done = buffer
         if stream is None:
             policies, values = self._both(self._model(states[:rows].float(), masks[:rows]), rows)
             policies_out[:rows].copy_(policies)
@@ -140,12 +140,12 @@ class ModuleDevice(FunctionDevice):
             return None
         return part.detach() if self._grad else part
 
-    def finished(self, stage: int) -> bool:
-        done = self._stages[stage][4]
+    def finished(self, buffer: int) -> bool:
+        done = self._buffers[buffer][4]
         return done is None or bool(done.query())
 
-    def wait(self, stage: int) -> None:
-        done = self._stages[stage][4]
+    def wait(self, buffer: int) -> None:
+        done = self._buffers[buffer][4]
         if done is not None:
             with self._named_failures(self.max_batch):
                 done.synchronize()

@@ -156,12 +156,12 @@ def test_fleet_device_that_fails_once_costs_no_answer(tmp_path: Path, monkeypatc
         "    from shmzero.errors import ModelFailed\n"
         "    from shmzero.inference.stand_in import RowFunctionDevice\n"
         "    launch, launched = RowFunctionDevice.launch, []\n"
-        "    def failing(self, stage, rows):\n"
+        "    def failing(self, buffer, rows):\n"
         "        launched.append(rows)\n"
         f"        if len(launched) == 150 and not os.path.exists({str(tmp_path / 'failed')!r}):\n"
         f"            open({str(tmp_path / 'failed')!r}, 'w').close()\n"
         "            raise ModelFailed('the kettle is empty')\n"
-        "        launch(self, stage, rows)\n"
+        "        launch(self, buffer, rows)\n"
         "    RowFunctionDevice.launch = failing\n"
     )
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)

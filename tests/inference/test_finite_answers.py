@@ -91,22 +91,22 @@ def test_answer_that_is_not_finite_is_found_within_a_call_of_many_requests(rng: 
 
 def test_batch_device_of_the_users_own_is_checked_as_well(name: str, rng: np.random.Generator) -> None:
     class Device:
-        num_stages, max_batch = 1, 8
+        num_buffers, max_batch = 1, 8
 
         def __init__(self) -> None:
             self.one = Staging(np.zeros((8, STATE_DIM), np.float32), np.zeros(8, np.uint64),
                                np.zeros((8, ACTION_DIM), np.float32), np.zeros((8, VALUE_DIM), np.float32))  # fmt: skip
 
-        def staging(self, stage: int) -> Staging:
+        def staging(self, buffer: int) -> Staging:
             return self.one
 
-        def launch(self, stage: int, num_rows: int) -> None:
+        def launch(self, buffer: int, num_rows: int) -> None:
             self.one.values[:] = np.inf
 
-        def finished(self, stage: int) -> bool:
+        def finished(self, buffer: int) -> bool:
             return True
 
-        def wait(self, stage: int) -> None:
+        def wait(self, buffer: int) -> None:
             pass
 
         def poll(self) -> str | None:

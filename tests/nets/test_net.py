@@ -233,30 +233,30 @@ def test_swap_to_a_network_of_other_sizes_is_refused(tmp_path: Path) -> None:
 
 
 class LateDevice:
-    """Two stages in flight around a CPU device: the twin of the CUDA device's order of events."""
+    """Two buffers in flight around a CPU device: the twin of the CUDA device's order of events."""
 
-    num_stages = 2
+    num_buffers = 2
 
     def __init__(self, inner: CpuNetDevice) -> None:
         self.inner = inner
         self.max_batch = inner.max_batch
-        self.stages = [new_staging(inner.max_batch) for _ in range(2)]
+        self.buffers = [new_staging(inner.max_batch) for _ in range(2)]
         self.pending: dict[int, int] = {}
         self.looks = 0
 
-    def staging(self, stage: int) -> Staging:
-        return self.stages[stage]
+    def staging(self, buffer: int) -> Staging:
+        return self.buffers[buffer]
 
-    def launch(self, stage: int, rows: int) -> None:
-        assert stage not in self.pending, "a stage is launched again before it was waited for"
-        self.pending[stage] = rows
+    def launch(self, buffer: int, rows: int) -> None:
+        assert buffer not in self.pending, "a buffer is launched again before it was waited for"
+        self.pending[buffer] = rows
 
-    def finished(self, stage: int) -> bool:
+    def finished(self, buffer: int) -> bool:
         self.looks += 1
         return self.looks % 3 == 0
 
-    def wait(self, stage: int) -> None:
-        rows, at = self.pending.pop(stage), self.stages[stage]
+    def wait(self, buffer: int) -> None:
+        rows, at = self.pending.pop(buffer), self.buffers[buffer]
         at.policies[:rows], at.values[:rows] = served(self.inner, at.features[:rows], at.masks[:rows])
 
     def swap(self, path: str) -> None:
@@ -323,10 +323,10 @@ def serve_under_load(
     assert all(versions == sorted(versions) and set(versions) == set(range(last + 1)) for versions in seen.values())
 
 
-@pytest.mark.parametrize("stages", [1, 2])
+@pytest.mark.parametrize("buffers", [1, 2])
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_weights_swapped_under_load_every_answer_is_of_the_version_it_carries(
-    rows: dict[str, np.ndarray], tmp_path: Path, precision: str, stages: int
+    rows: dict[str, np.ndarray], tmp_path: Path, precision: str, buffers: int
 ) -> None:
     nets = [BlobNet(SMALL, seed=seed) for seed in range(6)]
     for version, net in enumerate(nets):
@@ -335,7 +335,7 @@ def test_weights_swapped_under_load_every_answer_is_of_the_version_it_carries(
     want = [served(CpuNetDevice(net, precision, False, 8), *some) for net in nets]
     memory = create_private(1, 1, 4, 8)
     inner = CpuNetDevice(nets[0], precision, False, 16)
-    serve_under_load(memory, [inner if stages == 1 else LateDevice(inner)], some, want, tmp_path, (1e-5, 1e-5))
+    serve_under_load(memory, [inner if buffers == 1 else LateDevice(inner)], some, want, tmp_path, (1e-5, 1e-5))
     memory.close()
 
 
@@ -449,12 +449,12 @@ def test_cuda_device_two_stages_equal_the_eager_network(rows: dict[str, np.ndarr
     save_checkpoint(nets[1], tmp_path / "next.safetensors")
     device = CudaNetDevice(nets[0], precision="fp32", compiled=False, max_batch=256)
     for net in nets:
-        for stage in (0, 1):
-            staging = device.staging(stage)
+        for buffer in (0, 1):
+            staging = device.staging(buffer)
             staging.features[:100], staging.masks[:100] = rows["features"][:100], rows["masks"][:100]
-            device.launch(stage, 100)
-        for stage in (0, 1):
-            device.wait(stage)
+            device.launch(buffer, 100)
+        for buffer in (0, 1):
+            device.wait(buffer)
             want = eager(net, rows["features"][:100], rows["masks"][:100])
-            assert np.abs(device.staging(stage).policies[:100] - want[0]).max() < 5e-3
+            assert np.abs(device.staging(buffer).policies[:100] - want[0]).max() < 5e-3
         device.swap(str(tmp_path / "next.safetensors"))

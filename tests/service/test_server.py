@@ -95,29 +95,29 @@ def test_model_of_other_widths_is_refused_at_the_start(name: str) -> None:
 class TwoStages:
     """An echo with two batches in flight, done when they are waited for, and before that where `is_quick`."""
 
-    num_stages = 2
+    num_buffers = 2
     max_batch = 8
     is_quick = False
 
     def __init__(self, wire: str = "float32") -> None:
-        self._stages = [
+        self._buffers = [
             Staging(np.zeros((8, STATE_DIM), wire), np.zeros(8, np.uint64),
                     np.zeros((8, ACTION_DIM), np.float32), np.zeros((8, VALUE_DIM), np.float32))
             for _ in range(2)
         ]  # fmt: skip
         self.launched = threading.Event()
 
-    def staging(self, stage: int) -> Staging:
-        return self._stages[stage]
+    def staging(self, buffer: int) -> Staging:
+        return self._buffers[buffer]
 
-    def launch(self, stage: int, rows: int) -> None:
+    def launch(self, buffer: int, rows: int) -> None:
         self.launched.set()
 
-    def finished(self, stage: int) -> bool:
+    def finished(self, buffer: int) -> bool:
         return self.is_quick
 
-    def wait(self, stage: int) -> None:
-        staging = self._stages[stage]
+    def wait(self, buffer: int) -> None:
+        staging = self._buffers[buffer]
         masks = np.zeros((8, ACTION_DIM), np.bool_)
         _core.unpack_masks(staging.masks[:, None], masks)
         staging.policies[:], staging.values[:] = echo(staging.features, masks)
@@ -140,18 +140,18 @@ def test_batch_that_fails_with_another_in_flight_is_run_again_request_by_request
             self.let_go = threading.Event()
             self.rows = [0, 0]
 
-        def launch(self, stage: int, rows: int) -> None:
-            self.rows[stage] = rows
-            super().launch(stage, rows)
+        def launch(self, buffer: int, rows: int) -> None:
+            self.rows[buffer] = rows
+            super().launch(buffer, rows)
 
-        def finished(self, stage: int) -> bool:
+        def finished(self, buffer: int) -> bool:
             return self.let_go.is_set()
 
-        def wait(self, stage: int) -> None:
+        def wait(self, buffer: int) -> None:
             self.let_go.wait()
-            if (self._stages[stage].features[: self.rows[stage], 0] > 0.9).any():
+            if (self._buffers[buffer].features[: self.rows[buffer], 0] > 0.9).any():
                 raise ModelFailed("a state is too large")
-            super().wait(stage)
+            super().wait(buffer)
 
     device = Refusing()
     asked = [rows(rng, n) for n in (1, 3, 2, 2)]

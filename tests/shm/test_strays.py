@@ -110,7 +110,7 @@ class Failing(TwoStages):
 
     is_quick = True
 
-    def wait(self, stage: int) -> None:
+    def wait(self, buffer: int) -> None:
         raise ZeroDivisionError("a bug of the device")
 
 

@@ -78,9 +78,9 @@ def slowed(folder: Path, seconds: float) -> Path:
         "if 'shmzero.inference.process' in sys.orig_argv:\n"
         "    from shmzero.inference.stand_in import RowFunctionDevice\n"
         "    launch = RowFunctionDevice.launch\n"
-        "    def slow(self, stage, rows):\n"
+        "    def slow(self, buffer, rows):\n"
         f"        time.sleep({seconds})\n"
-        "        launch(self, stage, rows)\n"
+        "        launch(self, buffer, rows)\n"
         "    RowFunctionDevice.launch = slow\n"
     )
     return folder
