@@ -1,28 +1,24 @@
-"""The inference process: sweeps ready slots into batches, runs them, scatters the answers.
+"""The batch loop: gathers ready slots into batches, has them computed, scatters the answers.
 
-The loop knows a BatchDevice and no torch. Weights change between batches, with nothing in flight;
-every answer carries the version that made it. Read next: mcts/evaluators.py, inference/net_device.py.
+It knows a BatchDevice and no torch. Weights change between batches, with nothing in flight; every answer carries
+the version that made it. Read next: batches.py (one batch), device.py (what computes it), process.py (who runs this).
 """
 
 from __future__ import annotations
 
-from collections import deque
 from typing import Any, Protocol, cast
 
 from shmzero import _core
 from shmzero.errors import ConfigError, ModelFailed
+from shmzero.inference.batches import Batches
 from shmzero.inference.device import BatchDevice, OtherDevice
-
-POLL_MS = 50.0
-"""How long a sweep waits for work before the loop looks at its control socket."""
-IN_FLIGHT_POLL_MS = 0.05
-"""The same while a batch computes."""
 
 
 class ServeControl(Protocol):
-    """Who tells the loop what to do and hears what happened."""
+    """Tells the loop what to do, and is told what happened."""
 
     closed: bool
+    """Whether the loop shall end, because there is nobody left who could tell it so."""
 
     def commands(self) -> list[dict[str, Any]]: ...
 
@@ -32,125 +28,91 @@ class ServeControl(Protocol):
         """A batch, or a request of it, failed. Raises where the loop shall end, with its slots unanswered."""
 
 
-def serve(
-    port: _core.ServerPort,
-    device: BatchDevice,
-    control: ServeControl,
-    version: int,
-    timeout_ms: float,
-    spin_us: float = 0.0,
-    check_finite: bool = False,
-) -> None:
-    """Serve until told to stop, or until the other end of `control` is gone; batches at hand are finished.
+class BatchLoop:
+    """Serves the slots of a port on a device, as `control` says."""
 
-    Up to `device.num_buffers` batches are in flight; they finish in the order they were launched. Of a
-    batch of several requests that failed each runs once more alone: only those fail that the model refuses.
-    With `check_finite` a request whose answer holds NaN or infinity fails; the engine's workers look themselves.
-    """
-    in_flight: deque[tuple[int, int]] = deque()  # buffer, batch
-    refused: deque[tuple[int, ModelFailed]] = deque()  # batches that failed as a whole
-    next_buffer = 0
-    pending: tuple[Any, int] | None = None
-    other: Any = None
+    def __init__(
+        self,
+        port: _core.ServerPort,
+        device: BatchDevice,
+        control: ServeControl,
+        version: int,
+        timeout_ms: float,
+        spin_us: float = 0.0,
+        check_finite: bool = False,
+    ) -> None:
+        """`version` is that of the weights which the device has now.
 
-    def launch(batch: int, rows: int) -> None:
-        nonlocal next_buffer
-        device.launch(next_buffer, rows)
-        in_flight.append((next_buffer, batch))
-        next_buffer = (next_buffer + 1) % device.num_buffers
+        `timeout_ms`: how long a batch waits for further rows. `spin_us`: how long the loop spins before it sleeps.
+        With `check_finite` a request whose answer holds NaN or infinity fails; the engine's workers look themselves.
+        """
+        self._device = device
+        self._control = control
+        self._batches = Batches(port, device, version, timeout_ms, spin_us, check_finite, control.failed)
+        self._wanted: tuple[Any, int] | None = None  # weights to take up and their version
+        self._wanted_other: Any = None  # weights of the second network to take up
 
-    def finish_oldest() -> None:
-        buffer, batch = in_flight.popleft()
-        device.wait(buffer)
-        staging = device.staging(buffer)
-        if told := port.scatter(batch, staging.policies, staging.values, version, check_finite):
-            control.failed(ModelFailed(told))
+    def run(self) -> None:
+        """Serve until told to stop, or until `control` is closed; batches at hand are finished."""
+        while self._turn():
+            pass
 
-    def refuse(batch: int, error: ModelFailed) -> None:
-        control.failed(error)
-        refused.append((batch, error))
+    def _turn(self) -> bool:
+        """Read commands, launch a batch, finish a batch. Returns whether to go on."""
+        batches = self._batches
+        is_over = self._is_told_to_stop() or self._control.closed
+        if is_over or self._wanted is not None or self._wanted_other is not None or batches.any_failed:
+            batches.finish_all()
+        if is_over:
+            return False
+        if self._wanted_other is not None:
+            self._take_up_other()
+        if self._wanted is not None:
+            self._take_up()
+        if not batches.any_in_flight and (line := self._device.poll()):
+            self._control.send(event="compiled", message=line)
+        batches.gather()
+        batches.finish_ready()
+        return True
 
-    def finish_or_refuse() -> None:
-        batch = in_flight[0][1]
-        try:
-            finish_oldest()
-        except ModelFailed as error:
-            refuse(batch, error)
-
-    def finish_all() -> None:
-        while in_flight:
-            finish_or_refuse()
-        while refused:
-            batch, failure = refused.popleft()
-            requests = port.split(batch)
-            if len(requests) == 1:
-                port.fail(requests[0], str(failure), version)
-                continue
-            for request in requests:
-                staging = device.staging(next_buffer)
-                try:
-                    launch(request, port.refill(request, staging.features, staging.masks, device.max_batch))
-                    finish_oldest()
-                except ModelFailed as error:
-                    port.fail(request, str(error), version)
-
-    while True:
-        for command in control.commands():
+    def _is_told_to_stop(self) -> bool:
+        """Read the commands. Of several for new weights the last counts."""
+        for command in self._control.commands():
             if command["cmd"] == "stop":
-                finish_all()
-                return
+                return True
             if command["cmd"] == "other":
-                other = command["weights"]
+                self._wanted_other = command["weights"]
             else:
-                pending = (command["weights"], command["version"])
-        if control.closed or pending is not None or other is not None or refused:
-            finish_all()
-        if control.closed:
-            return
-        if other is not None:
-            try:
-                cast(OtherDevice, device).seat_other(other)
-            except ConfigError as error:
-                control.send(event="refused", other=other, message=str(error))
-            other = None
-        if pending is not None:
-            weights, wanted = pending
-            pending = None
-            try:
-                take_up(device, weights)
-            except ConfigError as error:
-                control.send(event="refused", version=wanted, message=str(error))
-            else:
-                version = max(version, wanted)
-                control.send(event="weights", version=version)
-        if not in_flight and (line := device.poll()):
-            control.send(event="compiled", message=line)
-        if len(in_flight) < device.num_buffers:
-            staging = device.staging(next_buffer)
-            batch, rows = port.gather(
-                staging.features,
-                staging.masks,
-                device.max_batch,
-                timeout_ms,
-                bool(in_flight),
-                IN_FLIGHT_POLL_MS if in_flight else POLL_MS,
-                spin_us,
-            )
-            if rows:
-                try:
-                    launch(batch, rows)
-                except ModelFailed as error:
-                    refuse(batch, error)
-        if in_flight and (len(in_flight) == device.num_buffers or device.finished(in_flight[0][0])):
-            finish_or_refuse()
+                self._wanted = (command["weights"], command["version"])
+        return False
+
+    def _take_up(self) -> None:
+        """Serve the wanted weights, or say why not and go on with the old ones. Nothing may be in flight."""
+        assert self._wanted is not None
+        (weights, version), self._wanted = self._wanted, None
+        try:
+            take_up(self._device, weights)
+        except ConfigError as error:
+            self._control.send(event="refused", version=version, message=str(error))
+        else:
+            self._batches.version = max(self._batches.version, version)
+            self._control.send(event="weights", version=self._batches.version)
+
+    def _take_up_other(self) -> None:
+        """The same for the second network."""
+        weights, self._wanted_other = self._wanted_other, None
+        try:
+            cast(OtherDevice, self._device).seat_other(weights)
+        except ConfigError as error:
+            self._control.send(event="refused", other=weights, message=str(error))
 
 
 def take_up(device: BatchDevice, weights: Any) -> None:
-    """device.swap(weights), of which every exception is a ConfigError."""
+    """Have the device serve other weights. Raises ConfigError whatever goes wrong; the old weights stay then."""
     try:
         device.swap(weights)
     except ConfigError:
         raise
     except Exception as error:  # the user's weights meet the user's model: whatever they make of it
-        said = " ".join(str(error).split())
-        raise ConfigError(f"the weights cannot be served: {type(error).__name__}: {said}") from error
+        message = " ".join(str(error).split())
+        raise ConfigError(f"the weights cannot be served: {type(error).__name__}: {message}") from error

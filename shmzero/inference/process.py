@@ -7,7 +7,7 @@ from typing import Any
 from shmzero import _core
 from shmzero.errors import ConfigError
 from shmzero.inference.factory import make_device
-from shmzero.inference.loop import serve
+from shmzero.inference.loop import BatchLoop
 from shmzero.processes.child import child_main
 from shmzero.processes.line_socket import Control
 
@@ -23,7 +23,7 @@ def run(spec: dict[str, Any]) -> int:
     segment = _core.Segment.attach(spec["segment_fd"])
     port = _core.ServerPort(segment, spec["server"], spec["epoch"])
     control.send(event="ready", description=getattr(device, "description", spec["evaluator"]))
-    serve(port, device, control, spec["version"], spec["timeout_ms"], spec["spin_us"])
+    BatchLoop(port, device, control, spec["version"], spec["timeout_ms"], spec["spin_us"]).run()
     return 0
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from shmzero import _core
 from shmzero.errors import ConfigError, ModelFailed, ServerGone
 from shmzero.inference.device import BatchDevice
+from shmzero.inference.loop import BatchLoop
 from shmzero.machine import cores
 from shmzero.service.config import check_service
 from shmzero.service.reaper import LOOK_MS, Reaper
@@ -101,8 +102,6 @@ class Host:
         self, memory: ServiceSegment | PrivateSegment, epoch: int, device: BatchDevice, version: int,
         timeout_ms: float, spin_us: float, check_finite: bool,
     ) -> None:  # fmt: skip
-        from shmzero.inference.loop import serve  # here, as `python -m shmzero.inference` imports the package first
-
         self.pid = os.getpid()
         self.segment = segment = memory.segment
         self.error: BaseException | None = None
@@ -113,13 +112,9 @@ class Host:
         self._reaper = Reaper(segment, self.control.events.append)
         self._reaper.look(0)  # what a dead predecessor's clients left, before anything is served
         port = _core.ServerPort(segment, 0, epoch, adaptive_spin=True, clients=True)
+        loop = BatchLoop(port, device, self.control, version, timeout_ms, spin_us, check_finite)
         self._threads = [
-            threading.Thread(
-                target=self._run,
-                args=(serve, port, device, self.control, version, timeout_ms, spin_us, check_finite),
-                name="shmzero-serve",
-                daemon=True,
-            ),
+            threading.Thread(target=self._run, args=(loop.run,), name="shmzero-serve", daemon=True),
             threading.Thread(target=self._run, args=(self._reap,), name="shmzero-reaper", daemon=True),
         ]
         for thread in self._threads:

@@ -1,6 +1,6 @@
 """InferenceServer: a model behind a named service, in a thread of this process.
 
-The serving loop is inference/loop.py, the same as the engine's. A second thread is the reaper: it frees
+The batch loop is inference/loop.py, the same as the engine's. A second thread is the reaper: it frees
 the blocks of clients that died. Read next: host.py (both threads), client.py (the other side).
 """
 

@@ -19,7 +19,7 @@ from shmzero.errors import ConfigError
 from shmzero.inference import net_device
 from shmzero.inference.cpu import PAD_FROM_ROWS, PAD_ROWS_TO, CpuNetDevice
 from shmzero.inference.device import Staging, new_staging
-from shmzero.inference.loop import serve
+from shmzero.inference.loop import BatchLoop
 from shmzero.mcts.evaluators import HashEvaluator
 from shmzero.nets import compiled, precision
 from shmzero.nets.blob_net import BlobNet
@@ -283,12 +283,11 @@ def serve_under_load(
     """  # fmt: skip
     last = len(want) - 1
     pairs = [socket.socketpair() for _ in devices]
-    threads = [
-        threading.Thread(
-            target=serve, args=(_core.ServerPort(memory.segment, i, 1), device, Control(pair[1].detach()), 0, 1.0)
-        )
+    loops = [
+        BatchLoop(_core.ServerPort(memory.segment, i, 1), device, Control(pair[1].detach()), 0, 1.0)
         for i, (device, pair) in enumerate(zip(devices, pairs, strict=True))
     ]
+    threads = [threading.Thread(target=loop.run) for loop in loops]
     for thread in threads:
         thread.start()
     port = _core.WorkerPort(memory.segment, 0)
