@@ -1,4 +1,7 @@
-"""Checks of settings, and settings as TOML. Knows no setting by name but those that may be numbers."""
+"""Settings that check themselves, other checks of what users give, and settings as TOML.
+
+Knows no setting by name but those that may be numbers. Read next: engine/config.py, training/config.py.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +12,11 @@ import numbers
 import operator
 import os
 import tomllib
-import types
 from collections.abc import Hashable, Iterable, Mapping
-from dataclasses import fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 
@@ -59,34 +62,77 @@ def seconds(name: str, value: float | None) -> float:
     return float(value)
 
 
-@functools.cache
-def _types(kind: Hashable) -> dict[str, tuple[type, ...]]:
-    """The types that each field takes; a Literal's is that of its values."""
-    found = {}
-    for name, hint in get_type_hints(kind).items():
-        parts = get_args(hint) if get_origin(hint) is types.UnionType else (hint,)
-        found[name] = tuple(str if get_origin(part) is Literal else part for part in parts)
-    return found
-
-
-def check_types(settings: Any) -> None:
-    """Refuse values of another type, as a TOML file can hold them. An int will do for a float, a bool for no number.
-
-    Numbers and bools of numpy become Python's.
-    """
-    for name, allowed in _types(settings.__class__).items():
-        value = plain(getattr(settings, name))
-        object.__setattr__(settings, name, value)  # the class is frozen, and this is its beginning
-        fits = isinstance(value, allowed) or (float in allowed and isinstance(value, int))
-        if not fits or (isinstance(value, bool) and bool not in allowed):
-            words = " or ".join(kind.__name__ for kind in allowed if kind is not type(None))
-            raise ConfigError(f"{name} is {value!r}; allowed: {words}")
-
-
 def check_choice(name: str, value: str, allowed: Iterable[str]) -> None:
     """Raises ConfigError unless `value` is one of `allowed`."""
     if value not in allowed:
         raise ConfigError(f"{name} is {value!r}; allowed: {', '.join(allowed)}")
+
+
+# --- settings that check themselves -----------------------------------------------------------------
+
+
+def setting(default: Any, *, low: float | None = None, high: float | None = None) -> Any:
+    """A field of a Settings class: its default and, for a number, the least and the most that is allowed."""
+    return field(default=default, metadata={"low": low, "high": high})
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What a setting's type annotation says."""
+
+    types: tuple[type, ...]
+    """The types that its values may have; those of a Literal are strings."""
+    choices: tuple[str, ...]
+    """The values that it may have, where the annotation lists them."""
+
+    @property
+    def optional(self) -> bool:
+        """Whether None is allowed."""
+        return type(None) in self.types
+
+
+@functools.cache
+def kinds(settings: Hashable) -> dict[str, Kind]:
+    """What the annotations of a Settings class say, by field."""
+    found = {}
+    for name, hint in get_type_hints(settings).items():
+        parts = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+        choices = [value for part in parts if get_origin(part) is Literal for value in get_args(part)]
+        found[name] = Kind(tuple(str if get_origin(part) is Literal else part for part in parts), tuple(choices))
+    return found
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A dataclass of settings. Making one raises ConfigError for a value that its declaration does not allow.
+
+    A setting is declared once: its annotation has the types, or in a Literal the values, that it may have, `setting`
+    the range of a number, and the docstring below it says what it is. Numbers and bools of numpy become Python's.
+    """
+
+    def __post_init__(self) -> None:
+        own: Any = self.__class__
+        for one in fields(self):
+            kind = kinds(own)[one.name]
+            value = plain(getattr(self, one.name))
+            object.__setattr__(self, one.name, value)  # the class is frozen, and this is its beginning
+            fits = isinstance(value, kind.types) or (float in kind.types and isinstance(value, int))
+            if not fits or (isinstance(value, bool) and bool not in kind.types):
+                words = " or ".join(known.__name__ for known in kind.types if known is not type(None))
+                raise ConfigError(f"{one.name} is {value!r}; allowed: {words}")
+            if value is None:
+                continue
+            if kind.choices:
+                check_choice(one.name, value, kind.choices)
+            if one.metadata.get("low") is not None:
+                check_number(one.name, value, one.metadata["low"], one.metadata["high"])
+        self.check()
+
+    def check(self) -> None:
+        """Raises ConfigError for settings that do not go together."""
+
+
+# --- TOML -------------------------------------------------------------------------------------------
 
 
 def read_settings(path: Path, kind: type[Any]) -> dict[str, Any]:

@@ -13,19 +13,19 @@ from shmzero.game.bots import BUILT_IN, other_agents
 from shmzero.machine import check_cuda, cores, has_cuda
 from shmzero.mcts.config import PRESETS, SearchConfig
 from shmzero.mcts.play import play_settings
-from shmzero.nets.config import NETS, NetName
-from shmzero.settings import check_choice, check_number, check_types, read_settings
+from shmzero.nets.config import NetName
+from shmzero.settings import Settings, read_settings, setting
 
 
 @dataclass(frozen=True)
-class SelfPlayConfig:
+class SelfPlayConfig(Settings):
     """A self-play run. No setting is required; what is None follows from the machine."""
 
-    rounds: int | None = None
+    rounds: int | None = setting(None, low=1, high=10**12)
     """Rounds the run folder shall hold in the end (default: 100)."""
-    games: int | None = None
+    games: int | None = setting(None, low=1, high=10**10)
     """Whole games instead of single rounds."""
-    first: int = 0
+    first: int = setting(0, low=0, high=10**12)
     """Number of the first round, or game. A number is always the same deal, whatever is played beside it."""
     players: str = "4"
     """Number of players: 4, 3-6, or with weights 4:15,5:70,6:15."""
@@ -66,25 +66,25 @@ class SelfPlayConfig:
     others: str = ""
     """Who else holds seats, each but one with the chance given: bots and at most one network, as
     threshold:0.2,old.safetensors:0.1. They do not search; their decisions are not recorded as searched."""
-    workers: int | None = None
+    workers: int | None = setting(None, low=1, high=256)
     """Worker processes (default: two for each inference process; on CUDA the cores less one, at most 8)."""
-    lanes: int | None = None
+    lanes: int | None = setting(None, low=1, high=10**6)
     """Rounds that a worker plays at once (default: so that the batches are full)."""
-    slots: int = 4
+    slots: int = setting(4, low=2, high=_core.MAX_SLOTS_PER_WORKER)
     """Slots of shared memory a worker has: while one is answered it works on another."""
     device: str = "auto"
     """auto, cpu, cpu*2 (two processes), cuda, cuda:0,cuda:1."""
-    inference_threads: int | None = None
+    inference_threads: int | None = setting(None, low=1, high=1024)
     """Threads of each inference process on a CPU (default: the cores divided among them)."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Number format of the network: auto takes the fastest that the device has."""
     compile: bool = True
     """Serve a compiled network as soon as it is ready."""
-    max_batch: int | None = None
+    max_batch: int | None = setting(None, low=1, high=2**20)
     """Rows of a batch at most (default: 1024 on a CPU, 8192 on CUDA)."""
-    timeout_ms: float = 2.0
+    timeout_ms: float = setting(2.0, low=0, high=10_000)
     """A batch waits no longer than this for further rows."""
-    spin_us: float | None = None
+    spin_us: float | None = setting(None, low=0, high=100_000)
     """Busy waiting before a process sleeps, microseconds (default: 50 where a core is spare, else 0)."""
     evaluator: Literal["net", "hash", "uniform"] = "net"
     """The network, or a stand-in that needs no torch."""
@@ -98,37 +98,16 @@ class SelfPlayConfig:
     """Run folder; an existing one is continued (default: a new folder under runs/)."""
     seed: int = 0
     """Seed of deals, search and fresh weights: the same seed and settings give the same rounds."""
-    stall_s: float = 120.0
+    stall_s: float = setting(120.0, low=1, high=86_400)
     """An inference process that finishes no batch for so long, or a worker that moves nothing on, with work
     waiting, is replaced. How long a round or a decision takes makes no difference."""
     json: bool = False
     """Print one JSON object at the end and nothing else on standard output."""
 
-    def __post_init__(self) -> None:
-        check_types(self)
+    def check(self) -> None:
+        """Raises ConfigError for settings that do not go together."""
         if self.rounds is not None and self.games is not None:
             raise ConfigError("rounds and games are both set; allowed: one of them")
-        for name, high in (
-            ("rounds", 10**12),
-            ("games", 10**10),
-            ("workers", 256),
-            ("lanes", 10**6),
-            ("inference_threads", 1024),
-            ("max_batch", 2**20),
-        ):
-            value = getattr(self, name)
-            if value is not None:
-                check_number(name, value, 1, high)
-        check_number("first", self.first, 0, 10**12)
-        check_number("slots", self.slots, 2, _core.MAX_SLOTS_PER_WORKER)
-        check_number("timeout_ms", self.timeout_ms, 0, 10_000)
-        if self.spin_us is not None:
-            check_number("spin_us", self.spin_us, 0, 100_000)
-        check_number("stall_s", self.stall_s, 1, 86_400)
-        check_choice("preset", self.preset, PRESETS)
-        check_choice("precision", self.precision, ("auto", "fp32", "bf16", "fp16"))
-        check_choice("evaluator", self.evaluator, ("net", "hash", "uniform"))
-        check_choice("net", self.net, NETS)
         if self.checkpoint is not None and self.evaluator != "net":
             raise ConfigError(f"checkpoint is set with evaluator {self.evaluator!r}; allowed: with evaluator net")
         if self.follow and self.checkpoint is None:

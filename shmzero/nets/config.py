@@ -5,24 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from shmzero.settings import check_number, check_types
+from shmzero.settings import Settings, setting
 
 
 @dataclass(frozen=True)
-class NetConfig:
+class NetConfig(Settings):
     """Sizes of a BlobNet. `trunks` 2: policy and value have blocks of their own."""
 
-    width: int = 256
-    hidden: int = 1024
-    blocks: int = 6
-    trunks: int = 1
-
-    def __post_init__(self) -> None:
-        check_types(self)
-        check_number("width", self.width, 8, 4096)
-        check_number("hidden", self.hidden, 8, 16384)
-        check_number("blocks", self.blocks, 0, 64)
-        check_number("trunks", self.trunks, 1, 2)
+    width: int = setting(256, low=8, high=4096)
+    hidden: int = setting(1024, low=8, high=16384)
+    blocks: int = setting(6, low=0, high=64)
+    trunks: int = setting(1, low=1, high=2)
 
 
 NetName = Literal["plan", "small", "quick"]

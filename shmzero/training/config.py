@@ -13,8 +13,8 @@ from shmzero import _core
 from shmzero.engine.config import SelfPlayConfig
 from shmzero.errors import ConfigError
 from shmzero.machine import check_cuda, has_cuda
-from shmzero.nets.config import NETS, NetName
-from shmzero.settings import check_choice, check_number, check_types
+from shmzero.nets.config import NetName
+from shmzero.settings import Settings, setting
 
 MANY_GAMES = 10**9
 """More than a run will play: it ends by its time or its rounds."""
@@ -23,12 +23,12 @@ CPU_LANES, CUDA_LANES = 512, 2048
 
 
 @dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(Settings):
     """A training run: self-play, learner and matches at once, for a given time or number of rounds."""
 
-    minutes: float | None = 2.0
+    minutes: float | None = setting(2.0, low=0.05, high=1e6)
     """Wall time to train, from the command's start; the time between sessions is not counted."""
-    rounds: int | None = None
+    rounds: int | None = setting(None, low=1, high=10**12)
     """Rounds to play; with minutes as well, whichever comes first."""
     players: str = "4"
     """Number of players: 4, 3-6, or with weights 4:15,5:70,6:15."""
@@ -52,70 +52,70 @@ class TrainConfig:
     """Rule that shares a search's simulations among the root's actions: PUCT with noise, or sequential halving."""
     seats: Literal["policy", "maximise"] = "policy"
     """How a search has the other seats choose: by their policy, or each for its own utility (max^n)."""
-    solved_cards: int = 0
+    solved_cards: int = setting(0, low=0, high=20)
     """Leaves of a search with so few cards in all hands get the exact max^n value of their world; 0: none."""
-    rivalry: float = 0.0
+    rivalry: float = setting(0.0, low=0, high=10)
     """Weight of the others' mean score in the utility."""
     others: str = ""
     """Who else holds seats of self-play, each but one with the chance given: bots, and at most one network,
     `older` for the run's own earlier checkpoints in turn, as older:0.2,threshold:0.1. What they do is not learned;
     what every seat comes to, theirs too, is what the value learns."""
-    random_moves: float = 0.03
+    random_moves: float = setting(0.03, low=0, high=1)
     """Share of uniform moves; with a search the share of noise in its root."""
     net: NetName = "quick"
     """Sizes of the network."""
     critic_net: NetName = "quick"
     """Sizes of the critic, one trunk; critic targets only."""
-    buffer: int = 150_000
+    buffer: int = setting(150_000, low=1024, high=10**9)
     """Newest positions, which batches are drawn from."""
-    batch: int = 512
+    batch: int = setting(512, low=1, high=2**20)
     """Positions of a step: in a short run many small steps are worth more than few large ones."""
-    replay_ratio: float = 2.0
+    replay_ratio: float = setting(2.0, low=0.01, high=100)
     """How often a position is seen on average; the faster of self-play and learner waits."""
-    learning_rate: float = 1e-3
+    learning_rate: float = setting(1e-3, low=1e-8, high=1)
     """At first; falls to a hundredth as a cosine over the run. At twice as much the deeper networks go blind: what
     they make of a position no longer depends on it."""
-    critic_learning_rate: float = 2e-3
+    critic_learning_rate: float = setting(2e-3, low=1e-8, high=1)
     """The critic's, likewise; critic targets only."""
-    importance_cap: float = 10.0
+    importance_cap: float = setting(10.0, low=1, high=1e6)
     """A decision counts for the critic by 1 / the probability of the action taken, at most this; 1: all count the
     same, as they do where self-play searches. Critic targets only."""
-    redeals: int = 0
+    redeals: int = setting(0, low=0, high=1000)
     """Where seats have yet to bid, the critic's word is averaged over the true deal and so many that were as likely:
     these seats' cards and the undealt ones are dealt anew. Critic targets only."""
-    neurd_share: float = 0.0
+    neurd_share: float = setting(0.0, low=0, high=1)
     """How far the policy's gradient weighs all legal actions alike instead of by their probabilities: 0 is the policy
     gradient, 1 forgets a choice that was nearly certain as soon as any other, in the manner of neural replicator
     dynamics (Hennes et al. 2020). Critic targets only."""
-    weight_decay: float = 1e-4
+    weight_decay: float = setting(1e-4, low=0, high=1)
     """Weight decay of AdamW."""
-    clip: float = 1.0
+    clip: float = setting(1.0, low=1e-6, high=1e6)
     """Largest norm of a gradient."""
-    entropy_first: float = 0.05
+    entropy_first: float = setting(0.05, low=0, high=10)
     """Weight of the policy's entropy at the start; critic targets only."""
-    entropy_last: float = 0.03
+    entropy_last: float = setting(0.03, low=0, high=10)
     """The same at the end."""
-    value_weight: float = 1.0
+    value_weight: float = setting(1.0, low=0, high=100)
     """Weight of the value's loss."""
-    value_share: float = 0.25
+    value_share: float = setting(0.25, low=1e-3, high=1)
     """Share of a batch that trains the value as well; a policy that plays without a search needs little."""
-    tricks_weight: float = 0.0
+    tricks_weight: float = setting(0.0, low=0, high=100)
     """Weight of an auxiliary loss: how many tricks the mover will win."""
-    ema: float = 0.99
+    ema: float = setting(0.99, low=0, high=0.999999)
     """Decay of the average of the weights, a step; the average is what plays."""
     autocast: Literal["auto", "off", "bf16", "fp16"] = "auto"
     """Number format of the learner's matrix products: auto takes bfloat16 where that is faster, off is float32."""
-    publish_s: float = 1.0
+    publish_s: float = setting(1.0, low=0.01, high=3600)
     """Self-play gets new weights so often."""
-    checkpoint_s: float = 20.0
+    checkpoint_s: float = setting(20.0, low=0.1, high=86_400)
     """A checkpoint and the learner's state are kept so often: what a kill can cost."""
-    closing_s: float = 1.5
+    closing_s: float = setting(1.5, low=0, high=60)
     """Taken off the minutes for saving at the end."""
-    evaluate_s: float = 30.0
+    evaluate_s: float = setting(30.0, low=0, high=10**6)
     """A match against each opponent so often, and one at the end; 0 plays only the last."""
     opponents: str = "threshold"
     """Built-in opponents of the matches, with commas; empty for none."""
-    deals: int = 250
+    deals: int = setting(250, low=2, high=10**6)
     """Deals of a match during the run, each played from every seat; 1000 at the end."""
     rate: bool = False
     """With the matches, rate the newest checkpoint, older ones and the opponents together: ratings.json."""
@@ -128,11 +128,11 @@ class TrainConfig:
     cpu, cpu*2, cuda, cuda:0,cuda:1."""
     learner: str = "auto"
     """Device of the learner: auto, cpu, cuda, cuda:1."""
-    learner_threads: int = 1
+    learner_threads: int = setting(1, low=1, high=1024)
     """Threads of each half of the learner's step, the policy's and the critic's, on a CPU."""
     workers: int | None = None
     """Worker processes (default: two for each inference process; on CUDA the cores less one, at most 8)."""
-    lanes: int | None = None
+    lanes: int | None = setting(None, low=1, high=10**6)
     """Rounds that a worker plays at once (default: 512, on CUDA 2048, with a search so many that batches are full)."""
     max_batch: int | None = None
     """Rows of a batch of self-play at most (default: 1024 on a CPU, 8192 on CUDA)."""
@@ -143,46 +143,10 @@ class TrainConfig:
     seed: int = 0
     """Seed of deals, fresh weights and batches."""
 
-    def __post_init__(self) -> None:
-        check_types(self)
+    def check(self) -> None:
+        """Raises ConfigError for settings that do not go together."""
         if self.minutes is None and self.rounds is None:
             raise ConfigError("minutes and rounds are both unset; allowed: at least one of them")
-        limits: tuple[tuple[str, float, float], ...] = (
-            ("minutes", 0.05, 1e6),
-            ("rounds", 1, 10**12),
-            ("random_moves", 0, 1),
-            ("buffer", 1024, 10**9),
-            ("batch", 1, 2**20),
-            ("replay_ratio", 0.01, 100),
-            ("learning_rate", 1e-8, 1),
-            ("critic_learning_rate", 1e-8, 1),
-            ("importance_cap", 1, 1e6),
-            ("redeals", 0, 1000),
-            ("neurd_share", 0, 1),
-            ("weight_decay", 0, 1),
-            ("clip", 1e-6, 1e6),
-            ("entropy_first", 0, 10),
-            ("entropy_last", 0, 10),
-            ("value_weight", 0, 100),
-            ("tricks_weight", 0, 100),
-            ("rivalry", 0, 10),
-            ("solved_cards", 0, 20),
-            ("value_share", 1e-3, 1),
-            ("ema", 0, 0.999999),
-            ("publish_s", 0.01, 3600),
-            ("checkpoint_s", 0.1, 86_400),
-            ("closing_s", 0, 60),
-            ("evaluate_s", 0, 10**6),
-            ("deals", 2, 10**6),
-            ("learner_threads", 1, 1024),
-            ("lanes", 1, 10**6),
-        )
-        for name, low, high in limits:
-            value = getattr(self, name)
-            if value is not None:
-                check_number(name, value, low, high)
-        check_choice("targets", self.targets, ("critic", "visits", "improved"))
-        check_choice("utility", self.utility, ("points", "win"))
         if self.utility == "win" and (not self.games or self.searches()):
             raise ConfigError("utility is 'win'; allowed: with --games and without a search (which ends in points)")
         if self.utility == "win" and self.gate:
@@ -193,11 +157,8 @@ class TrainConfig:
             )
         if self.utility == "win" and self.rivalry:
             raise ConfigError(f"rivalry is {self.rivalry} with utility 'win', which has no points; allowed: 0")
-        check_choice("autocast", self.autocast, ("auto", "off", "bf16", "fp16"))
         if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", self.learner):
             raise ConfigError(f"learner is {self.learner!r}; allowed: auto, cpu, cuda, cuda:1")
-        check_choice("net", self.net, NETS)
-        check_choice("critic_net", self.critic_net, NETS)
         if self.targets != "critic" and 0 in (simulations for _, simulations in self.stages()):
             raise ConfigError(
                 f"targets is {self.targets!r} with a search of 0 simulations; allowed: for example --search 3x30"
