@@ -11,11 +11,30 @@ from shmzero import _core
 from shmzero.errors import ServerGone
 from shmzero.inference.model_factory import device_of
 from shmzero.service.client import Client
+from shmzero.service.config import spin_us_or_default
 from shmzero.service.connection import Connection
-from shmzero.service.host import Host, check_sizes, check_times, end_server, spin_us_of
+from shmzero.service.host import Host, check_sizes, check_times, end_server
+from shmzero.service.link import Link
 from shmzero.settings import seconds
 from shmzero.shm.names import unnamed_service
-from shmzero.shm.segment import create_private
+from shmzero.shm.segment import PrivateSegment, create_private
+
+
+class PrivateLink(Link):
+    """The way to a server of this process, whose segment has no name."""
+
+    def __init__(self, host: Host, memory: PrivateSegment, spin_us: float | None) -> None:
+        super().__init__(unnamed_service(), spin_us)
+        self._host = host
+        self._memory = memory
+
+    def find(self) -> Connection | None:
+        """A new connection to it. Raises ServerGone where it has ended, and in the child of a fork."""
+        if self._host.pid != os.getpid():
+            raise ServerGone(f"this evaluator belongs to process {self._host.pid}, of which this one is a fork")
+        if self._host.segment.service_closed:
+            raise ServerGone("this evaluator has been closed, or its thread has ended")
+        return Connection(self._host.segment, os.fstat(self._memory.fd).st_ino)
 
 
 class BatchedEvaluator(Client):
@@ -44,23 +63,16 @@ class BatchedEvaluator(Client):
         grad: bool = False,
         check_finite: bool = True,
     ) -> None:
-        self._prepare(unnamed_service(), spin_us)
         check_times(max_batch, timeout_ms, spin_us)
         check_sizes(slots, rows_per_slot, state_dim, action_dim, value_dim, wire)
         served = device_of(model, state_dim, action_dim, value_dim, wire, max_batch, device, copy, grad)
         self._memory = create_private(1, slots, 1, rows_per_slot, state_dim, action_dim, value_dim, wire)
         segment = self._memory.segment
         epoch = segment.open_service(_core.own_identity())
-        self._service = Host(self._memory, epoch, served, 0, timeout_ms, spin_us_of(spin_us), check_finite)
-        self._end = weakref.finalize(self, end_server, self._service)
-        self._connect(None, time.monotonic())
-
-    def _find(self) -> Connection | None:
-        if self._service.pid != os.getpid():
-            raise ServerGone(f"this evaluator belongs to process {self._service.pid}, of which this one is a fork")
-        if self._service.segment.service_closed:
-            raise ServerGone("this evaluator has been closed, or its thread has ended")
-        return Connection(self._service.segment, os.fstat(self._memory.fd).st_ino)
+        self._service = Host(self._memory, epoch, served, 0, timeout_ms, spin_us_or_default(spin_us), check_finite)
+        self._link = PrivateLink(self._service, self._memory, spin_us)
+        self._end = weakref.finalize(self._link, end_server, self._service)  # requests on their way keep it as well
+        self._link.connect(None, time.monotonic())
 
     def swap(self, weights: Any, timeout: float | None = 60.0) -> int:
         """Does what InferenceServer.swap does."""

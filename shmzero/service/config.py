@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from shmzero import _core
 from shmzero.errors import ConfigError
-from shmzero.machine import check_cuda
+from shmzero.machine import check_cuda, cores
 from shmzero.nets.config import NetName
 from shmzero.settings import check_number, check_whole
 from shmzero.shm.names import service_path
@@ -28,6 +28,17 @@ def check_service(name: str, value: Any, called: str | None = None) -> None:
         check_whole(called or name, value, low, high)
     elif value is not None or name != "spin_us":
         check_number(called or name, value, low, high)
+
+
+def spin_us_or_default(spin_us: float | None) -> float:
+    """How long to spin before sleeping: 50 us where there is more than one core, unless it is given.
+
+    Raises ConfigError where the given one cannot be.
+    """
+    check_service("spin_us", spin_us)
+    if spin_us is not None:
+        return spin_us
+    return 50.0 if cores() > 1 else 0.0
 
 
 @dataclass(frozen=True)

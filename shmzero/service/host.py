@@ -13,7 +13,6 @@ from shmzero import _core
 from shmzero.errors import ConfigError, ModelFailed, ServerGone
 from shmzero.inference.device import BatchDevice
 from shmzero.inference.loop import BatchLoop
-from shmzero.machine import cores
 from shmzero.service.config import check_service
 from shmzero.service.reaper import LOOK_MS, Reaper
 from shmzero.service.stats import percentile_us
@@ -184,10 +183,6 @@ def check_times(max_batch: int, timeout_ms: float, spin_us: float | None) -> Non
     """Raises ConfigError for a batch or times that a service cannot have."""
     for name, value in (("max_batch", max_batch), ("timeout_ms", timeout_ms), ("spin_us", spin_us)):
         check_service(name, value)
-
-
-def spin_us_of(spin_us: float | None) -> float:
-    return (50.0 if cores() > 1 else 0.0) if spin_us is None else spin_us
 
 
 def end_server(service: Host) -> None:

@@ -13,7 +13,8 @@ from typing import Any
 from shmzero import _core
 from shmzero.inference.model_factory import device_of
 from shmzero.service.client import Client
-from shmzero.service.host import Host, check_sizes, check_times, end_server, spin_us_of
+from shmzero.service.config import spin_us_or_default
+from shmzero.service.host import Host, check_sizes, check_times, end_server
 from shmzero.settings import seconds
 from shmzero.shm.names import service_path, sweep_leftovers, unnamed_service
 from shmzero.shm.service_segment import ServiceSegment
@@ -73,7 +74,7 @@ class InferenceServer:
                 self.device,
                 self._memory.first_version,
                 timeout_ms,
-                spin_us_of(spin_us),
+                spin_us_or_default(spin_us),
                 check_finite,
             )
         except BaseException:

@@ -26,8 +26,9 @@ from shmzero import (
     search,
 )
 from shmzero.mcts.evaluators import HashEvaluator
-from shmzero.service.client import Piece
 from shmzero.service.connection import MOST_PORTS
+from shmzero.service.link import Link
+from shmzero.service.pending import Piece
 from tests.support.service_programs import ACTION_DIM, STATE_DIM, VALUE_DIM, check, echo, make_module, rows
 from tests.support.services import ROOT, WIDTHS, Holding, constant, held, started, unattached, until
 
@@ -262,7 +263,7 @@ def test_call_does_not_wait_for_another_threads_time_out(
     client, model, looked = unattached(name), Holding(), threading.Event()
     with ThreadPoolExecutor(1) as pool:
         with monkeypatch.context() as patched:
-            patched.setattr(client, "_find", looked.set)
+            patched.setattr(client._link, "find", looked.set)
             patient = pool.submit(client.evaluate_many, *asked)
             looked.wait()
             with pytest.raises(ServerGone, match="nobody serves"):
@@ -298,15 +299,15 @@ def test_time_out_of_a_call_is_one_for_all_that_it_waits_for(
     model = Holding()
     with InferenceServer(model, *WIDTHS, name=name, slots=1) as server, ThreadPoolExecutor(1) as pool:
         with server.client().request(1):
-            for kind, method in ((Client, "_connect"), (Client, "_acquire"), (Piece, "finish")):
+            for kind, method in ((Link, "connect"), (Link, "acquire"), (Piece, "finish")):
                 recorded(kind, method)
             client = unattached(name)
             asking = pool.submit(client.evaluate_many, *held(rng, 1), timeout=0.5)
-            until(lambda: "_acquire" in deadlines)
+            until(lambda: "acquire" in deadlines)
         with pytest.raises(TimeoutError):
             asking.result()
         model.let_go.set()
-    assert deadlines.keys() >= {"_connect", "_acquire"} and len(set(deadlines.values())) == 1
+    assert deadlines.keys() >= {"connect", "acquire"} and len(set(deadlines.values())) == 1
 
 
 def test_pending_requests_leave_slots_to_other_calls_of_their_client(name: str, rng: np.random.Generator) -> None:
@@ -448,6 +449,12 @@ def test_batched_evaluator_puts_rows_of_threads_into_one_batch() -> None:
             pickle.dumps(evaluator)
     with pytest.raises(ServerGone):
         evaluator.evaluate_many(*asked[0])
+
+
+def test_request_outlives_the_evaluator_that_sent_it(rng: np.random.Generator) -> None:
+    asked = rows(rng, 20)  # most of them are sent later
+    pending = BatchedEvaluator(echo, *WIDTHS, slots=2, rows_per_slot=4).submit_many(*asked)
+    check(*asked, *pending.result())
 
 
 def test_search_and_play_rounds_through_a_service_equal_direct_evaluation(name: str) -> None:

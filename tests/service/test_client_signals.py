@@ -82,6 +82,10 @@ def places(code: CodeType) -> set[tuple[int, int]]:
     }
 
 
+CLIENT_FILES = tuple(f"service/{name}.py" for name in ("client", "link", "pending", "slot_request", "connection"))
+"""The client's code. Between its lines no handler may break anything."""
+
+
 @contextmanager
 def raising_at(number: int) -> Iterator[None]:
     """Raises at that one of the places where Python would run a signal handler within the client's code."""
@@ -90,7 +94,7 @@ def raising_at(number: int) -> Iterator[None]:
 
     def trace(frame: FrameType, event: str, argument: Any) -> Any:
         nonlocal left
-        if not frame.f_code.co_filename.endswith(("service/client.py", "service/connection.py")):
+        if not frame.f_code.co_filename.endswith(CLIENT_FILES):
             return None
         frame.f_trace_opcodes = True
         if event == "opcode":

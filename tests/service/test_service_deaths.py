@@ -65,7 +65,7 @@ def test_call_across_a_server_that_leaves_is_answered_by_the_next(name: str, rng
         with InferenceServer(echo, *WIDTHS, name=name, slots=1) as first, first.client().request(1):
             client = first.client()
             waiting = pool.submit(client.evaluate_many, *asked)
-            until(lambda: client._connection is not None and client._connection.is_wanted)
+            until(lambda: client._link.connection is not None and client._link.connection.is_wanted)
             first.close()
         late = pool.submit(client.evaluate, asked[0][0], asked[1][0])
         with InferenceServer(echo, *WIDTHS, name=name, slots=4):

@@ -16,7 +16,6 @@ import pytest
 import shmzero.inference  # noqa: F401 before a child that may not read it is forked
 from shmzero import BatchedEvaluator, Client, ConfigError, InferenceServer, _core
 from shmzero.errors import SegmentError
-from shmzero.service.client import is_lost
 from shmzero.shm.names import FOLDER, inode_of, sweep_leftovers, unlink_file
 from shmzero.shm.segment import create_private
 from tests.cli.test_bad_input import last_line, mounted
@@ -283,19 +282,19 @@ def test_name_that_cannot_be_looked_at_is_not_taken_for_gone(
     asked = rows(rng, 3)
     with InferenceServer(echo, *WIDTHS, name=name) as server, Client(name) as client:
         client.evaluate_many(*asked)
-        connection = client._connection
+        connection = client._link.connection
         assert connection is not None
         with monkeypatch.context() as patched:
             patched.setattr("shmzero.shm.names.FOLDER", str(no_folder))
             with pytest.raises(SegmentError, match=f"{no_folder}/shmzero-{name} cannot be looked at: Not a directory"):
-                inode_of(client._path)
+                inode_of(client._link.path)
             with pytest.raises(SegmentError, match="cannot be looked at"):
-                unlink_file(server._memory.fd, client._path)
+                unlink_file(server._memory.fd, client._link.path)
             patched.setattr(type(connection), "is_served", False)
-            assert not is_lost(client, connection)
+            assert not client._link.is_lost(connection)
         assert file_of(name).exists()
         check(*asked, *client.evaluate_many(*asked))
-    assert inode_of(client._path) == 0
+    assert inode_of(client._link.path) == 0
 
 
 def test_private_segment_cannot_be_shrunk() -> None:
