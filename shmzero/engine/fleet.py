@@ -7,11 +7,9 @@ slots. It knows nothing of SQLite and terminals; selfplay.py does. Read next: en
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import selectors
 import signal
-import socket
 import struct
 import time
 from collections import Counter, deque
@@ -19,7 +17,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from shmzero import _core
 from shmzero.engine.config import SelfPlayConfig, to_flags
@@ -29,7 +26,9 @@ from shmzero.errors import ConfigError, WorkerDied
 from shmzero.game.bots import OLDER
 from shmzero.nets.config import NETS
 from shmzero.processes.child import Child, start_child, starting
-from shmzero.processes.watch import Deaths, Watch
+from shmzero.processes.deaths import Deaths
+from shmzero.processes.line_socket import LineSocket
+from shmzero.processes.watch import Watch
 from shmzero.shm.segment import create_private
 
 GRANT = struct.Struct("=QI4x8h")
@@ -57,27 +56,19 @@ class _Worker:
     record_fd: int
     outstanding: set[int] = field(default_factory=set)
     buffer: bytes = b""
-    watch: Watch = field(default_factory=Watch)
-    stuck: str = ""
-    """Why this process killed it, or an empty text."""
 
 
 @dataclass
 class _Server:
     index: int
     child: Child
-    control: socket.socket
+    lines: LineSocket
     epoch: int
     heard: int
     """The version of the weights that it last took, refused or was started with."""
-    received: bytes = b""
-    unsent: bytes = b""
-    """Commands that it has no room for yet: it is busy, or hangs and will be replaced."""
     ready: bool = False
-    watch: Watch = field(default_factory=Watch)
     held: dict[tuple[int, int, int], tuple[Watch, int]] = field(default_factory=dict)
     """Requests that it holds, as (worker, slot, generation), with its batches when each was first seen."""
-    killed: bool = False
 
 
 class Fleet:
@@ -89,11 +80,11 @@ class Fleet:
         units: Iterable[int],
         num_units: int,
         version: int = 0,
-        begun: Mapping[int, list[bytes]] | None = None,
+        in_progress: Mapping[int, list[bytes]] | None = None,
     ) -> None:
         """Starts everything. `units` yields the ids to play, `num_units` is how many there are.
 
-        `version` is that of the weights it starts with; `begun` has the first rounds' records of games
+        `version` is that of the weights it starts with; `in_progress` has the first rounds' records of games
         that it shall go on with.
 
         Raises SegmentError where shared memory is short, ConfigError for impossible sizes and for a
@@ -106,7 +97,9 @@ class Fleet:
         """Lines for people: replacements, refusals, the switch to the compiled network."""
         self.paused = False
         """While set, no further units are granted; those in progress go on."""
-        self.begun: dict[int, list[bytes]] = {unit: list(records) for unit, records in (begun or {}).items()}
+        self.in_progress: dict[int, list[bytes]] = {
+            unit: list(records) for unit, records in (in_progress or {}).items()
+        }
         """Records of the rounds finished so far of games in progress: all that is needed to go on with them."""
         self.version = version
         """The version of the weights that were published last; see `served`."""
@@ -154,23 +147,22 @@ class Fleet:
 
     # --- children ---------------------------------------------------------------------------------
 
-    def _start(self, module: str, spec: dict[str, Any], fds: list[int], threads: int) -> Child:
-        return start_child(module, spec | {"segment_fd": self._memory.fd}, [*fds, self._memory.fd], threads)
-
     def _start_worker(self, index: int) -> _Worker:
         config = self.config
-        with starting(f"worker {index}") as undo, ExitStack() as theirs:
+        name = f"worker {index}"
+        with starting(name) as held, ExitStack() as theirs:
             grant_read, grant_write = os.pipe()
             theirs.callback(os.close, grant_read)
-            undo.callback(os.close, grant_write)
+            held.callback(os.close, grant_write)
             record_read, record_write = os.pipe()
             theirs.callback(os.close, record_write)
-            undo.callback(os.close, record_read)
+            held.callback(os.close, record_read)
             with suppress(PermissionError):  # beyond a user's share of pipe memory; a small pipe will do
                 fcntl.fcntl(record_read, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
             os.set_blocking(grant_write, False)
             os.set_blocking(record_read, False)
             spec = {
+                "segment_fd": self._memory.fd,
                 "worker": index,
                 "grant_fd": grant_read,
                 "record_fd": record_write,
@@ -187,8 +179,8 @@ class Fleet:
                     "others": config.others,
                 },
             }
-            child = self._start("shmzero.engine.worker", spec, [grant_read, record_write], threads=1)
-        child.fds = [grant_write, record_read]
+            fds = [self._memory.fd, grant_read, record_write]
+            child = start_child(name, "shmzero.engine.worker", spec, fds, 1, held)
         worker = _Worker(index, child, grant_write, record_read)
         self._selector.register(record_read, selectors.EVENT_READ, worker)
         self._selector.register(child.end_fd, selectors.EVENT_READ, worker)
@@ -196,13 +188,14 @@ class Fleet:
 
     def _start_server(self, index: int, epoch: int) -> _Server:
         config = self.config
-        with starting(f"inference process {index}") as undo:
-            ours, theirs = socket.socketpair()
-            undo.callback(ours.close)
+        name = f"inference process {index}"
+        with starting(name) as held, ExitStack() as theirs:
+            lines, control_fd = LineSocket.pair(held, theirs)
             spec = {
+                "segment_fd": self._memory.fd,
                 "server": index,
                 "epoch": epoch,
-                "control_fd": theirs.fileno(),
+                "control_fd": control_fd,
                 "threads": self.plan.threads,
                 "evaluator": config.evaluator,
                 "device": self.plan.devices[index],
@@ -218,11 +211,10 @@ class Fleet:
                 "seed": config.seed,
                 "version": self._served.version,
             }
-            with theirs:
-                child = self._start("shmzero.inference.process", spec, [theirs.fileno()], self.plan.threads)
-        ours.setblocking(False)
-        server = _Server(index, child, ours, epoch, heard=self._served.version)
-        self._selector.register(ours, selectors.EVENT_READ, server)
+            fds = [self._memory.fd, control_fd]
+            child = start_child(name, "shmzero.inference.process", spec, fds, self.plan.threads, held)
+        server = _Server(index, child, lines, epoch, heard=self._served.version)
+        self._selector.register(lines, selectors.EVENT_READ, server)
         self._selector.register(child.end_fd, selectors.EVENT_READ, server)
         newest = self._weights[max(self._weights)]
         if newest is not self._served and not newest.refused:
@@ -259,8 +251,7 @@ class Fleet:
         """
         self._grant()
         for server in self._servers:
-            if server.unsent:
-                self._send(server)
+            server.lines.flush()
         dead: list[_Worker | _Server] = []
         for key, _ in self._selector.select(timeout_s):
             owner: _Worker | _Server = key.data
@@ -273,9 +264,9 @@ class Fleet:
         for owner in dead:
             owner.child.process.wait()
             if isinstance(owner, _Worker):
-                self._bury_worker(owner)
+                self._reap_worker(owner)
             else:
-                self._bury_server(owner)
+                self._reap_server(owner)
         self._kill_stalled()
         return self._take_finished()
 
@@ -307,7 +298,7 @@ class Fleet:
         return self.version
 
     def _offer(self, server: _Server, weights: Weights) -> None:
-        self._send(server, json.dumps({"cmd": "weights", "weights": weights.name, "version": weights.version}))
+        server.lines.post(cmd="weights", weights=weights.name, version=weights.version)
 
     def _heard(self, server: _Server, version: int, taken: bool) -> None:
         """Note what a server says of weights; what no server can be about to read any more is closed."""
@@ -324,9 +315,8 @@ class Fleet:
     def seat_other(self, path: Path) -> None:
         """Let a checkpoint's network hold the seats that `others` gives to one, from the next batch on."""
         self._others = [*self._others[-1:], str(path)]
-        line = json.dumps({"cmd": "other", "weights": str(path)})
         for server in self._servers:
-            self._send(server, line)
+            server.lines.post(cmd="other", weights=str(path))
 
     def counters(self) -> dict[str, int]:
         """Sums over all workers (prefix `worker_` for times and rows) and servers since the start."""
@@ -345,8 +335,8 @@ class Fleet:
     def pids(self) -> dict[str, list[int]]:
         """Process ids of the living children, by kind."""
         return {
-            "workers": [w.child.process.pid for w in self._workers],
-            "servers": [s.child.process.pid for s in self._servers],
+            "workers": [w.child.pid for w in self._workers],
+            "servers": [s.child.pid for s in self._servers],
         }
 
     def close(self) -> list[tuple[int, list[bytes]]]:
@@ -358,8 +348,6 @@ class Fleet:
             child.process.wait()
         for worker in self._workers:
             self._read_frames(worker)
-        for server in self._servers:
-            server.control.close()
         for child in children:
             child.close()
         self._workers.clear()
@@ -408,7 +396,7 @@ class Fleet:
 
     def _granted(self, unit: int) -> bytes:
         """A unit as its worker reads it."""
-        records = self.begun.get(unit)
+        records = self.in_progress.get(unit)
         totals = [0] * _core.MAX_PLAYERS
         if records:
             last = _core.decode_record(records[-1])
@@ -439,11 +427,11 @@ class Fleet:
                 continue
             self._deaths.went_on()
             if not last:
-                self.begun.setdefault(unit, []).append(record)
+                self.in_progress.setdefault(unit, []).append(record)
                 continue
             worker.outstanding.remove(unit)
             self._left -= 1
-            self._finished.append((unit, [*self.begun.pop(unit, []), record]))
+            self._finished.append((unit, [*self.in_progress.pop(unit, []), record]))
         worker.buffer = data[at:]
 
     # --- deaths -----------------------------------------------------------------------------------
@@ -452,7 +440,7 @@ class Fleet:
         if fd in self._selector.get_map():
             self._selector.unregister(fd)
 
-    def _bury_worker(self, worker: _Worker) -> None:
+    def _reap_worker(self, worker: _Worker) -> None:
         self._read_frames(worker)  # to the end: only then may its units be given out again
         self._unregister(worker.record_fd)
         self._unregister(worker.child.end_fd)
@@ -481,16 +469,16 @@ class Fleet:
             config, rounds=None if games else 1, games=1 if games else None, first=unit, others=others, follow=False,
             checkpoint=Path(self._served.path) if self._served.path else None, out=None, json=False,
         )  # fmt: skip
-        words = worker.stuck or f"ended with status {worker.child.process.returncode}"
+        words = worker.child.stuck or f"ended with status {worker.child.status}"
         raise WorkerDied(
             f"{'game' if games else 'round'} {unit} has ended {MOST_BLAMED} workers, of which the last {words}: "
             f"{worker.child.last_words().splitlines()[-1]}; it is given up, and this run with it, whose finished "
             f"rounds are kept. Play it alone with: python -m shmzero.selfplay {to_flags(alone)}"
         )
 
-    def _bury_server(self, server: _Server) -> None:
+    def _reap_server(self, server: _Server) -> None:
         self._read_events(server)
-        self._unregister(server.control.fileno())
+        self._unregister(server.lines.fileno())
         self._unregister(server.child.end_fd)
         self.segment.reclaim_server(server.index)
         self.events.append(
@@ -498,21 +486,13 @@ class Fleet:
         )
         replacement = self._start_server(server.index, server.epoch + 1)
         self._servers[server.index] = replacement
-        server.control.close()
         server.child.close()
 
     def _read_events(self, server: _Server) -> None:
-        try:
-            while part := server.control.recv(65536):
-                server.received += part
-            self._unregister(server.control.fileno())
-        except BlockingIOError:
-            pass
-        except ConnectionResetError:
-            self._unregister(server.control.fileno())
-        *lines, server.received = server.received.split(b"\n")
-        for line in lines:
-            event = json.loads(line)
+        events = server.lines.receive()
+        if server.lines.closed:
+            self._unregister(server.lines.fileno())
+        for event in events:
             for weights in self._weights.values():  # a message names the file, not our copy
                 if weights.name is not None and weights.path is not None and "message" in event:
                     event["message"] = event["message"].replace(weights.name, weights.path)
@@ -531,17 +511,6 @@ class Fleet:
                 self._heard(server, event["version"], taken=True)
                 self.events.append(f"inference process {server.index} serves weights {event['version']}")
 
-    def _send(self, server: _Server, line: str | None = None) -> None:
-        """Send what is left over, then `line`, as far as there is room now; `poll` goes on."""
-        server.unsent += b"" if line is None else line.encode() + b"\n"
-        try:
-            while server.unsent:
-                server.unsent = server.unsent[server.control.send(server.unsent) :]
-        except BlockingIOError:
-            pass
-        except (BrokenPipeError, ConnectionResetError):
-            server.unsent = b""  # dead: its replacement starts with these weights
-
     def _kill_stalled(self) -> None:
         """End children that are stuck; what becomes of them then is a death like any other."""
         now = time.monotonic()
@@ -549,10 +518,8 @@ class Fleet:
             return
         self._looked_at = now
         for worker in self._workers:
-            if not worker.stuck and (why := self._why_stuck(worker)):
-                worker.stuck = why
-                self.events.append(f"worker {worker.index} {why}")
-                worker.child.process.kill()
+            if line := worker.child.end_stuck(self._why_stuck(worker)):
+                self.events.append(line)
         for server in self._servers:
             refused = self.segment.server_counters(server.index)["refused"]
             if refused > self._refused[server.index]:
@@ -562,20 +529,18 @@ class Fleet:
                     "wrote: something else writes into the shared memory"
                 )
                 self._refused[server.index] = refused
-            if not server.killed and (why := self._why_server_stuck(server)):
-                server.killed = True
-                self.events.append(f"inference process {server.index} {why}")
-                server.child.process.kill()
+            if line := server.child.end_stuck(self._why_server_stuck(server)):
+                self.events.append(line)
 
     def _why_stuck(self, worker: _Worker) -> str | None:
         """What a worker has not done for too long, None where it may go on."""
         states = set(self.segment.slot_states(worker.index))
         # With nothing answered and something held by a server it waits; if for too long, that is the server's.
         waits = bool(states & HELD) and states <= HELD | {"free"}
-        worker.watch.look(
+        worker.child.watch.look(
             self.segment.worker_counters(worker.index)["progress"], bool(worker.outstanding) and not waits
         )
-        limit_s = worker.watch.stuck_s(self.config.stall_s)
+        limit_s = worker.child.watch.stuck_s(self.config.stall_s)
         return f"did nothing for {limit_s:g} s with work to do" if limit_s else None
 
     def _why_server_stuck(self, server: _Server) -> str | None:
@@ -583,8 +548,8 @@ class Fleet:
         stall_s = self.config.stall_s
         batches = self.segment.server_counters(server.index)["batches"]
         held = self.segment.held_slots(server.index)
-        server.watch.look((server.ready, batches), not server.ready or bool(held))
-        if limit_s := server.watch.stuck_s(stall_s):
+        server.child.watch.look((server.ready, batches), not server.ready or bool(held))
+        if limit_s := server.child.watch.stuck_s(stall_s):
             if server.ready:
                 return f"finished no batch for {limit_s:g} s"
             return f"did not begin to serve within {limit_s:g} s"
@@ -601,5 +566,5 @@ class Fleet:
 
 def _ended_itself(worker: _Worker) -> bool:
     """Whether a worker that is gone ended by what it did, and not by somebody's signal."""
-    status = worker.child.process.returncode
-    return bool(worker.stuck) or status > 0 or -status in CRASHES
+    status = worker.child.status
+    return bool(worker.child.stuck) or status > 0 or -status in CRASHES

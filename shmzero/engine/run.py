@@ -104,7 +104,7 @@ def _run(
                 writer.write_file("config.toml", to_toml(_resolved(config, fleet)))
 
         def uncommitted() -> list[tuple[int, list[bytes]]]:
-            parts = [*waiting, *fleet.begun.items()]
+            parts = [*waiting, *fleet.in_progress.items()]
             return [(unit, records[committed.get(unit, 0) :]) for unit, records in parts]
 
         def commit() -> None:
@@ -112,7 +112,7 @@ def _run(
             if found := [part for part in uncommitted() if part[1]]:
                 new_rounds += writer.write(found)
                 record_bytes += sum(len(record) for _, records in found for record in records)
-            committed = {unit: len(records) for unit, records in fleet.begun.items()}
+            committed = {unit: len(records) for unit, records in fleet.in_progress.items()}
             waiting.clear()
 
         try:

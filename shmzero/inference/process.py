@@ -5,16 +5,27 @@ from __future__ import annotations
 from typing import Any
 
 from shmzero import _core
-from shmzero.errors import ConfigError
+from shmzero.errors import ConfigError, ModelFailed
 from shmzero.inference.factory import make_device
 from shmzero.inference.loop import BatchLoop
 from shmzero.processes.child import child_main
-from shmzero.processes.line_socket import Control
+from shmzero.processes.line_socket import LineSocket
+
+
+class ParentControl(LineSocket):
+    """The parent's word in the batch loop: it sends the commands and hears the events."""
+
+    def commands(self) -> list[dict[str, Any]]:
+        return self.receive()
+
+    def failed(self, error: ModelFailed) -> None:
+        """A batch that failed ends the process; the one that takes its place runs the batch again."""
+        raise error
 
 
 def run(spec: dict[str, Any]) -> int:
     """The process: attach, make the device, shake hands, serve. Returns the exit code."""
-    control = Control(spec["control_fd"])
+    control = ParentControl(spec["control_fd"])
     try:
         device = make_device(spec)
     except ConfigError as error:

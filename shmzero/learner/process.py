@@ -26,7 +26,7 @@ from shmzero.learner.schedule import Schedule
 from shmzero.learner.state import load_state, save_state
 from shmzero.nets.checkpoint import save_checkpoint
 from shmzero.processes.child import child_main
-from shmzero.processes.line_socket import Control
+from shmzero.processes.line_socket import LineSocket
 from shmzero.processes.watch import Pulse
 from shmzero.runs.checkpoints import (
     CHECKPOINT_FOLDER,
@@ -51,12 +51,12 @@ the buffer, and goes on below the first: its rounds take a while to come, and no
 class LearnerProcess:
     """The loop around a Learner."""
 
-    def __init__(self, spec: dict[str, Any], control: Control) -> None:
+    def __init__(self, spec: dict[str, Any], parent: LineSocket) -> None:
         torch.set_num_threads(spec["threads"])
         self._second = ThreadPoolExecutor(1, "critic", torch.set_num_threads, (spec["threads"],))
         self._ahead: Future[Valued] | None = None
         """The critic's half of the next step."""
-        self._control = control
+        self._parent = parent
         self._folder = Path(spec["folder"])
         self._config = TrainConfig(**spec["config"])
         self._pipe = RecordPipe(spec["record_fd"])
@@ -97,7 +97,7 @@ class LearnerProcess:
         """Learn until the parent says stop or is gone, and save the last state."""
         config, learner = self._config, self._learner
         self._pulse.beat()
-        self._control.send(event="ready", steps=learner.steps, rows=len(self._buffer))
+        self._parent.send(event="ready", steps=learner.steps, rows=len(self._buffer))
         if learner.steps:
             self._publish()
         started = published_at = saved_at = metrics_at = time.monotonic()
@@ -106,12 +106,12 @@ class LearnerProcess:
         stopping = False
         while True:
             self._take()
-            for command in self._control.commands():
+            for command in self._parent.receive():
                 self._progress, self._played_version = command["progress"], command["version"]
                 if command["cmd"] == "stop":
                     stopping = True
                     self._to_the_end = command["to_the_end"]
-            if self._control.closed:
+            if self._parent.closed:
                 return  # the parent is gone; the folder holds the last saved state
             if stopping and not (self._to_the_end and (self._may_step() or not self._pipe.ended)):
                 if pending:
@@ -182,7 +182,7 @@ class LearnerProcess:
         lead = self._rows_new - trained
         if (lead > LEAD_SHARES[not self._paused] * self._config.buffer) != self._paused:
             self._paused = not self._paused
-            self._control.send(event="pause", on=self._paused)
+            self._parent.send(event="pause", on=self._paused)
 
     def _report(self, pending: list[Any], seconds: float) -> None:
         import torch
@@ -190,7 +190,7 @@ class LearnerProcess:
         means = torch.stack(pending).mean(dim=0).tolist()
         learner, rows = self._learner, len(self._buffer)
         versions = self._buffer.tensors["versions"][:rows].float()
-        self._control.send(
+        self._parent.send(
             event="metrics",
             steps=learner.steps,
             rows=self._rows_new,
@@ -209,7 +209,7 @@ class LearnerProcess:
         make_folder(path.parent)
         save_checkpoint(self._learner.ema, path, self._config.utility)
         self._pulse.beat()
-        self._control.send(event="weights", path=str(path), version=self._version)
+        self._parent.send(event="weights", path=str(path), version=self._version)
 
     def _save(self) -> None:
         """The state to go on from, and a checkpoint that stays."""
@@ -222,28 +222,28 @@ class LearnerProcess:
         self._pulse.beat()
         save_state(self._learner, self._folder / STATE_NAME, {"rows": self._rows_new})
         self._pulse.beat()
-        self._control.send(event="checkpoint", path=str(path), steps=self._learner.steps)
+        self._parent.send(event="checkpoint", path=str(path), steps=self._learner.steps)
 
     def _finish(self) -> None:
         if self._learner.steps:
             self._publish()
             self._save()
-        self._control.send(event="stopped", steps=self._learner.steps)
+        self._parent.send(event="stopped", steps=self._learner.steps)
 
 
 def run(spec: dict[str, Any]) -> int:
     """The process. Returns the exit code."""
-    control = Control(spec["control_fd"])
+    parent = LineSocket(spec["control_fd"])
     try:
-        LearnerProcess(spec, control).run()
+        LearnerProcess(spec, parent).run()
     except ConfigError as error:
-        control.send(event="error", message=str(error))
+        parent.send(event="error", message=str(error))
         return 2
     except RecordError as error:
-        control.send(event="folder", message=str(error))
+        parent.send(event="folder", message=str(error))
         return 1
     except OSError as error:
-        control.send(event="folder", message=f"run folder {spec['folder']} cannot be written: {error.strerror}")
+        parent.send(event="folder", message=f"run folder {spec['folder']} cannot be written: {error.strerror}")
         return 1
     return 0
 

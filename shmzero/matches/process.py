@@ -11,7 +11,7 @@ from typing import Any
 from shmzero.errors import ConfigError, RecordError
 from shmzero.matches.words import GATE
 from shmzero.processes.child import child_main
-from shmzero.processes.line_socket import Control
+from shmzero.processes.line_socket import LineSocket
 from shmzero.processes.watch import Pulse
 from shmzero.runs.checkpoints import numbered
 
@@ -27,7 +27,7 @@ def run(spec: dict[str, Any]) -> int:
     from shmzero.matches.duplicate import play_match
 
     os.nice(spec["niceness"])
-    control, pulse = Control(spec["control_fd"]), Pulse(spec["pulse_fd"])
+    parent, pulse = LineSocket(spec["control_fd"]), Pulse(spec["pulse_fd"])
     checkpoint, threads = spec["checkpoint"], spec["threads"]
     try:
         hero = make_agent(f"{checkpoint}:policy", threads=threads)
@@ -47,7 +47,7 @@ def run(spec: dict[str, Any]) -> int:
                     games=spec["games"],
                     show=lambda rounds: pulse.beat(),
                 )
-                control.send(
+                parent.send(
                     match={
                         "opponent": name,
                         "mode": mode,
@@ -64,7 +64,7 @@ def run(spec: dict[str, Any]) -> int:
                     }
                 )
         if spec["rate"]:
-            control.send(rating=rate_checkpoints(Path(checkpoint), spec, pulse))
+            parent.send(rating=rate_checkpoints(Path(checkpoint), spec, pulse))
     except (ConfigError, RecordError) as error:
         print(error, file=sys.stderr)  # the last words, which the parent says
         return 1

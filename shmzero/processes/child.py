@@ -1,6 +1,7 @@
-"""One child process: started with a spec and inherited files, gone when its parent is, and what it said last.
+"""One child process: it starts with a spec and inherited files, and ends when its parent does.
 
-Knows not what the child does. Read next: line_socket.py, how both talk."""
+It does not know what the child does. Read next: line_socket.py (how both talk), watch.py (who is stuck).
+"""
 
 from __future__ import annotations
 
@@ -13,40 +14,79 @@ import signal
 import subprocess
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from shmzero import _core
 from shmzero.errors import StartError
+from shmzero.processes.watch import Watch
 from shmzero.shm.names import nameless_file
 
 
-@dataclass
 class Child:
-    """A process, what becomes readable when it ends, and what it last said on stderr (an anonymous file)."""
+    """A process that this one has started: how it is watched, ended and cleared away."""
 
-    process: subprocess.Popen[bytes]
-    end_fd: int
-    stderr_fd: int
-    fds: list[int]
+    def __init__(
+        self, name: str, process: subprocess.Popen[bytes], end_fd: int, stderr_fd: int, held: ExitStack
+    ) -> None:
+        """`held` closes the descriptors and all else that this process holds for the child."""
+        self.name = name
+        self.process = process
+        self.end_fd = end_fd
+        """Becomes readable when the process ends."""
+        self.watch = Watch()
+        self.stuck = ""
+        """What it did not do for too long, for which it was killed, or an empty text."""
+        self._stderr_fd = stderr_fd
+        self._held = held
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    @property
+    def status(self) -> int:
+        """The exit status of a process that has been waited for; of one that a signal ended the signal, negated."""
+        return self.process.returncode
+
+    def is_running(self) -> bool:
+        """Whether the process has not ended."""
+        return self.process.poll() is None
 
     def last_words(self) -> str:
-        size = os.fstat(self.stderr_fd).st_size
-        text = os.pread(self.stderr_fd, 8000, max(0, size - 8000)).decode(errors="replace").strip()
-        status = self.process.returncode
-        return text or f"(it said nothing; exit status {status})"
+        """What it last wrote to standard error, or else its exit status."""
+        size = os.fstat(self._stderr_fd).st_size
+        text = os.pread(self._stderr_fd, 8000, max(0, size - 8000)).decode(errors="replace").strip()
+        return text or f"(it said nothing; exit status {self.status})"
+
+    def end_stuck(self, why: str | None) -> str | None:
+        """Kill the process for what it has not done, if there is such a thing; returns a line about it, once."""
+        if why is None or self.stuck:
+            return None
+        self.stuck = why
+        self.watch = Watch()
+        self.process.kill()
+        return f"{self.name} {why}"
+
+    def kill(self) -> None:
+        """End the process at once and close everything."""
+        self.process.kill()
+        self.process.wait()
+        self.close()
 
     def close(self) -> None:
-        for fd in [self.end_fd, self.stderr_fd, *self.fds]:
-            os.close(fd)
+        """Close what this process holds for the child."""
+        self._held.close()
 
 
 @contextmanager
 def starting(what: str) -> Iterator[ExitStack]:
-    """A stack of what to undo where `what` cannot be started, for which it raises StartError."""
+    """A stack of what to undo where `what` cannot be started, for which it raises StartError.
+
+    Pass the stack to `start_child`, and it becomes what the child's handle closes.
+    """
     with ExitStack() as undo:
         try:
             yield undo
@@ -72,18 +112,21 @@ def has_pidfd() -> bool:
     return True
 
 
-def start_child(module: str, spec: dict[str, Any], fds: list[int], threads: int) -> Child:
+def start_child(
+    name: str, module: str, spec: dict[str, Any], fds: Sequence[int], threads: int, held: ExitStack
+) -> Child:
     """Start `python -m module` with `spec` in a file, inheriting `fds`; it dies with this process.
 
-    Raises StartError where the machine has no room for it.
+    `name` is the child's in lines for people. What `held` closes becomes the child's, and is closed with it.
+    Raises OSError where the machine has no room for it: see `starting`.
     """
     environment = dict(os.environ)
-    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-        environment[name] = str(threads)
+    for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        environment[variable] = str(threads)
     environment["PYTHONPATH"] = os.pathsep.join(
         [str(Path(__file__).parents[2]), *filter(None, [environment.get("PYTHONPATH")])]
     )
-    with starting(f"a process of {module}") as undo, ExitStack() as theirs:
+    with ExitStack() as undo, ExitStack() as theirs:
         spec_fd = nameless_file("shmzero-spec")
         theirs.callback(os.close, spec_fd)
         os.write(spec_fd, json.dumps(spec | {"parent_pid": os.getpid()}).encode())
@@ -106,11 +149,16 @@ def start_child(module: str, spec: dict[str, Any], fds: list[int], threads: int)
             env=environment,
             start_new_session=True,  # a Ctrl-C in the terminal is the parent's alone
         )
-        undo.callback(process.wait)
-        undo.callback(process.kill)
         if end_fd < 0:
-            end_fd = os.pidfd_open(process.pid)
-    return Child(process, end_fd, stderr_fd, [])
+            try:
+                end_fd = os.pidfd_open(process.pid)
+            except OSError:
+                process.kill()
+                process.wait()
+                raise
+            undo.callback(os.close, end_fd)
+        held.push(undo.pop_all())
+    return Child(name, process, end_fd, stderr_fd, held.pop_all())
 
 
 def child_main(run_spec: Any) -> None:

@@ -1,28 +1,30 @@
 """The parent's end of the learner: what `python -m shmzero.train` holds of its other process.
 
 Records go down one socket, commands and events over another, and neither end ever waits for the other.
-Read next: learner/process.py, train.py.
+Read next: learner/process.py, training/run.py.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import socket
 import struct
 from collections import deque
 from collections.abc import Iterable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from shmzero.errors import ConfigError, RecordError
 from shmzero.processes.child import Child, start_child, starting
-from shmzero.processes.watch import Deaths, Pulse, Watch
+from shmzero.processes.deaths import Deaths
+from shmzero.processes.line_socket import LineSocket
+from shmzero.processes.watch import Pulse
 from shmzero.training.config import TrainConfig
 
 
-class LearnerLink:
-    """The parent's end of the learner: starts it, feeds it, starts it again when it dies."""
+class LearnerHandle:
+    """Starts the learner, feeds it, and starts it again when it dies."""
 
     def __init__(self, config: TrainConfig, folder: Path) -> None:
         self.config = config
@@ -32,41 +34,37 @@ class LearnerLink:
         self._child: Child | None = None
 
     def start(self, progress: float, version: int, refill: bool) -> None:
-        """`version`: of the newest weights; the learner's own go on from there. `refill`: take up the
-        newest records of the folder first."""
-        with starting("the learner") as undo:
-            ours, theirs = socket.socketpair()
-            undo.callback(ours.close)
-            undo.callback(theirs.close)
-            record_ours, record_theirs = socket.socketpair()
-            undo.callback(record_ours.close)
-            undo.callback(record_theirs.close)
+        """Start the process. Raises StartError where the machine has no room for it.
+
+        `version` is that of the newest weights: the learner numbers its own from there on. With `refill` it takes up
+        the newest records of the folder first.
+        """
+        name, threads = "the learner", self.config.learner_threads
+        with starting(name) as held, ExitStack() as theirs:
+            self._lines, control_fd = LineSocket.pair(held, theirs)
+            self._records, record_end = socket.socketpair()
+            held.callback(self._records.close)
+            theirs.callback(record_end.close)
+            self._records.setblocking(False)
             self._pulse = Pulse()
-        self._control, self._records = ours, record_ours
-        spec = {
-            "folder": str(self.folder),
-            "config": dataclasses.asdict(self.config),
-            "device": self.config.learner_device(),
-            "threads": self.config.learner_threads,
-            "control_fd": theirs.fileno(),
-            "record_fd": record_theirs.fileno(),
-            "pulse_fd": self._pulse.fd,
-            "progress": progress,
-            "version": version,
-            "refill": refill,
-        }
-        with theirs, record_theirs:
-            self._child = start_child(
-                "shmzero.learner.process", spec, [theirs.fileno(), record_theirs.fileno(), self._pulse.fd],
-                self.config.learner_threads,
-            )  # fmt: skip
-        ours.setblocking(False)
-        record_ours.setblocking(False)
-        self._received = b""
+            held.callback(self._pulse.close)
+            spec = {
+                "folder": str(self.folder),
+                "config": dataclasses.asdict(self.config),
+                "device": self.config.learner_device(),
+                "threads": threads,
+                "control_fd": control_fd,
+                "record_fd": record_end.fileno(),
+                "pulse_fd": self._pulse.fd,
+                "progress": progress,
+                "version": version,
+                "refill": refill,
+            }
+            fds = [control_fd, record_end.fileno(), self._pulse.fd]
+            self._child = start_child(name, "shmzero.learner.process", spec, fds, threads, held)
         self._unsent = bytearray()
         self._ending = self._ended = False
-        self._watch = Watch()
-        self._watch.look(self._pulse.value, has_work=False)
+        self._child.watch.look(self._pulse.value, has_work=False)
 
     @property
     def restarts(self) -> int:
@@ -76,8 +74,12 @@ class LearnerLink:
     @property
     def pid(self) -> int:
         """Process id of the living learner."""
-        assert self._child is not None
-        return self._child.process.pid
+        return self._living.pid
+
+    @property
+    def _living(self) -> Child:
+        assert self._child is not None, "the learner has not been started"
+        return self._child
 
     @property
     def behind_bytes(self) -> int:
@@ -91,23 +93,35 @@ class LearnerLink:
                 self._unsent += struct.pack("=I", len(record)) + record
 
     def tell(self, **command: Any) -> None:
-        """Send one command; one to a learner that is gone is lost."""
-        try:
-            self._control.sendall(json.dumps(command).encode() + b"\n")
-        except (BrokenPipeError, ConnectionResetError, BlockingIOError):
-            pass  # dead, which `poll` notices; or busy, and the next one says the same
+        """Send one command; one to a learner that is gone is lost. Never blocks."""
+        self._lines.post(**command)
 
     def end(self, progress: float, version: int, to_the_end: bool) -> None:
         """Have it save its last state and go; `to_the_end`: after it has learned from all that it was fed.
 
-        To be said again until it has gone: one that is busy may not hear it.
+        `to_the_end` may change while it learns: call this again until it has gone.
         """
         self.tell(cmd="stop", progress=progress, version=version, to_the_end=to_the_end)
         self._ending = True
 
     def poll(self) -> bool:
-        """Send and receive what there is. False where the learner has died."""
-        assert self._child is not None
+        """Send and receive what there is. False where the learner has died.
+
+        Raises ConfigError where it refuses its settings, RecordError where it cannot use the run folder.
+        """
+        self._lines.flush()
+        self._send_records()
+        for event in self._lines.receive():
+            if event["event"] == "error":
+                raise ConfigError(event["message"])
+            if event["event"] == "folder":
+                raise RecordError(event["message"])
+            if event["event"] in ("metrics", "checkpoint"):
+                self._deaths.went_on()
+            self.events.append(event)
+        return self._living.is_running()
+
+    def _send_records(self) -> None:
         try:
             while self._unsent:
                 sent = self._records.send(self._unsent[: 1 << 18])
@@ -117,22 +131,6 @@ class LearnerLink:
                 self._ended = True
         except (BlockingIOError, BrokenPipeError, ConnectionResetError):
             pass
-        try:
-            while part := self._control.recv(65536):
-                self._received += part
-        except (BlockingIOError, ConnectionResetError):
-            pass
-        *lines, self._received = self._received.split(b"\n")
-        for line in lines:
-            event = json.loads(line)
-            if event["event"] == "error":
-                raise ConfigError(event["message"])
-            if event["event"] == "folder":
-                raise RecordError(event["message"])
-            if event["event"] in ("metrics", "checkpoint"):
-                self._deaths.went_on()
-            self.events.append(event)
-        return self._child.process.poll() is None
 
     def kill_stalled(self, stall_s: float, behind: bool) -> str | None:
         """End a learner that has work and for so long has taken no records and got nowhere with a step.
@@ -140,41 +138,29 @@ class LearnerLink:
         `behind`: whether it has asked for time, and so has work even where nothing waits. Returns a line about
         it; what becomes of it then is a death like any other.
         """
-        self._watch.look(self._pulse.value, bool(self._unsent) or behind)
-        limit_s = self._watch.stuck_s(stall_s)
-        if limit_s is None:
-            return None
-        self._watch = Watch()
-        assert self._child is not None
-        self._child.process.kill()
-        return f"the learner did nothing for {limit_s:g} s with work to do"
+        child = self._living
+        child.watch.look(self._pulse.value, bool(self._unsent) or behind)
+        limit_s = child.watch.stuck_s(stall_s)
+        return child.end_stuck(f"did nothing for {limit_s:g} s with work to do" if limit_s else None)
 
     def stuck_at_end(self, stall_s: float) -> bool:
         """Whether a learner that is to save and go has got nowhere with that for so long. To be called often."""
-        self._watch.look(self._pulse.value, has_work=True)
-        return self._watch.stuck_s(stall_s) is not None
+        watch = self._living.watch
+        watch.look(self._pulse.value, has_work=True)
+        return watch.stuck_s(stall_s) is not None
 
-    def bury(self) -> str:
+    def reap(self) -> str:
         """Clear away a dead learner; returns a line about it. Raises WorkerDied if it keeps dying."""
-        child = self._child
-        assert child is not None
+        child = self._living
         child.process.wait()
         try:
-            return self._deaths.count("the learner", child)
+            return self._deaths.count(child.name, child)
         finally:
-            self._close()
+            child.close()
+            self._child = None
 
     def kill(self) -> None:
         """End it at once; what it saved last stays."""
         if self._child is not None:
-            self._child.process.kill()
-            self._child.process.wait()
-            self._close()
-
-    def _close(self) -> None:
-        assert self._child is not None
-        self._control.close()
-        self._records.close()
-        self._pulse.close()
-        self._child.close()
-        self._child = None
+            self._child.kill()
+            self._child = None

@@ -6,17 +6,17 @@ the next one is due. What a match is: arena.py.
 
 from __future__ import annotations
 
-import json
-import socket
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from shmzero.machine import cores
 from shmzero.matches.words import GATE
 from shmzero.processes.child import Child, start_child, starting
-from shmzero.processes.watch import Pulse, Watch
+from shmzero.processes.line_socket import LineSocket
+from shmzero.processes.watch import Pulse
 from shmzero.runs.checkpoints import CHECKPOINT_FOLDER, newest_checkpoint, numbered_path
 from shmzero.training.config import TrainConfig
 
@@ -30,7 +30,7 @@ STALL_S = 120.0
 """Matches that get nowhere for so long are ended."""
 
 
-class Judge:
+class MatchRunner:
     """The parent's end: starts matches when they are due and collects their results."""
 
     def __init__(self, config: TrainConfig, folder: Path) -> None:
@@ -53,8 +53,6 @@ class Judge:
         """Whether the last matches were left before their end."""
         self._due_s = config.evaluate_s
         self._child: Child | None = None
-        self._watch = Watch()
-        self._received = b""
 
     @property
     def wanted(self) -> bool:
@@ -74,9 +72,9 @@ class Judge:
         """Lines for the metrics. Starts a match when it is due; `elapsed_s` is the run's time."""
         lines = self._read()
         self._end_stuck(say)
-        if self._child is not None and self._child.process.poll() is not None:
+        if self._child is not None and not self._child.is_running():
             lines += self._read()
-            self._bury(say)
+            self._reap(say)
         # In turns: where either lasts until it is due again, the other would never be played.
         gate_first = self._playing is not None
         for gate in (gate_first, not gate_first):
@@ -116,7 +114,7 @@ class Judge:
         lines: list[dict[str, Any]] = []
         if self._child is not None:
             say(f"the last checkpoint plays its matches against {self.config.opponents or 'older ones'}")
-        while self._child is not None and self._child.process.poll() is None:
+        while self._child is not None and self._child.is_running():
             if stopped():
                 say("the last matches are broken off: the same command plays them")
                 self.broken_off = True
@@ -127,25 +125,23 @@ class Judge:
             time.sleep(0.05)
         lines += self._read()
         if self._child is not None:
-            self._bury(say)
+            self._reap(say)
         return lines
 
     def _end_stuck(self, say: Callable[[str], None]) -> None:
         """End matches that get nowhere; what becomes of them then is a failure like any other."""
         if self._child is None:
             return
-        self._watch.look(self._pulse.value, has_work=True)
-        if limit_s := self._watch.stuck_s(STALL_S):
-            self._watch = Watch()
-            say(f"the matches got nowhere for {limit_s:g} s")
-            self._child.process.kill()
+        self._child.watch.look(self._pulse.value, has_work=True)
+        limit_s = self._child.watch.stuck_s(STALL_S)
+        if line := self._child.end_stuck(f"got nowhere for {limit_s:g} s" if limit_s else None):
+            say(line)
 
     def kill(self) -> None:
         """End a match that is being played."""
         if self._child is not None:
-            self._child.process.kill()
-            self._child.process.wait()
-            self._close()
+            self._child.kill()
+            self._child = None
 
     def _start(
         self,
@@ -161,48 +157,39 @@ class Judge:
         opponents = against or [name for name in self.config.opponents.split(",") if name]
         if checkpoint is None or not (opponents or rate):
             return
-        with starting("matches") as undo:
-            ours, theirs = socket.socketpair()
-            undo.callback(ours.close)
-            undo.callback(theirs.close)
-            pulse = Pulse()
 
         def units(deals: int) -> int:
             return max(2, deals // ROUNDS_OF_A_GAME) if self.config.games else deals
 
-        spec = {
-            "control_fd": theirs.fileno(),
-            "pulse_fd": pulse.fd,
-            "checkpoint": str(checkpoint),
-            "opponents": opponents,
-            "modes": list(modes),
-            "deals": units(deals),
-            "deals_rated": units(self.config.deals),
-            "players": self.config.players,
-            "cards": self.config.cards,
-            "trump": self.config.trump,
-            "games": self.config.games,
-            "niceness": niceness,
-            "rate": rate,
-            "threads": threads,
-        }
-        with theirs:
-            self._child = start_child("shmzero.matches.process", spec, [theirs.fileno(), pulse.fd], threads)
-        self._pulse, self._watch = pulse, Watch()
-        self._watch.look(pulse.value, has_work=False)
-        ours.setblocking(False)
-        self._socket = ours
+        name = "the matches"
+        with starting(name) as held, ExitStack() as theirs:
+            self._lines, control_fd = LineSocket.pair(held, theirs)
+            self._pulse = Pulse()
+            held.callback(self._pulse.close)
+            spec = {
+                "control_fd": control_fd,
+                "pulse_fd": self._pulse.fd,
+                "checkpoint": str(checkpoint),
+                "opponents": opponents,
+                "modes": list(modes),
+                "deals": units(deals),
+                "deals_rated": units(self.config.deals),
+                "players": self.config.players,
+                "cards": self.config.cards,
+                "trump": self.config.trump,
+                "games": self.config.games,
+                "niceness": niceness,
+                "rate": rate,
+                "threads": threads,
+            }
+            fds = [control_fd, self._pulse.fd]
+            self._child = start_child(name, "shmzero.matches.process", spec, fds, threads, held)
+        self._child.watch.look(self._pulse.value, has_work=False)
 
     def _read(self) -> list[dict[str, Any]]:
         if self._child is None:
             return []
-        try:
-            while part := self._socket.recv(65536):
-                self._received += part
-        except (BlockingIOError, ConnectionResetError):
-            pass
-        *lines, self._received = self._received.split(b"\n")
-        found = [json.loads(line) for line in lines]
+        found = self._lines.receive()
         for line in found:
             self._note(line)
             match = line.get("match", {})
@@ -215,21 +202,14 @@ class Judge:
             self.last[line["match"]["opponent"]] = line["match"]
         self.rating = line.get("rating", self.rating)
 
-    def _bury(self, say: Callable[[str], None]) -> None:
+    def _reap(self, say: Callable[[str], None]) -> None:
         """Clear away a process that has ended; one that failed is counted and said."""
         assert self._child is not None
-        words, status = self._child.last_words(), self._child.process.returncode
-        self._close()
+        child, self._child = self._child, None
+        words, status = child.last_words(), child.status
+        child.close()
         if status:
             self.failures += 1
             say(f"the matches ended with status {status}: {words.splitlines()[-1]}")
         elif self._playing is not None:
             self._matched = self._playing
-
-    def _close(self) -> None:
-        assert self._child is not None
-        self._socket.close()
-        self._pulse.close()
-        self._child.close()
-        self._child = None
-        self._received = b""

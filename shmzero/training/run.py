@@ -24,8 +24,8 @@ from shmzero.runs.metrics import METRICS_NAME, Board, read_metrics
 from shmzero.runs.records import RecordWriter
 from shmzero.settings import to_toml
 from shmzero.training.config import TrainConfig
-from shmzero.training.learner_handle import LearnerLink
-from shmzero.training.match_runner import Judge
+from shmzero.training.learner_handle import LearnerHandle
+from shmzero.training.match_runner import MatchRunner
 from shmzero.training.progress import TrainProgress
 
 TICK_S = 0.02
@@ -71,9 +71,9 @@ class Run:
         self._elapsed_before = max((line["elapsed_s"] for line in before), default=0.0)
         self._trained_s = self._elapsed_before
         self._started = started
-        self._learner = LearnerLink(config, folder)
-        self._judge = Judge(config, folder)
-        self._judge.recall(before)
+        self._learner = LearnerHandle(config, folder)
+        self._matches = MatchRunner(config, folder)
+        self._matches.recall(before)
         self._board = Board(folder / "tensorboard") if config.tensorboard else None
         newest = newest_checkpoint(folder)
         self._report: dict[str, Any] = {"steps": int(newest.stem)} if newest else {}
@@ -86,7 +86,7 @@ class Run:
     def _judged(self) -> bool:
         """Whether the last checkpoint's matches and its rating are in the metrics, as far as they are wanted."""
         checkpoint, config = newest_checkpoint(self.folder), self.config
-        if checkpoint is None or not self._judge.wanted:
+        if checkpoint is None or not self._matches.wanted:
             return True
         steps, lines = int(checkpoint.stem), read_metrics(self.folder / METRICS_NAME)
         last = [line["match"] for line in lines if "match" in line and line["match"]["steps"] == steps]
@@ -129,12 +129,12 @@ class Run:
             matches = []
             if self.done >= 1.0 and not self._judged():
                 elapsed_s = self.elapsed_s
-                matches = self._judge.finish(self._say, self._stopped)
+                matches = self._matches.finish(self._say, self._stopped)
                 for line in matches:
                     self._log(line, elapsed_s)
         finally:
             self._learner.kill()
-            self._judge.kill()
+            self._matches.kill()
             if self._board:
                 self._board.close()
             self._commit()
@@ -144,7 +144,7 @@ class Run:
         learner_waits = self._report.get("learner_waits", 0.0)
         return {
             "run": str(self.folder),
-            "complete": self.done >= 1.0 and not self._judge.broken_off,
+            "complete": self.done >= 1.0 and not self._matches.broken_off,
             "rounds": self._rounds,
             "new_rounds": new_rounds,
             "elapsed_s": self._trained_s,
@@ -158,7 +158,7 @@ class Run:
             if self._waited_s + self._played_s >= BALANCED_S
             else None,
             "learner_restarts": self._learner.restarts,
-            "judge_failures": self._judge.failures,
+            "judge_failures": self._matches.failures,
             "checkpoint": str(newest_checkpoint(self.folder) or ""),
             "matches": [line["match"] for line in matches if "match" in line],
         }
@@ -166,15 +166,15 @@ class Run:
     def _train(self) -> None:
         config = self.config
         self._writer.write_file("config.toml", to_toml(resolved(config)))
-        version = self._judge.best_version if config.gate else newest_version(self.folder)
+        version = self._matches.best_version if config.gate else newest_version(self.folder)
         self._learner.start(self.done, version, refill=self._rounds > 0)
-        begun: dict[int, list[bytes]] = {}  # of games that the end of a stage found in progress
+        in_progress: dict[int, list[bytes]] = {}  # games at the end of a stage
         while self.done < 1.0 and not self._stopped():
             stage = config.stage(self.done)
             play = config.self_play(stage, self._weights(version))
             left = ENDLESS if config.rounds is None or config.games else config.rounds - self._rounds
             units = itertools.islice(self._ledger.missing(), left)
-            with Fleet(play, units, left, version, begun) as fleet:
+            with Fleet(play, units, left, version, in_progress) as fleet:
                 self._seat_older(fleet)
                 meter, rounds_before = Meter(fleet, left), self._rounds
                 try:
@@ -188,7 +188,7 @@ class Run:
                     self._commit()
                     self._played_s += meter.played_s
                     self._waited_s += meter.waited_s
-                version, begun = fleet.version, fleet.begun
+                version, in_progress = fleet.version, fleet.in_progress
             del fleet, meter  # the memory of both is the next one's: there may not be room for two
         self._end_learner(version)
         self._trained_s = self.elapsed_s
@@ -197,7 +197,7 @@ class Run:
     def _weights(self, version: int) -> Path | None:
         """The weights that self-play starts with: the newest, or with a gate those that passed it last."""
         if self.config.gate:
-            return None if self._judge.best is None else self._judge.checkpoint(self._judge.best)
+            return None if self._matches.best is None else self._matches.checkpoint(self._matches.best)
         return weights_path(self.folder, version) if version else None
 
     # --- what happens all the time -------------------------------------------------------------------
@@ -228,18 +228,18 @@ class Run:
             self._say(stalled)
         if not self._learner.poll():
             self._hear(fleet)
-            self._say(self._learner.bury())
+            self._say(self._learner.reap())
             self._learner_is_behind = self._learner_is_ready = False
             self._learner.start(self.done, fleet.version, refill=True)
         self._hear(fleet)
         meter.attend()
         fleet.paused = self._learner_is_behind or self._learner.behind_bytes > MOST_BEHIND_BYTES
-        before = self._judge.best
-        for match in self._judge.poll(self.elapsed_s, self._say):
+        before = self._matches.best
+        for match in self._matches.poll(self.elapsed_s, self._say):
             self._log(match)
-        if self._judge.best != before and self._judge.best is not None:
-            fleet.publish(self._judge.checkpoint(self._judge.best))
-            self._log({"gate": {"steps": self._judge.best, "version": fleet.version}})
+        if self._matches.best != before and self._matches.best is not None:
+            fleet.publish(self._matches.checkpoint(self._matches.best))
+            self._log({"gate": {"steps": self._matches.best, "version": fleet.version}})
         if now - self._shown_at >= 0.1:
             play = meter.progress(0, self._rounds - rounds_before)
             waits_for, waits_s = self._what_play_waits_for(fleet, meter, play)
@@ -254,8 +254,8 @@ class Run:
                     waits_for,
                     waits_s,
                     self._report,
-                    list(self._judge.last.values()),
-                    self._judge.rating,
+                    list(self._matches.last.values()),
+                    self._matches.rating,
                 )
             )
             self._shown_at = now
@@ -339,7 +339,7 @@ class Run:
             alive = self._learner.poll()
             self._hear(None)
             if not alive and not self._learner_stopped:
-                self._say(self._learner.bury())
+                self._say(self._learner.reap())
                 self._learner.start(self.done, version, refill=True)
                 told_at = -math.inf
             time.sleep(TICK_S)

@@ -79,7 +79,7 @@ def test_play_rounds_in_process_gives_the_records_of_the_command(tmp_path: Path)
 @pytest.mark.parametrize("kind", ["workers", "servers"])
 def test_fleet_killed_child_changes_no_record(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     """Twenty kills at random moments; every unit comes once and as it comes without them."""
-    monkeypatch.setattr("shmzero.processes.watch.MOST_DEATHS", 1000)
+    monkeypatch.setattr("shmzero.processes.deaths.MOST_DEATHS", 1000)
     rng = random.Random(kind)
     config = SelfPlayConfig(evaluator="hash", rounds=3000, preset="light", workers=2)
     units: dict[int, list[bytes]] = {}
@@ -212,7 +212,7 @@ def test_selfplay_game_is_gone_on_with_from_its_finished_rounds() -> None:
 
 
 def test_fleet_killed_worker_costs_no_finished_round_of_a_game(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("shmzero.processes.watch.MOST_DEATHS", 1000)
+    monkeypatch.setattr("shmzero.processes.deaths.MOST_DEATHS", 1000)
     search = SearchConfig(determinizations=2, simulations=20, noise_fraction=0.25)
     config = SelfPlayConfig(evaluator="hash", games=4, cards="7", preset="light", workers=2)
     found: dict[int, list[bytes]] = {}
@@ -220,7 +220,7 @@ def test_fleet_killed_worker_costs_no_finished_round_of_a_game(monkeypatch: pyte
     with Fleet(config, range(4), 4) as fleet:
         while not fleet.done:
             found.update(fleet.poll(0.005))
-            middle = {len(records) for records in fleet.begun.values()} - killed
+            middle = {len(records) for records in fleet.in_progress.values()} - killed
             if middle and len(killed) < 6 and fleet.restarts == len(killed):
                 killed.add(max(middle))
                 for pid in fleet.pids()["workers"][:1]:

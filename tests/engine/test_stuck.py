@@ -24,61 +24,14 @@ from shmzero.mcts.play import play_settings
 from shmzero.nets.blob_net import BlobNet
 from shmzero.nets.checkpoint import save_checkpoint
 from shmzero.nets.config import NetConfig
-from shmzero.processes import watch
-from shmzero.processes.child import start_child
-from shmzero.processes.watch import Deaths, Pulse, Watch
+from shmzero.processes import deaths, watch
 from shmzero.selfplay import parse
 from shmzero.training import match_runner
 from shmzero.training.config import TrainConfig
-from shmzero.training.match_runner import Judge
+from shmzero.training.match_runner import MatchRunner
 from tests.support.processes import wait_for
 
 LIGHT = SearchConfig(determinizations=2, simulations=20, noise_fraction=0.25)
-
-
-def test_watch_counts_only_time_with_work_in_which_nothing_moved() -> None:
-    watch = Watch()
-    watch.look(1, has_work=True)
-    assert watch.stuck_s(0.0) is None and not watch.moved
-    watch.look(2, has_work=True)
-    assert watch.moved and watch.still_s == 0
-    wait_for(lambda: watch.look(2, has_work=True) or watch.stuck_s(0.05))
-    assert watch.stuck_s(0.05) == 0.05
-    watch.look(2, has_work=False)
-    assert watch.stuck_s(0.0) is None
-
-
-def test_pulse_of_a_child_is_seen_by_its_parent() -> None:
-    parent = Pulse()
-    theirs = Pulse(os.dup(parent.fd))
-    theirs.beat()
-    theirs.beat()
-    assert parent.value == 2
-    theirs.close()
-    parent.close()
-
-
-def test_deaths_in_a_row_with_nothing_done_in_between_end_the_run_however_long_they_take(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(watch, "DEATH_WINDOW_S", 0.0)
-    deaths = Deaths()
-
-    def die() -> None:
-        dead = start_child("this", {}, [], threads=1)  # a module that ends at once
-        dead.process.wait()
-        try:
-            deaths.count("worker 0", dead)
-        finally:
-            dead.close()
-
-    for _ in range(watch.MOST_DEATHS - 1):
-        die()
-    deaths.went_on()
-    for _ in range(watch.MOST_DEATHS - 1):
-        die()
-    with pytest.raises(WorkerDied, match=f"the {watch.MOST_DEATHS}th death of a child with nothing done in between"):
-        die()
 
 
 def test_fleet_bots_whose_decisions_take_longer_than_stall_s_are_not_stuck() -> None:
@@ -315,12 +268,12 @@ def test_fleet_workers_that_somebody_else_kills_cost_no_round(poisoned: None, tm
         evaluator="hash", preset="light", players="3", cards="3", others="mc300000:1", workers=1, lanes=1, rounds=4
     )
     with Fleet(config, range(4), 4) as fleet:
-        for _ in range(watch.MOST_DEATHS - 2):
+        for _ in range(deaths.MOST_DEATHS - 2):
             wait_for(lambda: fleet.poll(0.02) is None or fleet.segment.worker_counters(0)["playing"] == 3)
             (worker,) = fleet.pids()["workers"]
             os.kill(worker, signal.SIGKILL)
             wait_for(lambda pid=worker: fleet.poll(0.02) is None or fleet.pids()["workers"] != [pid])
-        assert fleet.restarts == watch.MOST_DEATHS - 2
+        assert fleet.restarts == deaths.MOST_DEATHS - 2
 
 
 def test_first_plays_the_rounds_from_a_number_on_as_they_always_are(tmp_path: Path) -> None:
@@ -343,18 +296,18 @@ def test_flags_of_settings_come_back_as_the_same_settings() -> None:
 # --- learner and matches ---------------------------------------------------------------------------------------------------------------
 
 
-def test_judge_whose_matches_stand_still_is_said_and_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_matches_that_stand_still_are_said_and_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """While the run goes on, and at its end, where nothing else would ever end them."""
     monkeypatch.setattr(watch, "START_S", 1.0)
     monkeypatch.setattr(match_runner, "STALL_S", 1.0)
-    found = Judge(TrainConfig(evaluate_s=1, deals=10**6, opponents="random"), tmp_path)
+    found = MatchRunner(TrainConfig(evaluate_s=1, deals=10**6, opponents="random"), tmp_path)
     (tmp_path / "checkpoints").mkdir()
     save_checkpoint(BlobNet(NetConfig(width=16, hidden=16, blocks=1)), found.checkpoint(5))
     said: list[str] = []
 
     def stop() -> bool:
-        if found._child is not None and found._child.process.poll() is None:
-            os.kill(found._child.process.pid, signal.SIGSTOP)
+        if found._child is not None and found._child.is_running():
+            os.kill(found._child.pid, signal.SIGSTOP)
         return False
 
     try:

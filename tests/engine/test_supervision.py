@@ -30,7 +30,7 @@ from shmzero.mcts.evaluators import HashEvaluator
 from shmzero.mcts.play import play_settings
 from shmzero.processes import watch
 from shmzero.processes.child import has_pidfd
-from shmzero.processes.watch import MOST_DEATHS
+from shmzero.processes.deaths import MOST_DEATHS
 from shmzero.runs.records import Records
 from tests.support.processes import alive, committed, slowed, start, wait_for
 

@@ -20,13 +20,13 @@ from shmzero.inference import net_device
 from shmzero.inference.cpu import PAD_FROM_ROWS, PAD_ROWS_TO, CpuNetDevice
 from shmzero.inference.device import Staging, new_staging
 from shmzero.inference.loop import BatchLoop
+from shmzero.inference.process import ParentControl
 from shmzero.mcts.evaluators import HashEvaluator
 from shmzero.nets import compiled, precision
 from shmzero.nets.blob_net import BlobNet
 from shmzero.nets.checkpoint import load_checkpoint, save_checkpoint
 from shmzero.nets.evaluator import NetEvaluator
 from shmzero.nets.precision import resolve_precision
-from shmzero.processes.line_socket import Control
 from shmzero.shm.segment import create_private
 from tests.support.compiled import COMPILED, compiled_precision, copied
 
@@ -284,7 +284,7 @@ def serve_under_load(
     last = len(want) - 1
     pairs = [socket.socketpair() for _ in devices]
     loops = [
-        BatchLoop(_core.ServerPort(memory.segment, i, 1), device, Control(pair[1].detach()), 0, 1.0)
+        BatchLoop(_core.ServerPort(memory.segment, i, 1), device, ParentControl(pair[1].detach()), 0, 1.0)
         for i, (device, pair) in enumerate(zip(devices, pairs, strict=True))
     ]
     threads = [threading.Thread(target=loop.run) for loop in loops]

@@ -38,7 +38,7 @@ from shmzero.runs.records import Records
 from shmzero.settings import to_toml
 from shmzero.train import describe, parse
 from shmzero.training.config import TrainConfig
-from shmzero.training.match_runner import Judge
+from shmzero.training.match_runner import MatchRunner
 from shmzero.training.presets import TRAIN_PRESETS
 from shmzero.training.progress import TrainProgress
 from shmzero.training.run import balanced_replay_ratio, resolved, train
@@ -319,7 +319,7 @@ def test_train_gate_lets_through_what_beats_the_last_and_ratings_are_kept(tmp_pa
     ages = [line["learner"]["replay_age_versions"] for line in lines if line.get("learner", {}).get("policy_loss")]
     # In gates passed, not in weights published; rounds may be there before the word of the weights that made them.
     assert ages and all(-1 <= age <= len(passed) for age in ages)
-    judge = Judge(TrainConfig(gate=True), tmp_path)
+    judge = MatchRunner(TrainConfig(gate=True), tmp_path)
     judge.recall(lines)
     assert (judge.best, judge.best_version) == (passed[-1], len(passed))  # what a rerun starts with
     rated = [line["rating"] for line in lines if "rating" in line]
@@ -333,7 +333,7 @@ def test_gate_opens_for_a_match_won_beyond_its_interval_and_for_no_other(
 ) -> None:
     checkpoints = tmp_path / "checkpoints"
     checkpoints.mkdir()
-    judge = Judge(TrainConfig(gate=True, evaluate_s=0, deals=300), tmp_path)
+    judge = MatchRunner(TrainConfig(gate=True, evaluate_s=0, deals=300), tmp_path)
 
     def saved(steps: int, path: Path | None = None) -> None:
         target = checkpoints / f"{steps:08d}.safetensors"
@@ -366,7 +366,7 @@ def test_gate_opens_for_a_match_won_beyond_its_interval_and_for_no_other(
 
 
 def test_judge_matches_a_checkpoint_once(tmp_path: Path) -> None:
-    judge = Judge(TrainConfig(evaluate_s=1, deals=2, opponents="random"), tmp_path)
+    judge = MatchRunner(TrainConfig(evaluate_s=1, deals=2, opponents="random"), tmp_path)
     (tmp_path / "checkpoints").mkdir()
     matched: list[int] = []
 
@@ -385,7 +385,7 @@ def test_judge_matches_a_checkpoint_once(tmp_path: Path) -> None:
                 time.sleep(0.02)
         attend(30.0)
         assert matched == [5, 9] and judge._child is None
-        judge = Judge(judge.config, tmp_path)  # of a run that goes on
+        judge = MatchRunner(judge.config, tmp_path)  # of a run that goes on
         judge.recall([{"match": {"mode": "one", "steps": 9, "opponent": "random"}}])
         attend(40.0)
         assert judge._child is None

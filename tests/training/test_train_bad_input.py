@@ -11,6 +11,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -35,8 +36,8 @@ from shmzero.runs.records import Records, RecordWriter
 from shmzero.training import progress as training_progress
 from shmzero.training import run as training_run
 from shmzero.training.config import TrainConfig
-from shmzero.training.learner_handle import LearnerLink
-from shmzero.training.match_runner import Judge
+from shmzero.training.learner_handle import LearnerHandle
+from shmzero.training.match_runner import MatchRunner
 from tests.cli.test_bad_input import mounted
 from tests.support.processes import alive, children_of, wait_for
 from tests.support.users import forbid_memfd
@@ -122,7 +123,7 @@ def test_lines_are_added_after_one_that_was_cut_off_and_files_replaced_whole(tmp
         append_line(tmp_path, {})
 
 
-def ended(judge: Judge) -> list[str]:
+def ended(judge: MatchRunner) -> list[str]:
     """What is said of the matches that are going on, once their process has ended."""
     said: list[str] = []
     until = time.monotonic() + 120
@@ -133,10 +134,10 @@ def ended(judge: Judge) -> list[str]:
     return said
 
 
-def judge_of(folder: Path, **settings: object) -> Judge:
+def judge_of(folder: Path, **settings: object) -> MatchRunner:
     (folder / "checkpoints").mkdir(parents=True)
     save_checkpoint(BlobNet(NetConfig(width=16, hidden=16, blocks=1)), folder / "checkpoints" / "00000001.safetensors")
-    return Judge(TrainConfig(**{"deals": 2, "evaluate_s": 1} | settings), folder)  # type: ignore[arg-type]
+    return MatchRunner(TrainConfig(**{"deals": 2, "evaluate_s": 1} | settings), folder)  # type: ignore[arg-type]
 
 
 def test_matches_whose_process_dies_are_said_and_counted(tmp_path: Path) -> None:
@@ -227,7 +228,7 @@ def test_learner_that_stands_still_is_ended_and_another_goes_on(tmp_path: Path) 
     records = [
         (unit, [record]) for unit, record in enumerate(play_rounds(HashEvaluator(), 100, SearchConfig(simulations=0)))
     ]
-    link = LearnerLink(TrainConfig(minutes=30), tmp_path)
+    link = LearnerHandle(TrainConfig(minutes=30), tmp_path)
     link.start(0.0, 0, refill=False)
     try:
         wait_for(lambda: not link.poll() or bool(link.events))
@@ -238,7 +239,7 @@ def test_learner_that_stands_still_is_ended_and_another_goes_on(tmp_path: Path) 
             assert link.poll()
         wait_for(lambda: link.kill_stalled(0.5, False) == "the learner did nothing for 0.5 s with work to do")
         wait_for(lambda: not link.poll())
-        assert "ended with status -9" in link.bury() and link.restarts == 1
+        assert "ended with status -9" in link.reap() and link.restarts == 1
         link.start(0.0, 0, refill=False)
         wait_for(lambda: not link.poll() or bool(link.events))
         link.feed(records)
@@ -252,12 +253,12 @@ def test_learner_that_stands_still_while_self_play_waits_for_it_is_replaced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nothing more is sent to it then: only its silence tells."""
-    real = LearnerLink.kill_stalled
+    real = LearnerHandle.kill_stalled
 
-    def soon(link: LearnerLink, stall_s: float, behind: bool) -> str | None:
+    def soon(link: LearnerHandle, stall_s: float, behind: bool) -> str | None:
         return real(link, 2.0 if stopped else stall_s, behind)
 
-    monkeypatch.setattr(LearnerLink, "kill_stalled", soon)
+    monkeypatch.setattr(LearnerHandle, "kill_stalled", soon)
     config = TrainConfig(rounds=10**9, minutes=30, lanes=256, batch=4096, buffer=20_000, replay_ratio=100, opponents="")
     said: list[str] = []
     stopped: list[int] = []
@@ -332,7 +333,7 @@ def test_matches_compute_in_one_thread_beside_the_run_and_in_all_after_it(
     class Started(Exception):
         pass
 
-    def start_child(module: str, spec: dict, fds: list[int], number: int) -> None:
+    def start_child(name: str, module: str, spec: dict, fds: list[int], number: int, held: ExitStack) -> None:
         threads.append((spec["threads"], number))
         raise Started
 
