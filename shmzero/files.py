@@ -1,7 +1,7 @@
 """Files that are replaced whole or not at all, lines that are added to one, folders that are made.
 
 When a call returns, what it wrote is on the disk and outlives a power cut. This module does not
-look at what is in the files. Read next: records.py (the folder of a run).
+look at what is in the files. Read next: runs/folder.py.
 """
 
 from __future__ import annotations

@@ -16,7 +16,8 @@ from pathlib import Path
 from shmzero.cli.command import run_command
 from shmzero.cli.flags import Parser
 from shmzero.errors import ConfigError
-from shmzero.runs.metrics import METRICS_NAME, read_metrics
+from shmzero.runs.folder import RunFolder
+from shmzero.runs.metrics import read_metrics
 
 LOSSES = {"value_loss": "value", "critic_loss": "critic", "utility_variance": "a constant guess"}
 
@@ -28,12 +29,13 @@ def _label(text: str) -> str:
 
 def plot(folder: Path, out: Path) -> None:
     """Write the picture of the run in `folder` to `out`. Raises ConfigError."""
-    lines = read_metrics(folder / METRICS_NAME)
+    path = RunFolder(folder).metrics
+    lines = read_metrics(path)
     matches = [line for line in lines if "match" in line and line["match"]["mode"] in ("one", "rest")]
     rated = [line for line in lines if "rating" in line]
     reports = [line for line in lines if "loss" in line.get("learner", {})]
     if not matches and not reports:
-        raise ConfigError(f"{folder / METRICS_NAME} holds no matches and no losses yet; train a little longer")
+        raise ConfigError(f"{path} holds no matches and no losses yet; train a little longer")
     try:
         from matplotlib.figure import Figure
     except ImportError:
@@ -104,7 +106,7 @@ def _main(arguments: list[str] | None) -> int:
     parser.add_argument("run", type=Path, metavar="RUN", help="folder of a training run")
     parser.add_argument("--out", type=Path, help="PNG, SVG or PDF to write (default: RUN/curves.png)")
     given = parser.parse_args(arguments)
-    out = given.out or given.run / "curves.png"
+    out = given.out or RunFolder(given.run).curves
     plot(given.run, out)
     print(out)
     return 0

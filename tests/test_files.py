@@ -24,9 +24,10 @@ from shmzero.mcts.evaluators import HashEvaluator
 from shmzero.nets.blob_net import BlobNet
 from shmzero.nets.checkpoint import save_checkpoint
 from shmzero.nets.config import NetConfig
-from shmzero.runs import folder
 from shmzero.runs.checkpoints import remove_old_weights
-from shmzero.runs.records import FILE_NAME, Records, RecordWriter
+from shmzero.runs.folder import RECORDS_NAME
+from shmzero.runs.record_writer import RecordWriter, run_folder
+from shmzero.runs.records import Records
 from shmzero.training import run as training_run
 from shmzero.training.config import TrainConfig
 
@@ -167,7 +168,7 @@ def test_run_that_goes_on_removes_what_a_killed_one_had_not_finished(tmp_path: P
     left = tmp_path / ".shmzero-0123456789abcdef0123456789abcdef.tmp"
     left.touch()
     RecordWriter(tmp_path, {}).close()
-    assert [path.name for path in tmp_path.iterdir()] == [FILE_NAME]
+    assert [path.name for path in tmp_path.iterdir()] == [RECORDS_NAME]
 
 
 def test_folders_that_were_made_are_told_and_none_is_left_where_one_cannot_be(tmp_path: Path) -> None:
@@ -202,7 +203,7 @@ def played() -> list[bytes]:
 def main_file_alone(folder: Path, place: Path) -> int:
     """Rounds that are in the file itself, without what lies beside it."""
     place.mkdir()
-    shutil.copy(folder / FILE_NAME, place)
+    shutil.copy(folder / RECORDS_NAME, place)
     return len(Records(place))
 
 
@@ -226,7 +227,7 @@ def test_selfplay_syncs_the_last_of_its_rounds(tmp_path: Path, monkeypatch: pyte
 
 def test_training_syncs_the_rounds_that_a_checkpoint_has_learned_from(tmp_path: Path, played: list[bytes]) -> None:
     config = TrainConfig()
-    with folder.run_folder(tmp_path / "run", config.identity()) as writer:
+    with run_folder(tmp_path / "run", config.identity()) as writer:
         writer.write([(0, played[:1])])
         run = training_run.Run(config, tmp_path / "run", writer, print, lambda progress: None, lambda: False, 0.0)
         run._learner.events.append({"event": "checkpoint", "path": "", "steps": 1})

@@ -14,7 +14,8 @@ import pytest
 from shmzero.nets.blob_net import BlobNet
 from shmzero.nets.checkpoint import save_checkpoint
 from shmzero.nets.config import NETS
-from shmzero.runs.checkpoints import CHECKPOINT_FOLDER, numbered_path
+from shmzero.runs.checkpoints import numbered_path
+from shmzero.runs.folder import CHECKPOINT_FOLDER
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)

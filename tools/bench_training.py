@@ -22,7 +22,8 @@ from shmzero.matches.agents import make_agent
 from shmzero.matches.duplicate import Mode, play_match
 from shmzero.plot import plot
 from shmzero.runs.checkpoints import newest_checkpoint
-from shmzero.runs.metrics import METRICS_NAME, read_metrics
+from shmzero.runs.folder import RunFolder
+from shmzero.runs.metrics import read_metrics
 from shmzero.training.config import TrainConfig
 from shmzero.training.presets import TRAIN_PRESETS, read_train_toml
 from tools.ablate_training import t_quantile
@@ -113,7 +114,7 @@ def _train(folder: Path, given: argparse.Namespace, minutes: float, seed: int) -
 
 def _finished(folder: Path) -> list[Result]:
     """What a run's metrics say that it took."""
-    last = [line for line in read_metrics(folder / METRICS_NAME) if "learner" in line][-1]
+    last = [line for line in read_metrics(RunFolder(folder).metrics) if "learner" in line][-1]
     return [
         Result("trained, all sessions", last["elapsed_s"], "s"),
         Result("rounds", float(last["rounds"])),

@@ -15,8 +15,7 @@ from shmzero.engine.fleet import Fleet
 from shmzero.engine.progress import Meter, Progress
 from shmzero.files import digest_of, file_stamp
 from shmzero.machine import has_cuda, has_nvidia
-from shmzero.runs.folder import run_folder
-from shmzero.runs.records import RecordWriter
+from shmzero.runs.record_writer import RecordWriter, run_folder
 from shmzero.settings import to_toml
 
 DEFAULT_ROUNDS = 100
@@ -68,13 +67,13 @@ def _run(
             "distinct_evaluations_per_s": 0.0,
             "mean_batch_rows": 0.0,
         }
-    begun = {unit: records for unit, records in writer.begun().items() if first <= unit < end}
+    begun = {unit: records for unit, records in writer.in_progress().items() if first <= unit < end}
     units = itertools.takewhile(lambda unit: unit < end, done.missing(first))
     checkpoint_seen = file_stamp(config.checkpoint)  # before it is read: what replaces it meanwhile is another
     with Fleet(config, units, missing, _first_version(config, writer), begun) as fleet:
         writer.set_weights(fleet.served.version, fleet.served.digest())
-        if not (folder / "config.toml").exists():
-            writer.write_file("config.toml", to_toml(_resolved(config, fleet)))
+        if not writer.folder.config.exists():
+            writer.folder.write_config(to_toml(_resolved(config, fleet)))
         plan = fleet.plan
         say(
             f"{plan.workers} workers x {plan.lanes} lanes, {len(plan.devices)} inference processes "
@@ -101,7 +100,7 @@ def _run(
             waiting.extend(finished)
             if first_round_s is None and any(records for _, records in uncommitted()):
                 first_round_s = time.monotonic() - started
-                writer.write_file("config.toml", to_toml(_resolved(config, fleet)))
+                writer.folder.write_config(to_toml(_resolved(config, fleet)))
 
         def uncommitted() -> list[tuple[int, list[bytes]]]:
             parts = [*waiting, *fleet.in_progress.items()]
@@ -133,7 +132,7 @@ def _run(
                     show(progress)
                     shown_at = now
                     if now - metrics_at >= METRICS_S:
-                        writer.append_line("metrics.jsonl", dataclasses.asdict(progress))
+                        writer.folder.append_metrics(dataclasses.asdict(progress))
                         writer.sync()
                         metrics_at = now
                         if config.follow and file_stamp(config.checkpoint) != checkpoint_seen:

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from shmzero import _core
-from shmzero.runs.records import FILE_NAME, Records
+from shmzero.runs.folder import RunFolder
+from shmzero.runs.records import Records
 
 PIPE_BYTES = 1 << 20
 
@@ -46,7 +47,7 @@ class RecordPipe:
 
 def newest_records(folder: Path, rows: int) -> Iterator[list[bytes]]:
     """The newest records that hold about `rows` searched decisions, oldest first, in pieces."""
-    if not (folder / FILE_NAME).exists():
+    if not RunFolder(folder).records.exists():
         return
     with Records(folder) as records:
         sample = records.newest(200)

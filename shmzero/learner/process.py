@@ -28,15 +28,8 @@ from shmzero.nets.checkpoint import save_checkpoint
 from shmzero.processes.child import child_main
 from shmzero.processes.line_socket import LineSocket
 from shmzero.processes.watch import Pulse
-from shmzero.runs.checkpoints import (
-    CHECKPOINT_FOLDER,
-    STATE_NAME,
-    WEIGHTS_FOLDER,
-    newest_version,
-    numbered_path,
-    weights_path,
-)
-from shmzero.runs.records import FILE_NAME
+from shmzero.runs.checkpoints import newest_version, numbered_path, weights_path
+from shmzero.runs.folder import CHECKPOINT_FOLDER, RECORDS_NAME, STATE_NAME, WEIGHTS_FOLDER
 from shmzero.training.config import TrainConfig
 
 WAIT_S = 0.05
@@ -89,7 +82,9 @@ class LearnerProcess:
             except ConfigError:
                 raise
             except ValueError as error:
-                raise RecordError(f"record file {self._folder / FILE_NAME} holds what is no round: {error}") from None
+                raise RecordError(
+                    f"record file {self._folder / RECORDS_NAME} holds what is no round: {error}"
+                ) from None
         if not self._learner.steps:
             self._rows_new = self._buffer.added
 

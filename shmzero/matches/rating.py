@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from shmzero.errors import RecordError
 from shmzero.files import make_folder, write_whole
+from shmzero.runs.folder import RunFolder
 
 POINTS_PER_NAT = 400 / math.log(10)
 """Ratings are on Elo's scale: 400 points are odds of ten to one between two."""
@@ -57,7 +58,7 @@ class Ratings:
 
     def save(self, folder: Path) -> Path:
         """Write ratings.json into the folder, whole or not at all. Raises RecordError."""
-        path = folder / "ratings.json"
+        path = RunFolder(folder).ratings
         try:
             make_folder(folder)
         except OSError as error:

@@ -1,4 +1,7 @@
-"""Checkpoints and published weights in a run folder."""
+"""Networks in a run folder: checkpoints by the learner's step, which stay, and weights by version, which are replaced.
+
+Read next: network.py (a checkpoint as an evaluator).
+"""
 
 from __future__ import annotations
 
@@ -6,9 +9,7 @@ import os
 from pathlib import Path
 
 from shmzero.errors import RecordError
-
-CHECKPOINT_FOLDER = "checkpoints"
-"""The folder of the checkpoints in a training run's folder."""
+from shmzero.runs.folder import RunFolder
 
 
 def numbered_path(folder: Path, number: int) -> Path:
@@ -34,7 +35,12 @@ def numbered(folder: Path) -> list[Path]:
 
 def checkpoints(run: Path) -> list[Path]:
     """The checkpoints of a training run's folder, in the order of their steps."""
-    return numbered(run / CHECKPOINT_FOLDER)
+    return numbered(RunFolder(run).checkpoints)
+
+
+def checkpoint_path(run: Path, steps: int) -> Path:
+    """Where the checkpoint of a step lies."""
+    return numbered_path(RunFolder(run).checkpoints, steps)
 
 
 def newest_checkpoint(run: Path) -> Path | None:
@@ -42,22 +48,18 @@ def newest_checkpoint(run: Path) -> Path | None:
     return next(reversed(checkpoints(run)), None)
 
 
-STATE_NAME = "learner.safetensors"
-WEIGHTS_FOLDER = "weights"
-
-
-def weights_path(folder: Path, version: int) -> Path:
+def weights_path(run: Path, version: int) -> Path:
     """Where the weights of a version lie."""
-    return numbered_path(folder / WEIGHTS_FOLDER, version)
+    return numbered_path(RunFolder(run).weights, version)
 
 
-def newest_version(folder: Path) -> int:
+def newest_version(run: Path) -> int:
     """The version of the newest weights in a run folder, 0 where there are none."""
-    return max((int(path.stem) for path in numbered(folder / WEIGHTS_FOLDER)), default=0)
+    return max((int(path.stem) for path in numbered(RunFolder(run).weights)), default=0)
 
 
-def remove_old_weights(folder: Path, kept: int) -> None:
+def remove_old_weights(run: Path, kept: int) -> None:
     """Remove all but the newest weights that were published, by the names that they were given."""
-    for old in numbered(folder / WEIGHTS_FOLDER)[:-kept]:
-        if old == weights_path(folder, int(old.stem)):
+    for old in numbered(RunFolder(run).weights)[:-kept]:
+        if old == weights_path(run, int(old.stem)):
             old.unlink(missing_ok=True)

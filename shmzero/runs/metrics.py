@@ -11,8 +11,6 @@ from typing import Any
 
 from shmzero.errors import ConfigError, RecordError
 
-METRICS_NAME = "metrics.jsonl"
-
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """Lines of a metrics file in order; one that a kill cut off is left out. Raises ConfigError, RecordError."""

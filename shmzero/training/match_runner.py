@@ -17,7 +17,7 @@ from shmzero.matches.words import GATE
 from shmzero.processes.child import Child, start_child, starting
 from shmzero.processes.line_socket import LineSocket
 from shmzero.processes.watch import Pulse
-from shmzero.runs.checkpoints import CHECKPOINT_FOLDER, newest_checkpoint, numbered_path
+from shmzero.runs.checkpoints import checkpoint_path, newest_checkpoint
 from shmzero.training.config import TrainConfig
 
 FINAL_DEALS = 1000
@@ -105,7 +105,7 @@ class MatchRunner:
 
     def checkpoint(self, steps: int) -> Path:
         """The file of a checkpoint of this run."""
-        return numbered_path(self.folder / CHECKPOINT_FOLDER, steps)
+        return checkpoint_path(self.folder, steps)
 
     def finish(self, say: Callable[[str], None], stopped: Callable[[], bool]) -> list[dict[str, Any]]:
         """Play the last checkpoint's matches, both ways, rate it, and wait for that; lines for the metrics."""

@@ -19,9 +19,9 @@ from shmzero.errors import WorkerDied
 from shmzero.game.bots import OLDER
 from shmzero.matches.agents import make_agent
 from shmzero.runs.checkpoints import checkpoints, newest_checkpoint, newest_version, remove_old_weights, weights_path
-from shmzero.runs.folder import run_folder
-from shmzero.runs.metrics import METRICS_NAME, Board, read_metrics
-from shmzero.runs.records import RecordWriter
+from shmzero.runs.folder import RunFolder
+from shmzero.runs.metrics import Board, read_metrics
+from shmzero.runs.record_writer import RecordWriter, run_folder
 from shmzero.settings import to_toml
 from shmzero.training.config import TrainConfig
 from shmzero.training.learner_handle import LearnerHandle
@@ -67,14 +67,15 @@ class Run:
         self._ledger = self._writer.units()
         self._rounds_before = self._rounds = self._writer.count()
         self._waiting: list[tuple[int, list[bytes]]] = []
-        before = read_metrics(folder / METRICS_NAME) if (folder / METRICS_NAME).exists() else []
+        names = RunFolder(folder)
+        before = read_metrics(names.metrics) if names.metrics.exists() else []
         self._elapsed_before = max((line["elapsed_s"] for line in before), default=0.0)
         self._trained_s = self._elapsed_before
         self._started = started
         self._learner = LearnerHandle(config, folder)
         self._matches = MatchRunner(config, folder)
         self._matches.recall(before)
-        self._board = Board(folder / "tensorboard") if config.tensorboard else None
+        self._board = Board(names.tensorboard) if config.tensorboard else None
         newest = newest_checkpoint(folder)
         self._report: dict[str, Any] = {"steps": int(newest.stem)} if newest else {}
         self._learner_is_behind = False
@@ -88,7 +89,7 @@ class Run:
         checkpoint, config = newest_checkpoint(self.folder), self.config
         if checkpoint is None or not self._matches.wanted:
             return True
-        steps, lines = int(checkpoint.stem), read_metrics(self.folder / METRICS_NAME)
+        steps, lines = int(checkpoint.stem), read_metrics(RunFolder(self.folder).metrics)
         last = [line["match"] for line in lines if "match" in line and line["match"]["steps"] == steps]
         played = {match["opponent"] for match in last if match["mode"] == "rest"}
         rated = any(line["rating"]["steps"] == steps for line in lines if "rating" in line)
@@ -165,7 +166,7 @@ class Run:
 
     def _train(self) -> None:
         config = self.config
-        self._writer.write_file("config.toml", to_toml(resolved(config)))
+        self._writer.folder.write_config(to_toml(resolved(config)))
         version = self._matches.best_version if config.gate else newest_version(self.folder)
         self._learner.start(self.done, version, refill=self._rounds > 0)
         in_progress: dict[int, list[bytes]] = {}  # games at the end of a stage
@@ -346,7 +347,7 @@ class Run:
 
     def _log(self, line: dict[str, Any], elapsed_s: float | None = None) -> None:
         line = {"elapsed_s": self.elapsed_s if elapsed_s is None else elapsed_s} | line
-        self._writer.append_line(METRICS_NAME, line)
+        self._writer.folder.append_metrics(line)
         if self._board:
             self._board.add(line, int(self._report.get("steps", 0)))
 

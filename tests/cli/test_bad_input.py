@@ -89,7 +89,7 @@ def test_records_under_a_limit_of_the_files_size_name_it(tmp_path: Path, most: i
     """SQLite says "disk I/O error", be it of the first file that it makes or of a later round."""
     program = (
         "import resource, sys; from shmzero import SearchConfig, play_rounds\n"
-        "from pathlib import Path; from shmzero.mcts.evaluators import HashEvaluator; from shmzero.runs.records import RecordWriter\n"
+        "from pathlib import Path; from shmzero.mcts.evaluators import HashEvaluator; from shmzero.runs.record_writer import RecordWriter\n"
         "record = play_rounds(HashEvaluator(), 1, SearchConfig(simulations=0))[0]\n"
         f"resource.setrlimit(resource.RLIMIT_FSIZE, ({most}, -1))\n"
         "writer, number = RecordWriter(Path(sys.argv[1]), {}), 0\n"

@@ -18,7 +18,8 @@ from shmzero.engine.plan import plan_fleet
 from shmzero.errors import ConfigError
 from shmzero.files import file_stamp
 from shmzero.mcts.evaluators import HashEvaluator
-from shmzero.runs.records import Records, RecordWriter
+from shmzero.runs.record_writer import RecordWriter
+from shmzero.runs.records import Records
 from shmzero.selfplay import main, parse
 
 HASH = ("--evaluator", "hash", "--preset", "light", "--cards", "2")

@@ -22,7 +22,8 @@ from shmzero.nets.checkpoint import load_checkpoint, save_checkpoint
 from shmzero.nets.config import NetConfig
 from shmzero.records import main as records_main
 from shmzero.runs import metrics
-from shmzero.runs.records import FILE_NAME, Records
+from shmzero.runs.folder import RECORDS_NAME
+from shmzero.runs.records import Records
 from shmzero.selfplay import main as selfplay_main
 from shmzero.selfplay import parse
 from shmzero.settings import to_toml
@@ -40,12 +41,12 @@ def test_path_that_is_no_text_holds_runs_checkpoints_states_and_settings(
     place.mkdir()
     hash_rounds = ["--evaluator", "hash", "--preset", "light", "--rounds"]
     assert selfplay_main([*hash_rounds, "3", "--out", str(place / "run")]) == 0
-    assert os.fsencode(place / "run" / FILE_NAME) in capfdbinary.readouterr().out
+    assert os.fsencode(place / "run" / RECORDS_NAME) in capfdbinary.readouterr().out
     assert selfplay_main(["--config", str(place / "run" / "config.toml"), "--rounds", "5"]) == 0
     assert len(Records(place / "run")) == 5
     capfdbinary.readouterr()
     assert records_main([str(place / "run")]) == 0
-    assert capfdbinary.readouterr().out.startswith(os.fsencode(place / "run" / FILE_NAME) + b": 5 rounds")
+    assert capfdbinary.readouterr().out.startswith(os.fsencode(place / "run" / RECORDS_NAME) + b": 5 rounds")
     save_checkpoint(BlobNet(NetConfig(width=16, hidden=16, blocks=1)), place / "net.safetensors")
     load_checkpoint(place / "net.safetensors")
     assert arena_main([f"{place / 'net.safetensors'}:3x4", "random", "--deals", "2"]) == 0

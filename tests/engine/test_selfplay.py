@@ -25,8 +25,8 @@ from shmzero.mcts.evaluators import HashEvaluator
 from shmzero.nets.blob_net import BlobNet
 from shmzero.nets.checkpoint import save_checkpoint
 from shmzero.nets.config import NetConfig
-from shmzero.runs import folder
-from shmzero.runs.records import Records, RecordWriter
+from shmzero.runs.record_writer import RecordWriter, run_folder
+from shmzero.runs.records import Records
 from tests.support.processes import alive, children_of, committed, slowed, start, wait_for
 
 RUN = ("shmzero.selfplay", "--evaluator", "hash", "--json", "--rounds")
@@ -152,7 +152,7 @@ def test_run_folder_keeps_what_cannot_be_counted(tmp_path: Path, monkeypatch: py
     for name, rounds, count, kept in (("a", 0, None, False), ("b", 3, None, True), ("c", 3, damaged, True)):
         with (
             monkeypatch.context() as patch, pytest.raises(RecordError, match="no room"),
-            folder.run_folder(tmp_path / name, {}) as writer,
+            run_folder(tmp_path / name, {}) as writer,
         ):  # fmt: skip
             writer.write([(unit, [record]) for unit, record in enumerate(records[:rounds])])
             if count:

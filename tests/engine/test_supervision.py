@@ -221,7 +221,7 @@ def test_selfplay_second_ctrl_c_leaves_at_once_even_while_it_waits_for_the_disk(
     (tmp_path / "sitecustomize.py").write_text(
         "import sys\n"
         "if 'shmzero.selfplay' in sys.orig_argv:\n"
-        "    from shmzero.runs.records import RecordWriter\n"
+        "    from shmzero.runs.record_writer import RecordWriter\n"
         "    write = RecordWriter.write\n"
         "    def marked(self, units):\n"
         f"        with open({str(writing)!r}, 'a') as file: print('begun', file=file, flush=True)\n"

@@ -17,7 +17,8 @@ from shmzero.nets.blob_net import BlobNet
 from shmzero.nets.checkpoint import save_checkpoint
 from shmzero.nets.config import NetConfig
 from shmzero.nets.evaluator import NetEvaluator
-from shmzero.runs.checkpoints import CHECKPOINT_FOLDER, numbered_path
+from shmzero.runs.checkpoints import numbered_path
+from shmzero.runs.folder import CHECKPOINT_FOLDER
 
 SIZES = NetConfig(width=16, hidden=16, blocks=1)
 CONFIG = SearchConfig(determinizations=1, simulations=6)

@@ -19,7 +19,8 @@ from shmzero.matches.agents import make_agent
 from shmzero.mcts.config import SearchConfig
 from shmzero.nets.blob_net import BlobNet
 from shmzero.nets.config import NETS
-from shmzero.runs.checkpoints import STATE_NAME, checkpoints, newest_checkpoint, newest_version
+from shmzero.runs.checkpoints import checkpoints, newest_checkpoint, newest_version
+from shmzero.runs.folder import STATE_NAME
 from shmzero.runs.records import Records
 from tests.golden.old_runs import FINISHED, FOLDER, INTERRUPTED, ROOT, RUNS, WEIGHTS_NAME, lay_out, words
 from tests.support.processes import start

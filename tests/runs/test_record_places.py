@@ -19,7 +19,9 @@ from shmzero.mcts.evaluators import HashEvaluator
 from shmzero.nets.blob_net import BlobNet
 from shmzero.nets.checkpoint import save_checkpoint
 from shmzero.nets.config import NetConfig
-from shmzero.runs.records import FILE_NAME, Records, RecordWriter
+from shmzero.runs.folder import RECORDS_NAME
+from shmzero.runs.record_writer import RecordWriter
+from shmzero.runs.records import Records
 from tests.cli.test_bad_input import mounted
 
 NOBODY = 65534
@@ -79,7 +81,7 @@ def contents(folder: Path) -> list[str]:
 
 def test_finished_run_of_another_user_is_read(folder: Path) -> None:
     before = contents(folder)
-    assert FILE_NAME in before and f"{FILE_NAME}-wal" not in before
+    assert RECORDS_NAME in before and f"{RECORDS_NAME}-wal" not in before
     assert count_as_nobody(folder) == "3"
     assert contents(folder) == before
 
@@ -119,8 +121,8 @@ def killed(folder: Path, record: bytes) -> None:
 
 def test_killed_run_of_another_user_is_read_to_its_last_round_or_refused(folder: Path, played: list[bytes]) -> None:
     killed(folder, played[3])
-    assert f"{FILE_NAME}-wal" in contents(folder) and count_as_nobody(folder) == "4"
-    (folder / f"{FILE_NAME}-shm").unlink()
+    assert f"{RECORDS_NAME}-wal" in contents(folder) and count_as_nobody(folder) == "4"
+    (folder / f"{RECORDS_NAME}-shm").unlink()
     done = as_nobody(READ, folder)
     assert done.returncode == 1 and "its last rounds lie in rounds.sqlite-wal" in done.stderr
     assert done.stderr.count("\n") == 1
@@ -129,10 +131,10 @@ def test_killed_run_of_another_user_is_read_to_its_last_round_or_refused(folder:
 def test_run_that_was_left_without_its_log_is_read_and_not_while_it_changes(folder: Path, played: list[bytes]) -> None:
     """So another program that looks at it leaves it: all rounds are in the file, which still counts as one with a log."""
     killed(folder, played[3])
-    connection = sqlite3.connect(folder / FILE_NAME)
+    connection = sqlite3.connect(folder / RECORDS_NAME)
     connection.execute("SELECT count(*) FROM rounds").fetchone()
     connection.close()
-    assert contents(folder) == ["checkpoints", "metrics.jsonl", FILE_NAME]
+    assert contents(folder) == ["checkpoints", "metrics.jsonl", RECORDS_NAME]
     program = (
         "import sys, pathlib; from shmzero.runs.records import Records; records = Records(sys.argv[1])\n"
         "print(len(records), flush=True); sys.stdin.readline(); print(len(records))"
@@ -169,7 +171,7 @@ def test_records_file_that_a_reader_has_open_is_closed_without_waiting_for_it(
     assert list(reader) == played[:1]
     reader.close()
     RecordWriter(tmp_path, {}).close()
-    before = (tmp_path / FILE_NAME).read_bytes()
+    before = (tmp_path / RECORDS_NAME).read_bytes()
     RecordWriter(tmp_path, {}).close()
-    assert contents(tmp_path) == [FILE_NAME]
-    assert (tmp_path / FILE_NAME).read_bytes() == before, "who writes nothing changes nothing"
+    assert contents(tmp_path) == [RECORDS_NAME]
+    assert (tmp_path / RECORDS_NAME).read_bytes() == before, "who writes nothing changes nothing"

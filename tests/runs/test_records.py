@@ -26,7 +26,9 @@ from shmzero.errors import ConfigError, FolderBusy, RecordError
 from shmzero.learner.feed import newest_records
 from shmzero.records import main
 from shmzero.runs.checkpoints import checkpoints, newest_checkpoint, numbered_path
-from shmzero.runs.records import FILE_NAME, Records, RecordWriter
+from shmzero.runs.folder import RECORDS_NAME
+from shmzero.runs.record_writer import RecordWriter
+from shmzero.runs.records import Records
 from tests.support.fakes import HashEvaluator
 
 SETTINGS = {"seed": 3, "players": "3-5"}
@@ -63,7 +65,7 @@ def refusal(capsys: pytest.CaptureFixture[str], code: int, *arguments: object) -
 
 
 def test_records_written_count_read_and_replay_as_they_were(folder: Path, played: list[bytes]) -> None:
-    for place in (folder, folder / FILE_NAME, str(folder)):
+    for place in (folder, folder / RECORDS_NAME, str(folder)):
         records = Records(place)
         assert len(records) == 300 and list(records) == played and records.settings() == SETTINGS
     assert [_core.decode_record(record)["id"] for record in records] == list(range(300))
@@ -80,7 +82,7 @@ def test_records_written_count_read_and_replay_as_they_were(folder: Path, played
 def test_records_are_open_to_the_end_of_their_block(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def still_open() -> list[str]:
         links = [entry.path for entry in os.scandir("/proc/self/fd") if os.path.islink(entry.path)]
-        return [target for target in map(os.path.realpath, links) if target.startswith(str(folder / FILE_NAME))]
+        return [target for target in map(os.path.realpath, links) if target.startswith(str(folder / RECORDS_NAME))]
 
     before = still_open()
     with Records(folder) as records:
@@ -125,7 +127,7 @@ def test_records_reader_sees_whole_transactions_while_they_are_written(tmp_path:
         assert writer.write([(i, [played[i]]) for i in range(first, first + 50)]) == 50
         assert head + list(reading) in (played[:first], played[: first + 50])
         assert len(reader) == first + 50 and list(reader) == played[: first + 50]
-    other = sqlite3.connect(tmp_path / FILE_NAME, isolation_level=None)
+    other = sqlite3.connect(tmp_path / RECORDS_NAME, isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
     other.execute("DELETE FROM rounds")
     assert list(reader) == played  # not committed, so not there
@@ -154,7 +156,7 @@ def test_record_writer_killed_while_it_creates_the_file_leaves_one_that_goes_on(
             RecordWriter(tmp_path, SETTINGS)
         os._exit(0)
     _, status = os.waitpid(child, 0)
-    if os.waitstatus_to_exitcode(status) == -signal.SIGKILL and (tmp_path / FILE_NAME).exists():
+    if os.waitstatus_to_exitcode(status) == -signal.SIGKILL and (tmp_path / RECORDS_NAME).exists():
         assert "there are no rounds" in refusal(capsys, 2, tmp_path)
     writer = RecordWriter(tmp_path, SETTINGS)
     assert writer.write([(0, [played[0]])]) == 1
@@ -163,35 +165,35 @@ def test_record_writer_killed_while_it_creates_the_file_leaves_one_that_goes_on(
 
 
 def test_records_of_another_schema_are_refused_untouched(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with sqlite3.connect(folder / FILE_NAME) as connection:
+    with sqlite3.connect(folder / RECORDS_NAME) as connection:
         connection.execute("UPDATE meta SET value = '99' WHERE key = 'schema'")
         connection.execute("PRAGMA journal_mode = DELETE")
     connection.close()
-    before = (folder / FILE_NAME).read_bytes()
+    before = (folder / RECORDS_NAME).read_bytes()
     assert "schema version 99; this program reads 1" in refusal(capsys, 2, folder)
     with pytest.raises(ConfigError, match="schema version 99; this program reads 1"):
         RecordWriter(folder, SETTINGS)
-    assert (folder / FILE_NAME).read_bytes() == before and len(list(folder.iterdir())) == 1
+    assert (folder / RECORDS_NAME).read_bytes() == before and len(list(folder.iterdir())) == 1
 
 
 def test_records_database_of_another_program_is_refused_untouched(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with sqlite3.connect(tmp_path / FILE_NAME) as connection:
+    with sqlite3.connect(tmp_path / RECORDS_NAME) as connection:
         connection.execute("CREATE TABLE songs (name TEXT)")
     connection.close()
-    before = (tmp_path / FILE_NAME).read_bytes()
+    before = (tmp_path / RECORDS_NAME).read_bytes()
     assert "is no record file of shmzero" in refusal(capsys, 2, tmp_path)
     with pytest.raises(ConfigError, match="is no record file of shmzero"):
         RecordWriter(tmp_path, SETTINGS)
-    assert (tmp_path / FILE_NAME).read_bytes() == before
+    assert (tmp_path / RECORDS_NAME).read_bytes() == before
 
 
 @pytest.mark.parametrize("damage", ["not one", "half", "one page", "zeroed pages"])
 def test_records_damaged_file_ends_with_one_line_untouched(
     folder: Path, damage: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path = folder / FILE_NAME
+    path = folder / RECORDS_NAME
     data = path.read_bytes()
     page = int.from_bytes(data[16:18], "big")
     assert len(data) > 8 * page
@@ -217,7 +219,7 @@ def test_records_damaged_file_ends_with_one_line_untouched(
 
 
 def test_records_bytes_that_are_no_round_end_with_one_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with sqlite3.connect(folder / FILE_NAME) as connection:
+    with sqlite3.connect(folder / RECORDS_NAME) as connection:
         connection.execute("UPDATE rounds SET record = substr(record, 1, 30) WHERE id = 4")
     connection.close()
     assert "it ends too early" in refusal(capsys, 1, folder, "--first", 4)
@@ -255,7 +257,7 @@ def test_records_path_may_hold_any_character(tmp_path: Path, played: list[bytes]
     writer = RecordWriter(folder, SETTINGS)
     writer.write([(0, [played[0]])])
     writer.close()
-    assert [path.name for path in folder.iterdir()] == [FILE_NAME] and list(Records(folder)) == played[:1]
+    assert [path.name for path in folder.iterdir()] == [RECORDS_NAME] and list(Records(folder)) == played[:1]
 
 
 def test_record_writer_has_its_folder_to_itself(tmp_path: Path) -> None:
@@ -273,11 +275,11 @@ def test_record_writer_tells_games_of_which_only_the_beginning_is_there(tmp_path
     assert len(records) == 3 * 5
     writer = RecordWriter(tmp_path, SETTINGS)
     writer.write([(0, records[:5]), (1, records[5:8])])
-    assert finished(writer) == {0} and writer.begun() == {1: records[5:8]}
+    assert finished(writer) == {0} and writer.in_progress() == {1: records[5:8]}
     assert writer.write([(1, records[8:10]), (2, records[10:14])]) == 6
     writer.close()
     writer = RecordWriter(tmp_path, SETTINGS)
-    assert finished(writer) == {0, 1} and writer.begun() == {2: records[10:14]}
+    assert finished(writer) == {0, 1} and writer.in_progress() == {2: records[10:14]}
     writer.close()
 
 
@@ -350,7 +352,7 @@ def test_record_writer_says_that_a_folder_cannot_be_locked_and_leaves_nothing(tm
     if flock is None:
         pytest.skip(f"the number of flock is not known on {platform.machine()}")
     program = WITHOUT_LOCKS + (
-        "from shmzero.runs.records import RecordWriter\nfrom shmzero.cli.command import run_command\n"
+        "from shmzero.runs.record_writer import RecordWriter\nfrom shmzero.cli.command import run_command\n"
         f"sys.exit(run_command(lambda: RecordWriter(__import__('pathlib').Path({str(tmp_path / 'run')!r}), {{}}) and 0))"
     )
     done = subprocess.run([sys.executable, "-c", program, str(flock), str(error), ""], capture_output=True, text=True)
@@ -384,7 +386,7 @@ def test_records_that_cannot_be_locked_are_not_said_to_be_another_file(
 def test_record_file_that_another_program_has_locked_says_so(folder: Path, played: list[bytes]) -> None:
     writer = RecordWriter(folder, SETTINGS)
     writer._connection.execute("PRAGMA busy_timeout = 0")
-    with contextlib.closing(sqlite3.connect(folder / FILE_NAME, isolation_level=None)) as browser:
+    with contextlib.closing(sqlite3.connect(folder / RECORDS_NAME, isolation_level=None)) as browser:
         browser.execute("BEGIN IMMEDIATE")
         with pytest.raises(
             RecordError, match="database is locked: another program has it locked, such as a database browser"

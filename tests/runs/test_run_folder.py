@@ -18,7 +18,7 @@ import pytest
 from shmzero import SearchConfig, play_rounds
 from shmzero.errors import ConfigError, FolderBusy, RecordError
 from shmzero.mcts.evaluators import HashEvaluator
-from shmzero.runs.folder import run_folder
+from shmzero.runs.record_writer import run_folder
 from shmzero.runs.records import Records
 
 STOPS = {"open", "os.mkdir", "os.rmdir", "os.remove", "os.rename", "fcntl.flock", "sqlite3.connect"}
@@ -145,16 +145,16 @@ def test_run_folder_after_an_error_only_what_it_made_is_removed(tmp_path: Path) 
     with pytest.raises(RecordError, match="no room"), run_folder(folder, {}) as writer:
         (folder / "config.toml").write_text("mine")
         (folder / "config.tmp").write_text("mine as well")
-        writer.append_line("metrics.jsonl", {"a": 1})
-        writer.write_file("config.toml", "ours")  # in the user's place
+        writer.folder.append_metrics({"a": 1})
+        writer.folder.write_config("ours")  # in the user's place
         raise RecordError("no room")
     assert sorted(path.name for path in folder.iterdir()) == ["config.tmp", "config.toml"]
     for path in folder.iterdir():
         path.unlink()
     with pytest.raises(RecordError, match="no room"), run_folder(folder, {}) as writer:
         for text in ("first", "second"):
-            writer.write_file("config.toml", text)
-            writer.append_line("metrics.jsonl", {"a": text})
+            writer.folder.write_config(text)
+            writer.folder.append_metrics({"a": text})
         assert (folder / "config.toml").read_text() == "second"
         assert len((folder / "metrics.jsonl").read_text().splitlines()) == 2
         raise RecordError("no room")

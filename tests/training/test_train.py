@@ -33,7 +33,8 @@ from shmzero.learner.state import read_facts
 from shmzero.nets.blob_net import BlobNet
 from shmzero.nets.checkpoint import load_checkpoint, save_checkpoint
 from shmzero.nets.config import NetConfig
-from shmzero.runs.checkpoints import STATE_NAME, newest_checkpoint
+from shmzero.runs.checkpoints import newest_checkpoint
+from shmzero.runs.folder import STATE_NAME
 from shmzero.runs.records import Records
 from shmzero.settings import to_toml
 from shmzero.train import describe, parse

@@ -31,8 +31,9 @@ from shmzero.nets.checkpoint import load_checkpoint, save_checkpoint
 from shmzero.nets.config import NetConfig
 from shmzero.runs import metrics
 from shmzero.runs.checkpoints import newest_checkpoint, newest_version
-from shmzero.runs.folder import run_folder
-from shmzero.runs.records import Records, RecordWriter
+from shmzero.runs.folder import RunFolder
+from shmzero.runs.record_writer import RecordWriter, run_folder
+from shmzero.runs.records import Records
 from shmzero.training import progress as training_progress
 from shmzero.training import run as training_run
 from shmzero.training.config import TrainConfig
@@ -312,7 +313,7 @@ def test_run_is_over_when_every_opponents_last_match_and_the_rating_are_kept(tmp
     config = TrainConfig(opponents="threshold,random", rate=True)
 
     def judged(line: dict) -> bool:
-        append_line(tmp_path / metrics.METRICS_NAME, {"elapsed_s": 1.0} | line)
+        append_line(RunFolder(tmp_path).metrics, {"elapsed_s": 1.0} | line)
         with run_folder(tmp_path, config.identity()) as writer:
             return training_run.Run(
                 config, tmp_path, writer, print, lambda progress: None, lambda: False, 0.0
@@ -406,7 +407,7 @@ def test_missing_package_is_one_line_that_says_how_to_install_it(
         assert train.main([str(tmp_path / "run"), *arguments]) == 2 and not (tmp_path / "run").exists()
     else:
         match = {"opponent": "random", "mode": "one", "mean": 0.0, "low": -1.0, "high": 1.0}
-        append_line(tmp_path / metrics.METRICS_NAME, {"elapsed_s": 1.0, "match": match})
+        append_line(RunFolder(tmp_path).metrics, {"elapsed_s": 1.0, "match": match})
         assert plot.main([str(tmp_path)]) == 2
     assert f"pip install {package}" in one_line(capsys.readouterr().err)
 
