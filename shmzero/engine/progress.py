@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import time
 from collections import deque
 from dataclasses import dataclass
+from typing import Any
 
 from shmzero import _core
 from shmzero.engine.fleet import Fleet
@@ -16,8 +19,8 @@ class Progress:
 
     units: int
     total_units: int
-    begun: float
-    """Units' worth of decisions made, an estimate: all there is to go by before the first is finished."""
+    decided_units: float
+    """Units' worth of decisions made, an estimate: all there is to go by before the first unit is finished."""
     rounds: int
     elapsed_s: float
     rounds_per_min: float
@@ -26,9 +29,14 @@ class Progress:
     inference_busy: float
     workers_busy: float
 
+    def as_metrics(self) -> dict[str, Any]:
+        """The line of metrics.jsonl, where `decided_units` is called `begun`."""
+        line = dataclasses.asdict(self)
+        return {"begun" if name == "decided_units" else name: value for name, value in line.items()}
+
     @property
     def eta_s(self) -> float | None:
-        done = self.units or self.begun
+        done = self.units or self.decided_units
         if done == 0 or self.elapsed_s <= 0:
             return None
         return max(0.0, self.total_units - done) * self.elapsed_s / done
@@ -40,6 +48,23 @@ class Progress:
             f"{self.evaluations_per_s:,.0f} evaluations/s | batch {self.mean_batch_rows:.0f} | "
             f"inference {self.inference_busy:.0%} workers {self.workers_busy:.0%} busy | ETA {eta}"
         )
+
+
+class Every:
+    """Tells when something that is done again and again is due."""
+
+    def __init__(self, seconds: float, at_once: bool = False) -> None:
+        """It is due for the first time after so many seconds, or `at_once`."""
+        self.seconds = seconds
+        self._at = -math.inf if at_once else time.monotonic()
+
+    def __call__(self) -> bool:
+        """Whether it is due; if so, then not again for so many seconds from now on."""
+        now = time.monotonic()
+        if now - self._at < self.seconds:
+            return False
+        self._at = now
+        return True
 
 
 class Meter:
@@ -103,7 +128,7 @@ class Meter:
         return Progress(
             units=units,
             total_units=self._total_units,
-            begun=counters["decisions"] / self._unit_decisions,
+            decided_units=counters["decisions"] / self._unit_decisions,
             rounds=rounds,
             elapsed_s=now - self.start,
             rounds_per_min=(rounds - rounds_then) * 60 * per_second,

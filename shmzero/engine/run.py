@@ -1,9 +1,11 @@
-"""A run of self-play: settings become a Fleet, and finished units go into the run folder."""
+"""A run of self-play: settings become a Fleet, and what it finishes goes into the run folder.
+
+Read next: fleet.py (who plays), runs/recorder.py (where it goes).
+"""
 
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -12,16 +14,18 @@ from typing import Any
 
 from shmzero.engine.config import SelfPlayConfig
 from shmzero.engine.fleet import Fleet
-from shmzero.engine.progress import Meter, Progress
+from shmzero.engine.plan import FleetPlan
+from shmzero.engine.progress import Every, Meter, Progress
+from shmzero.engine.weights import Weights
 from shmzero.files import digest_of, file_stamp
 from shmzero.machine import has_cuda, has_nvidia
 from shmzero.runs.record_writer import RecordWriter, run_folder
+from shmzero.runs.recorder import Recorder
 from shmzero.settings import to_toml
 
 DEFAULT_ROUNDS = 100
 TICK_S = 0.05
-COMMIT_S = 0.5
-"""Finished rounds are committed at least this often."""
+SHOW_S = 0.1
 METRICS_S = 5.0
 
 
@@ -42,126 +46,148 @@ def run(
     started = time.monotonic() if started is None else started
     config.check_devices()
     with run_folder(folder, config.identity()) as writer:
-        return _run(config, folder, writer, say, show, stopped, started)
+        return Run(config, writer, say, show, stopped, started)()
 
 
-def _run(
-    config: SelfPlayConfig,
-    folder: Path,
-    writer: RecordWriter,
-    say: Callable[[str], None],
-    show: Callable[[Progress], None],
-    stopped: Callable[[], bool],
-    started: float,
-) -> dict[str, Any]:
-    wanted = config.games or config.rounds or DEFAULT_ROUNDS
-    first, end = config.first, config.first + wanted
-    done = writer.units()
-    missing = wanted - (done.count_below(end) - done.count_below(first))
-    summary: dict[str, Any] = {"records": str(writer.path), "rounds": writer.count(), "new_rounds": 0}
-    if missing == 0:
-        say(f"{folder} already holds {wanted} {'games' if config.games else 'rounds'}: nothing to do")
-        return summary | {
+class Run:
+    """One run of self-play in its folder."""
+
+    def __init__(
+        self,
+        config: SelfPlayConfig,
+        writer: RecordWriter,
+        say: Callable[[str], None],
+        show: Callable[[Progress], None],
+        stopped: Callable[[], bool],
+        started: float,
+    ) -> None:
+        """`writer` is the folder's; see `run` for the others."""
+        self.config = config
+        self._say, self._show, self._stopped = say, show, stopped
+        self._writer = writer
+        self._started = started
+        wanted = config.games or config.rounds or DEFAULT_ROUNDS
+        self._recorder = Recorder(writer, range(config.first, config.first + wanted))
+        self._served: Weights | None = None
+        """The weights that the folder's records name as playing."""
+        self._first_round_s: float | None = None
+        """When the first round was there, after the command began."""
+        self._show_due = Every(SHOW_S)
+        self._metrics_due = Every(METRICS_S)
+        self._checkpoint_seen = file_stamp(config.checkpoint)  # before it is read: what replaces it is another
+
+    def __call__(self) -> dict[str, Any]:
+        """Play what is missing; returns the summary of `--json`."""
+        recorder, missing = self._recorder, self._recorder.num_missing()
+        if missing == 0:
+            return self._nothing_to_do()
+        version = _first_version(self.config, self._writer)
+        with Fleet(self.config, recorder.missing(), missing, version, recorder.in_progress) as fleet:
+            self._note_weights(fleet)
+            if not self._writer.folder.config.exists():
+                self._write_config(fleet)
+            for line in notices(self.config, fleet.plan):
+                self._say(line)
+            meter = Meter(fleet, missing)
+            try:
+                while not fleet.done and not self._stopped():
+                    self._attend(fleet, meter)
+                play_s, counters = time.monotonic() - meter.start, fleet.counters()
+            finally:
+                recorder.finish(fleet)
+                self._note_first_round(fleet)
+        return self._summary(fleet, play_s, counters)
+
+    def _attend(self, fleet: Fleet, meter: Meter) -> None:
+        """Take what the fleet has finished, and do what is due."""
+        self._recorder.poll(fleet, TICK_S)
+        self._note_first_round(fleet)
+        self._note_weights(fleet)
+        while fleet.events:
+            self._say(fleet.events.popleft())
+        if not self._show_due():
+            return
+        recorder = self._recorder
+        progress = meter.progress(recorder.finished_units, recorder.new_rounds + recorder.waiting_rounds())
+        self._show(progress)
+        if self._metrics_due():
+            recorder.log(progress.as_metrics())
+            recorder.sync()
+            self._follow_checkpoint(fleet)
+
+    def _follow_checkpoint(self, fleet: Fleet) -> None:
+        """Publish the checkpoint's file where it has changed and that is wanted."""
+        if not self.config.follow or file_stamp(self.config.checkpoint) == self._checkpoint_seen:
+            return
+        self._checkpoint_seen = file_stamp(self.config.checkpoint)
+        assert self.config.checkpoint is not None
+        fleet.publish(self.config.checkpoint)
+
+    def _note_weights(self, fleet: Fleet) -> None:
+        """Have the folder name the weights that play from now on."""
+        if fleet.served is not self._served:
+            self._served = fleet.served
+            self._writer.set_weights(self._served.version, self._served.digest())
+
+    def _note_first_round(self, fleet: Fleet) -> None:
+        """With its first round a run gets its settings into the folder: they are those that it was played with."""
+        recorder = self._recorder
+        if self._first_round_s is None and (recorder.new_rounds or recorder.waiting_rounds()):
+            self._first_round_s = time.monotonic() - self._started
+            self._write_config(fleet)
+
+    def _write_config(self, fleet: Fleet) -> None:
+        self._writer.folder.write_config(to_toml(_resolved(self.config, fleet)))
+
+    def _nothing_to_do(self) -> dict[str, Any]:
+        wanted, kind = len(self._recorder.units), "games" if self.config.games else "rounds"
+        self._say(f"{self._writer.folder.path} already holds {wanted} {kind}: nothing to do")
+        return {
+            "records": str(self._writer.path),
+            "rounds": self._recorder.rounds,
+            "new_rounds": 0,
             "complete": True,
             "rounds_per_min": 0.0,
             "distinct_evaluations_per_s": 0.0,
             "mean_batch_rows": 0.0,
         }
-    begun = {unit: records for unit, records in writer.in_progress().items() if first <= unit < end}
-    units = itertools.takewhile(lambda unit: unit < end, done.missing(first))
-    checkpoint_seen = file_stamp(config.checkpoint)  # before it is read: what replaces it meanwhile is another
-    with Fleet(config, units, missing, _first_version(config, writer), begun) as fleet:
-        writer.set_weights(fleet.served.version, fleet.served.digest())
-        if not writer.folder.config.exists():
-            writer.folder.write_config(to_toml(_resolved(config, fleet)))
-        plan = fleet.plan
-        say(
-            f"{plan.workers} workers x {plan.lanes} lanes, {len(plan.devices)} inference processes "
-            f"({', '.join(plan.devices)}), batches up to {plan.max_batch} rows"
-        )
-        if config.device == "auto" and config.evaluator == "net" and has_nvidia() and not has_cuda():
-            say("there is an NVIDIA device, and torch is installed without CUDA: the network runs on the CPU")
-        capped = config.search().to_core().wave_leaves
-        if capped < config.leaves_in_flight:
-            say(f"leaves in flight: {capped} instead of {config.leaves_in_flight}, a quarter of the simulations")
-        if config.evaluator == "net" and config.checkpoint is None:
-            say(f"no --checkpoint: the network is freshly initialised from seed {config.seed}")
-        meter = Meter(fleet, missing)
-        waiting: list[tuple[int, list[bytes]]] = []
-        committed = {unit: len(records) for unit, records in begun.items()}  # rounds of games in progress
-        units_done = new_rounds = record_bytes = 0
-        first_round_s: float | None = None
-        committed_at = metrics_at = shown_at = meter.start
-        served = fleet.served
 
-        def take(finished: list[tuple[int, list[bytes]]]) -> None:
-            nonlocal units_done, first_round_s
-            units_done += len(finished)
-            waiting.extend(finished)
-            if first_round_s is None and any(records for _, records in uncommitted()):
-                first_round_s = time.monotonic() - started
-                writer.folder.write_config(to_toml(_resolved(config, fleet)))
+    def _summary(self, fleet: Fleet, play_s: float, counters: dict[str, int]) -> dict[str, Any]:
+        """`play_s`: seconds of playing; `counters`: the fleet's at their end."""
+        recorder = self._recorder
+        return {
+            "records": str(self._writer.path),
+            "rounds": recorder.rounds,
+            "new_rounds": recorder.new_rounds,
+            "complete": fleet.done,
+            "seconds": play_s,
+            "rounds_per_min": recorder.new_rounds * 60 / play_s,
+            "distinct_evaluations_per_s": counters["worker_rows"] / play_s,
+            "mean_batch_rows": counters["rows"] / max(counters["batches"], 1),
+            "simulations_per_decision": counters["simulations"] / max(counters["decisions"], 1),
+            "rows_per_simulation": counters["worker_rows"] / max(counters["simulations"], 1),
+            "terminal_share": counters["terminals"] / max(counters["simulations"], 1),
+            "record_bytes_per_round": recorder.record_bytes / max(recorder.new_rounds, 1),
+            "first_round_s": self._first_round_s,
+            "restarts": fleet.restarts,
+            "weights_version": fleet.served.version,
+        }
 
-        def uncommitted() -> list[tuple[int, list[bytes]]]:
-            parts = [*waiting, *fleet.in_progress.items()]
-            return [(unit, records[committed.get(unit, 0) :]) for unit, records in parts]
 
-        def commit() -> None:
-            nonlocal new_rounds, record_bytes, committed
-            if found := [part for part in uncommitted() if part[1]]:
-                new_rounds += writer.write(found)
-                record_bytes += sum(len(record) for _, records in found for record in records)
-            committed = {unit: len(records) for unit, records in fleet.in_progress.items()}
-            waiting.clear()
-
-        try:
-            while not fleet.done and not stopped():
-                take(fleet.poll(TICK_S))
-                while fleet.events:
-                    say(fleet.events.popleft())
-                if fleet.served is not served:
-                    served = fleet.served
-                    writer.set_weights(served.version, served.digest())
-                now = time.monotonic()
-                if now - committed_at >= COMMIT_S or len(waiting) >= 10_000:
-                    commit()
-                    committed_at = now
-                if now - shown_at >= 0.1:
-                    rounds = new_rounds + sum(len(records) for _, records in uncommitted())
-                    progress = meter.progress(units_done, rounds)
-                    show(progress)
-                    shown_at = now
-                    if now - metrics_at >= METRICS_S:
-                        writer.folder.append_metrics(dataclasses.asdict(progress))
-                        writer.sync()
-                        metrics_at = now
-                        if config.follow and file_stamp(config.checkpoint) != checkpoint_seen:
-                            checkpoint_seen = file_stamp(config.checkpoint)
-                            assert config.checkpoint is not None
-                            fleet.publish(config.checkpoint)
-            play_s = time.monotonic() - meter.start
-            counters = fleet.counters()
-        finally:
-            take(fleet.close())
-            commit()
-            writer.sync()
-    progress_rounds = max(new_rounds, 1)
-    return summary | {
-        "rounds": writer.count(),
-        "new_rounds": new_rounds,
-        "complete": fleet.done,
-        "seconds": play_s,
-        "rounds_per_min": new_rounds * 60 / play_s,
-        "distinct_evaluations_per_s": counters["worker_rows"] / play_s,
-        "mean_batch_rows": counters["rows"] / max(counters["batches"], 1),
-        "simulations_per_decision": counters["simulations"] / max(counters["decisions"], 1),
-        "rows_per_simulation": counters["worker_rows"] / max(counters["simulations"], 1),
-        "terminal_share": counters["terminals"] / max(counters["simulations"], 1),
-        "record_bytes_per_round": record_bytes / progress_rounds,
-        "first_round_s": first_round_s,
-        "restarts": fleet.restarts,
-        "weights_version": served.version,
-    }
+def notices(config: SelfPlayConfig, plan: FleetPlan) -> list[str]:
+    """What a run says before it plays: its sizes, and what is otherwise than somebody may think."""
+    lines = [
+        f"{plan.workers} workers x {plan.lanes} lanes, {len(plan.devices)} inference processes "
+        f"({', '.join(plan.devices)}), batches up to {plan.max_batch} rows"
+    ]
+    if config.device == "auto" and config.evaluator == "net" and has_nvidia() and not has_cuda():
+        lines.append("there is an NVIDIA device, and torch is installed without CUDA: the network runs on the CPU")
+    capped = config.search().to_core().wave_leaves
+    if capped < config.leaves_in_flight:
+        lines.append(f"leaves in flight: {capped} instead of {config.leaves_in_flight}, a quarter of the simulations")
+    if config.evaluator == "net" and config.checkpoint is None:
+        lines.append(f"no --checkpoint: the network is freshly initialised from seed {config.seed}")
+    return lines
 
 
 def _first_version(config: SelfPlayConfig, writer: RecordWriter) -> int:

@@ -204,7 +204,7 @@ def test_selfplay_game_is_gone_on_with_from_its_finished_rounds() -> None:
     whole = play_rounds(HashEvaluator(), 2, search, cards="3", games=True)
     config = SelfPlayConfig(evaluator="hash", games=2, cards="3", preset="light", workers=1)
     found: dict[int, list[bytes]] = {}
-    with Fleet(config, range(2), 2, begun={1: whole[8:13]}) as fleet:
+    with Fleet(config, range(2), 2, in_progress={1: whole[8:13]}) as fleet:
         while not fleet.done:
             found.update(fleet.poll(0.05))
             rounds = fleet.counters()["rounds"]

@@ -523,7 +523,7 @@ def test_progress_estimates_the_time_left_before_the_first_round_is_finished() -
         return Progress(
             units=units,
             total_units=10,
-            begun=begun,
+            decided_units=begun,
             rounds=0,
             elapsed_s=6.0,
             rounds_per_min=0,
