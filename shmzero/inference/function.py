@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from shmzero import _core
 from shmzero.errors import ConfigError, ModelFailed
 from shmzero.inference.device import Staging
+from shmzero.shm.sizes import Widths
 
 Model = Callable[[Any, Any], Any]
 Answers = tuple[NDArray[np.float32], NDArray[np.float32]]
@@ -35,14 +36,12 @@ class FunctionDevice:
 
     num_buffers = 1
 
-    def __init__(
-        self, model: Model, state_dim: int, action_dim: int, value_dim: int, wire: str, max_batch: int
-    ) -> None:
+    def __init__(self, model: Model, widths: Widths, max_batch: int) -> None:
         """Raises ConfigError where a first row does not come back in these widths."""
         self.max_batch = max_batch
         self._model = model
-        self._widths = (action_dim, value_dim)
-        self._buffers = [self._new_buffer(state_dim, wire) for _ in range(self.num_buffers)]
+        self._widths = widths
+        self._buffers = [self._new_buffer() for _ in range(self.num_buffers)]
         self._trial = 0
         """The place in TRIALS of the rows that the model takes."""
         self.description = f"{getattr(model, '__name__', type(model).__name__)} on {self._place()}"
@@ -51,15 +50,15 @@ class FunctionDevice:
     def _place(self) -> str:
         return "cpu"
 
-    def _new_buffer(self, state_dim: int, wire: str) -> Any:
-        action_dim, value_dim = self._widths
+    def _new_buffer(self) -> Any:
+        widths = self._widths
         staging = Staging(
-            np.zeros((self.max_batch, state_dim), wire),
-            np.zeros((self.max_batch, (action_dim + 63) // 64), np.uint64),
-            np.zeros((self.max_batch, action_dim), np.float32),
-            np.zeros((self.max_batch, value_dim), np.float32),
+            np.zeros((self.max_batch, widths.state_dim), widths.wire),
+            np.zeros((self.max_batch, widths.mask_words), np.uint64),
+            np.zeros((self.max_batch, widths.action_dim), np.float32),
+            np.zeros((self.max_batch, widths.value_dim), np.float32),
         )
-        return staging, np.zeros((self.max_batch, action_dim), np.bool_)
+        return staging, np.zeros((self.max_batch, widths.action_dim), np.bool_)
 
     def _try_out(self) -> None:
         """Find made-up rows that the model takes and answers in the service's widths. Raises ConfigError."""
@@ -75,8 +74,10 @@ class FunctionDevice:
 
     def _tried(self, num_rows: int) -> str:
         """The beginning of a message: it names the rows that were tried. The message goes on with what came of it."""
-        shape, kind = [num_rows, self.staging(0).features.shape[1]], TRIALS[self._trial]
-        return f"tried with rows of the server's own (states {shape} {kind}, all {self._widths[0]} actions legal):"
+        shape, kind = [num_rows, self._widths.state_dim], TRIALS[self._trial]
+        return (
+            f"tried with rows of the server's own (states {shape} {kind}, all {self._widths.action_dim} actions legal):"
+        )
 
     def _advice(self, failure: ModelFailed) -> str:
         return ""
@@ -84,9 +85,9 @@ class FunctionDevice:
     def _answers(self, model: Model, num_rows: int) -> Answers:
         """What the service would answer with `model` to made-up rows. Nothing may be in flight. Raises ModelFailed."""
         staging = self.staging(0)
-        drawn = np.random.default_rng(0).random((num_rows, staging.features.shape[1]), np.float32)
+        drawn = np.random.default_rng(0).random((num_rows, self._widths.state_dim), np.float32)
         staging.features[:num_rows] = (drawn, drawn.round(), np.zeros_like(drawn))[self._trial]
-        staging.masks[:num_rows] = _core.pack_masks(np.ones((num_rows, self._widths[0]), np.bool_))
+        staging.masks[:num_rows] = _core.pack_masks(np.ones((num_rows, self._widths.action_dim), np.bool_))
         served, self._model = self._model, model
         try:
             self.launch(0, num_rows)
@@ -118,7 +119,7 @@ class FunctionDevice:
     def _both(self, answer: Any, rows: int) -> tuple[Any, Any]:
         """Policies and values out of what the model returned. Raises ValueError, which says what that was."""
         found = policy_and_value(answer)
-        action_dim, value_dim = self._widths
+        _, action_dim, value_dim, _ = self._widths
         if found is not None:
             policies, values = (self._numbers(part) for part in found)
             if policies is not None and values is not None:

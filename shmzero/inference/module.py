@@ -14,6 +14,7 @@ from shmzero.errors import ConfigError, ModelFailed
 from shmzero.inference.device import Staging
 from shmzero.inference.function import PROBE_ROWS, Answers, FunctionDevice, one_line
 from shmzero.nets.weights_file import in_names_of, read_tensors
+from shmzero.shm.sizes import Widths
 
 SAME = 1e-2
 """Answers differ by less, as a share of the largest, where the same weights run in other kernels or in bfloat16."""
@@ -36,10 +37,7 @@ class ModuleDevice(FunctionDevice):
     def __init__(
         self,
         module: Any,
-        state_dim: int,
-        action_dim: int,
-        value_dim: int,
-        wire: str,
+        widths: Widths,
         max_batch: int,
         device: str,
         copy: bool = True,
@@ -59,7 +57,7 @@ class ModuleDevice(FunctionDevice):
             module = self._copied(module, "; copy=False serves the module itself, not to be trained meanwhile")
         self._on_cuda = self._device.type == "cuda"
         self.num_buffers = 2 if self._on_cuda else 1
-        super().__init__(self._placed(module), state_dim, action_dim, value_dim, wire, max_batch)
+        super().__init__(self._placed(module), widths, max_batch)
 
     def _usable(self, device: str) -> Any:
         torch = self._torch
@@ -97,14 +95,13 @@ class ModuleDevice(FunctionDevice):
     def _place(self) -> str:
         return str(self._device)
 
-    def _new_buffer(self, state_dim: int, wire: str) -> Any:
-        torch = self._torch
-        action_dim, value_dim = self._widths
+    def _new_buffer(self) -> Any:
+        torch, widths = self._torch, self._widths
         host = [
             torch.zeros(self.max_batch, width, dtype=dtype, device="cpu")
             for width, dtype in (
-                (state_dim, getattr(torch, wire)), ((action_dim + 63) // 64, torch.int64),
-                (action_dim, torch.float32), (value_dim, torch.float32), (action_dim, torch.bool),
+                (widths.state_dim, getattr(torch, widths.wire)), (widths.mask_words, torch.int64),
+                (widths.action_dim, torch.float32), (widths.value_dim, torch.float32), (widths.action_dim, torch.bool),
             )
         ]  # fmt: skip
         if self._on_cuda:

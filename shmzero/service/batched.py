@@ -11,13 +11,13 @@ from shmzero import _core
 from shmzero.errors import ServerGone
 from shmzero.inference.model_factory import device_of
 from shmzero.service.client import Client
-from shmzero.service.config import spin_us_or_default
 from shmzero.service.connection import Connection
-from shmzero.service.host import Host, check_sizes, check_times, end_server
+from shmzero.service.host import Host
 from shmzero.service.link import Link
-from shmzero.settings import seconds
+from shmzero.service.options import ServiceOptions
 from shmzero.shm.names import unnamed_service
 from shmzero.shm.segment import PrivateSegment, create_private
+from shmzero.shm.sizes import Widths
 
 
 class PrivateLink(Link):
@@ -63,24 +63,23 @@ class BatchedEvaluator(Client):
         grad: bool = False,
         check_finite: bool = True,
     ) -> None:
-        check_times(max_batch, timeout_ms, spin_us)
-        check_sizes(slots, rows_per_slot, state_dim, action_dim, value_dim, wire)
-        served = device_of(model, state_dim, action_dim, value_dim, wire, max_batch, device, copy, grad)
-        self._memory = create_private(1, slots, 1, rows_per_slot, state_dim, action_dim, value_dim, wire)
-        segment = self._memory.segment
-        epoch = segment.open_service(_core.own_identity())
-        self._service = Host(self._memory, epoch, served, 0, timeout_ms, spin_us_or_default(spin_us), check_finite)
-        self._link = PrivateLink(self._service, self._memory, spin_us)
-        self._end = weakref.finalize(self._link, end_server, self._service)  # requests on their way keep it as well
+        widths = Widths(state_dim, action_dim, value_dim, wire)
+        options = ServiceOptions(widths, slots, rows_per_slot, max_batch, timeout_ms, spin_us, check_finite)
+        served = device_of(model, widths, max_batch, device, copy, grad)
+        memory = create_private(1, slots, 1, rows_per_slot, widths)
+        epoch = memory.segment.open_service(_core.own_identity())
+        self._host = Host(memory, epoch, served, 0, options)
+        self._link = PrivateLink(self._host, memory, spin_us)
+        self._end = weakref.finalize(self._link, self._host.close)  # requests on their way keep it as well
         self._link.connect(None, time.monotonic())
 
     def swap(self, weights: Any, timeout: float | None = 60.0) -> int:
         """Does what InferenceServer.swap does."""
-        return self._service.control.swap(weights, seconds("timeout", timeout))
+        return self._host.swap(weights, timeout)
 
     def stats(self) -> dict[str, Any]:
         """Returns what InferenceServer.stats returns."""
-        return self._service.stats()
+        return self._host.stats()
 
     def close(self) -> None:
         """End the threads. Every further call raises ServerGone."""

@@ -5,40 +5,16 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from shmzero import _core
 from shmzero.errors import ConfigError
-from shmzero.machine import check_cuda, cores
+from shmzero.machine import check_cuda
 from shmzero.nets.config import NetName
-from shmzero.settings import check_number, check_whole
+from shmzero.service.options import SERVICE_LIMITS, ServiceOptions, check_service
+from shmzero.settings import check_whole
 from shmzero.shm.names import service_path
-
-SERVICE_LIMITS: dict[str, tuple[int, int]] = {
-    "max_batch": (1, 2**20), "slots": (1, _core.MAX_WORKERS), "rows_per_slot": (1, 2**20),
-    "timeout_ms": (0, 10_000), "spin_us": (0, 100_000),
-}  # fmt: skip
-"""The least and the most that each argument of a service may be; times may be fractions, and spin_us None."""
-
-
-def check_service(name: str, value: Any, called: str | None = None) -> None:
-    """Raises ConfigError unless `value` is allowed for an argument of SERVICE_LIMITS; `called`: its name in words."""
-    low, high = SERVICE_LIMITS[name]
-    if name not in ("timeout_ms", "spin_us"):
-        check_whole(called or name, value, low, high)
-    elif value is not None or name != "spin_us":
-        check_number(called or name, value, low, high)
-
-
-def spin_us_or_default(spin_us: float | None) -> float:
-    """How long to spin before sleeping: 50 us where there is more than one core, unless it is given.
-
-    Raises ConfigError where the given one cannot be.
-    """
-    check_service("spin_us", spin_us)
-    if spin_us is not None:
-        return spin_us
-    return 50.0 if cores() > 1 else 0.0
+from shmzero.shm.sizes import Widths
 
 
 @dataclass(frozen=True)
@@ -91,9 +67,17 @@ class ServeConfig:
     json: bool = False
     """Print one JSON object at the end and nothing else on standard output."""
 
-    def wire_type(self) -> str:
-        """How states travel."""
-        return self.wire or ("float32" if self.model else "float16")
+    def widths(self) -> Widths:
+        """Widths of the service's rows and answers, and how states travel."""
+        wire = self.wire or ("float32" if self.model else "float16")
+        return Widths(self.state_dim, self.action_dim, self.value_dim, wire)
+
+    def options(self) -> ServiceOptions:
+        """How the model is served. Raises ConfigError for what cannot be."""
+        return ServiceOptions(
+            self.widths(), self.slots, self.rows_per_slot, self.max_batch, self.timeout_ms, self.spin_us,
+            self.check_finite,
+        )  # fmt: skip
 
     def check(self) -> None:
         """Raises ConfigError for a setting that cannot be."""

@@ -12,6 +12,7 @@ import weakref
 from collections import deque
 
 from shmzero import _core
+from shmzero.shm.sizes import SegmentSizes, Widths
 
 MOST_PORTS = 16
 """Requests that one client has in flight at most; further threads wait."""
@@ -35,9 +36,14 @@ class Connection:
         """Held locks, each of a thread that waits for a port: whoever releases a port releases one."""
 
     @property
-    def widths(self) -> tuple[int, int, int, str]:
-        s = self.segment
-        return s.state_dim, s.action_dim, s.value_dim, s.wire
+    def widths(self) -> Widths:
+        """Widths of the service's rows and answers."""
+        return SegmentSizes.of(self.segment).widths
+
+    @property
+    def num_blocks(self) -> int:
+        """How many blocks all clients of the service have together. A block lies where a run has a worker's slots."""
+        return self.segment.num_workers
 
     @property
     def is_served(self) -> bool:
@@ -53,7 +59,7 @@ class Connection:
     @property
     def most_pieces(self) -> int:
         """Slots that one split request may hold: half of them, so that others get on."""
-        return max(1, min(MOST_PORTS, self.segment.num_workers) // 2)
+        return max(1, min(MOST_PORTS, self.num_blocks) // 2)
 
     @property
     def is_wanted(self) -> bool:

@@ -1,4 +1,7 @@
-"""The serving thread and the reaper's, around one segment."""
+"""Two threads around one segment, the batch loop's and the reaper's, and what other threads say to the loop.
+
+InferenceServer and BatchedEvaluator both have a Host. Read next: inference/loop.py, reaper.py.
+"""
 
 from __future__ import annotations
 
@@ -13,16 +16,16 @@ from shmzero import _core
 from shmzero.errors import ConfigError, ModelFailed, ServerGone
 from shmzero.inference.device import BatchDevice
 from shmzero.inference.loop import BatchLoop
-from shmzero.service.config import check_service
+from shmzero.service.options import ServiceOptions, spin_us_or_default
 from shmzero.service.reaper import LOOK_MS, Reaper
 from shmzero.service.stats import percentile_us
-from shmzero.settings import check_choice, check_whole
+from shmzero.settings import seconds
 from shmzero.shm.segment import PrivateSegment
 from shmzero.shm.service_segment import ServiceSegment
 
 
 class LoopControl:
-    """What the serving loop reads and tells, for other threads of its process."""
+    """The control of a batch loop that runs in a thread: other threads of the process ask it for a swap."""
 
     def __init__(self, version: int) -> None:
         self.closed = False
@@ -32,9 +35,9 @@ class LoopControl:
         self.last_failure = ""
         self.events: deque[str] = deque(maxlen=100)
         self._command: dict[str, Any] | None = None
-        self._last_version = version  # the last one that a swap has been given
-        self._outcome = (version, "")  # the last swap that the loop has done: its version and what was wrong
-        self._is_swapping = False  # for one swap at a time; guarded by `_done`
+        self._last_version = version  # that of the last swap that was asked for
+        self._outcome = (version, "")  # of the last swap that the loop has tried: its version and what was wrong
+        self._is_swapping = False  # whether a thread waits for a swap: one at a time; guarded by `_done`
         self._done = threading.Condition()
 
     def commands(self) -> list[dict[str, Any]]:
@@ -95,29 +98,47 @@ class LoopControl:
 
 
 class Host:
-    """Two threads over a segment: the serving loop and the reaper."""
+    """A device that serves a segment: two threads, of the batch loop and of the reaper."""
 
     def __init__(
-        self, memory: ServiceSegment | PrivateSegment, epoch: int, device: BatchDevice, version: int,
-        timeout_ms: float, spin_us: float, check_finite: bool,
-    ) -> None:  # fmt: skip
+        self,
+        memory: ServiceSegment | PrivateSegment,
+        epoch: int,
+        device: BatchDevice,
+        version: int,
+        options: ServiceOptions,
+    ) -> None:
+        """Starts to serve. `memory` is the host's from now on, which closes it, also where this raises.
+
+        `version` is that of the weights which the device has now; `epoch` tells this server from earlier ones.
+        """
         self.pid = os.getpid()
         self.segment = segment = memory.segment
         self.error: BaseException | None = None
+        """What ended one of the threads, and with it the service."""
         self.control = LoopControl(version)
         self._memory = memory
         self._memory_lock = threading.Lock()  # the first of both threads that fails closes it
         self._has_memory = True
         self._reaper = Reaper(segment, self.control.events.append)
-        self._reaper.look(0)  # what a dead predecessor's clients left, before anything is served
-        port = _core.ServerPort(segment, 0, epoch, adaptive_spin=True, clients=True)
-        loop = BatchLoop(port, device, self.control, version, timeout_ms, spin_us, check_finite)
-        self._threads = [
-            threading.Thread(target=self._run, args=(loop.run,), name="shmzero-serve", daemon=True),
-            threading.Thread(target=self._run, args=(self._reap,), name="shmzero-reaper", daemon=True),
-        ]
-        for thread in self._threads:
-            thread.start()
+        try:
+            self._reaper.look(0)  # what a dead predecessor's clients left, before anything is served
+            port = _core.ServerPort(segment, 0, epoch, adaptive_spin=True, clients=True)
+            loop = BatchLoop(
+                port, device, self.control, version, options.timeout_ms, spin_us_or_default(options.spin_us),
+                options.check_finite,
+            )  # fmt: skip
+            self._threads = [
+                threading.Thread(target=self._run, args=(loop.run,), name="shmzero-serve", daemon=True),
+                threading.Thread(target=self._run, args=(self._reap,), name="shmzero-reaper", daemon=True),
+            ]
+            for thread in self._threads:
+                thread.start()
+        except BaseException:
+            self.control.closed = True
+            self._reaper.close()
+            self._close_memory()
+            raise
 
     def _run(self, body: Any, *args: Any) -> None:
         try:
@@ -132,8 +153,14 @@ class Host:
         while not self.control.closed:
             self._reaper.look(LOOK_MS)
 
-    def stop(self) -> None:
-        """Finish the batches at hand, end the threads, tell the clients."""
+    def swap(self, weights: Any, timeout: float | None) -> int:
+        """Serve other weights: InferenceServer.swap says what is allowed and what is raised."""
+        return self.control.swap(weights, seconds("timeout", timeout))
+
+    def close(self) -> None:
+        """Finish the batches at hand, end the threads, tell the clients. In the child of a fork it does nothing."""
+        if self.pid != os.getpid():
+            return
         self.control.closed = True
         for thread in self._threads:
             thread.join()
@@ -149,6 +176,7 @@ class Host:
                 self._memory.close()
 
     def stats(self) -> dict[str, Any]:
+        """Sums since the segment was made: rows, batches, requests, clients, waiting times (to 19 %)."""
         counters = self.segment.server_counters(0)
         waits = counters["waits"]
         return {
@@ -164,27 +192,3 @@ class Host:
             "batch_histogram": {2**i: n for i, n in enumerate(counters["histogram"]) if n},
             "waits": waits,
         }
-
-
-def check_sizes(slots: int, rows_per_slot: int, state_dim: int, action_dim: int, value_dim: int, wire: str) -> None:
-    """Raises ConfigError for sizes that no segment has."""
-    check_service("slots", slots)
-    check_service("rows_per_slot", rows_per_slot)
-    for name, value in (("state_dim", state_dim), ("action_dim", action_dim), ("value_dim", value_dim)):
-        check_whole(name, value, 1, 2**20)
-    check_choice("wire", wire, ("float32", "float16"))
-    try:
-        _core.segment_bytes(1, slots, 1, rows_per_slot, state_dim, action_dim, value_dim, wire)
-    except ValueError as error:
-        raise ConfigError(str(error)) from None
-
-
-def check_times(max_batch: int, timeout_ms: float, spin_us: float | None) -> None:
-    """Raises ConfigError for a batch or times that a service cannot have."""
-    for name, value in (("max_batch", max_batch), ("timeout_ms", timeout_ms), ("spin_us", spin_us)):
-        check_service(name, value)
-
-
-def end_server(service: Host) -> None:
-    if service.pid == os.getpid():  # in the child of a fork it is the parent's
-        service.stop()

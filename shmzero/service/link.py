@@ -14,10 +14,11 @@ from typing import ClassVar, Protocol
 
 from shmzero import _core
 from shmzero.errors import SegmentCorrupt, SegmentError, ServerGone
-from shmzero.service.config import spin_us_or_default
 from shmzero.service.connection import MOST_PORTS, Connection
+from shmzero.service.options import spin_us_or_default
 from shmzero.shm.names import inode_of, service_path
 from shmzero.shm.service_segment import find_service
+from shmzero.shm.sizes import Widths
 
 SLICE_MS = 100.0
 """How long to wait for an answer before looking whether the server is still there."""
@@ -54,7 +55,7 @@ class Link:
         self.path = service_path(name)
         self.connection: Connection | None = None
         """The newest connection; its server may be gone."""
-        self._widths: tuple[int, int, int, str] | None = None
+        self._widths: Widths | None = None
         self._refusal = ""
         self._pending: weakref.WeakSet[HoldsBlocks] = weakref.WeakSet()
         self._lock = threading.Lock()  # guards connection, _widths and _pending; never held while waiting
@@ -109,11 +110,11 @@ class Link:
             self.connection = self.find()
             if self.connection is not None:
                 widths = self.connection.widths
-                if self._widths not in (None, widths):
+                if self._widths is not None and self._widths != widths:
                     self.connection = None
                     raise ServerGone(
                         f"service {self.name!r} came back with other widths (state, action, value, wire): "
-                        f"{widths} instead of {self._widths}; make a new Client"
+                        f"{tuple(widths)} instead of {tuple(self._widths)}; make a new Client"
                     )
                 self._widths = widths
         return self.connection
@@ -175,7 +176,7 @@ class Link:
             )
         return TimeoutError(
             f"service {self.name!r} had no free slot within the time-out; "
-            f"all {connection.segment.num_workers} are in use: start it with more slots"
+            f"all {connection.num_blocks} are in use: start it with more slots"
         )
 
     def too_late(self, connection: Connection, num_rows: int) -> Exception:

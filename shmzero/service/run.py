@@ -9,18 +9,18 @@ import threading
 import time
 from typing import Any
 
-from shmzero import _core
 from shmzero.cli.interrupts import Interrupt
 from shmzero.errors import ConfigError, ServerGone
 from shmzero.files import file_stamp
+from shmzero.inference.device import BatchDevice
 from shmzero.inference.loop import take_up
 from shmzero.inference.model_factory import device_of
 from shmzero.machine import cores, has_cuda
 from shmzero.nets.config import NETS
 from shmzero.service.config import ServeConfig
-from shmzero.service.host import check_sizes
 from shmzero.service.server import InferenceServer
 from shmzero.service.stats import percentile_us
+from shmzero.shm.sizes import ENGINE_WIDTHS
 
 STATS_S = 1.0
 FOLLOW_S = 0.5
@@ -44,34 +44,34 @@ def load_model(text: str) -> Any:
     return factory()
 
 
-def load_device(config: ServeConfig) -> Any:
-    """The BatchDevice of these settings, with the weights to begin with. Runs the user's code and nothing of ours
-    that has to be cleared away."""
-    threads = config.threads or max(cores() - 1, 1)
-    wire = config.wire_type()
-    widths = (config.state_dim, config.action_dim, config.value_dim)
+def load_device(config: ServeConfig) -> BatchDevice:
+    """The BatchDevice of these settings, with the weights to begin with.
+
+    It runs the user's code and nothing of ours that has to be cleared away. Raises ConfigError.
+    """
+    threads, widths = config.threads or max(cores() - 1, 1), config.widths()
     if config.model:
         model = load_model(config.model)
         if "torch" in sys.modules:
             sys.modules["torch"].set_num_threads(threads)
     else:
         model = blob_device(config, threads)
-        if widths != (_core.NUM_FEATURES, _core.NUM_ACTIONS, 1) or wire != "float16":
+        if widths != ENGINE_WIDTHS:
             raise ConfigError("Blob's own network has its own widths and wire; other ones need --model module:factory")
-    check_sizes(config.slots, config.rows_per_slot, *widths, wire)
-    device = device_of(model, *widths, wire, config.max_batch, config.device, copy=False, grad=config.grad)
+    options = config.options()
+    device = device_of(model, widths, options.max_batch, config.device, copy=False, grad=config.grad)
     if config.model and config.weights:
         take_up(device, config.weights)  # before anybody is answered
     return device
 
 
-def make_server(config: ServeConfig, device: Any) -> InferenceServer:
+def make_server(config: ServeConfig, device: BatchDevice) -> InferenceServer:
     """The server of these settings, serving what `load_device` has made."""
-    widths = (config.state_dim, config.action_dim, config.value_dim)
+    state_dim, action_dim, value_dim, wire = config.widths()
     return InferenceServer(
-        device, *widths, device=config.device, name=config.name, wire=config.wire_type(), max_batch=config.max_batch,
-        slots=config.slots, rows_per_slot=config.rows_per_slot, timeout_ms=config.timeout_ms,
-        spin_us=config.spin_us, check_finite=config.check_finite,
+        device, state_dim, action_dim, value_dim, device=config.device, name=config.name, wire=wire,
+        max_batch=config.max_batch, slots=config.slots, rows_per_slot=config.rows_per_slot,
+        timeout_ms=config.timeout_ms, spin_us=config.spin_us, check_finite=config.check_finite,
     )  # fmt: skip
 
 

@@ -13,11 +13,11 @@ from typing import Any
 from shmzero import _core
 from shmzero.inference.model_factory import device_of
 from shmzero.service.client import Client
-from shmzero.service.config import spin_us_or_default
-from shmzero.service.host import Host, check_sizes, check_times, end_server
-from shmzero.settings import seconds
+from shmzero.service.host import Host
+from shmzero.service.options import ServiceOptions
 from shmzero.shm.names import service_path, sweep_leftovers, unnamed_service
 from shmzero.shm.service_segment import ServiceSegment
+from shmzero.shm.sizes import Widths
 
 
 class InferenceServer:
@@ -62,46 +62,34 @@ class InferenceServer:
     ) -> None:
         self.name = unnamed_service() if name is None else name
         service_path(self.name)  # a name that cannot be is refused before the model is looked at
-        check_times(max_batch, timeout_ms, spin_us)
-        check_sizes(slots, rows_per_slot, state_dim, action_dim, value_dim, wire)
-        self.device = device_of(model, state_dim, action_dim, value_dim, wire, max_batch, device, copy, grad)
+        widths = Widths(state_dim, action_dim, value_dim, wire)
+        options = ServiceOptions(widths, slots, rows_per_slot, max_batch, timeout_ms, spin_us, check_finite)
+        self.device = device_of(model, widths, max_batch, device, copy, grad)
         sweep_leftovers()
-        self._memory = ServiceSegment(self.name, slots, rows_per_slot, state_dim, action_dim, value_dim, wire)
-        try:
-            self._service = Host(
-                self._memory,
-                self._memory.epoch,
-                self.device,
-                self._memory.first_version,
-                timeout_ms,
-                spin_us_or_default(spin_us),
-                check_finite,
-            )
-        except BaseException:
-            self._memory.close()
-            raise
-        self._end = weakref.finalize(self, end_server, self._service)  # also at the program's end
+        self._memory = memory = ServiceSegment(self.name, options.sizes)
+        self._host = Host(memory, memory.epoch, self.device, memory.first_version, options)
+        self._end = weakref.finalize(self, self._host.close)  # also at the program's end
 
     @property
     def version(self) -> int:
         """The version of the weights being served. It grows with each swap. A server that follows on one that died
         begins above whatever that one answered with; after one that closed, which leaves nothing, it begins at 0."""
-        return self._service.control.version
+        return self._host.control.version
 
     @property
     def error(self) -> BaseException | None:
         """The error that ended the server, or None."""
-        return self._service.error
+        return self._host.error
 
     @property
     def last_failure(self) -> str:
         """What the model raised last, or the traceback of `error`."""
-        return self._service.control.last_failure
+        return self._host.control.last_failure
 
     @property
     def events(self) -> deque[str]:
         """Lines about what happened, the newest 100; whoever shows them takes them out."""
-        return self._service.control.events
+        return self._host.control.events
 
     def client(self) -> Client:
         """A client of this server."""
@@ -118,11 +106,11 @@ class InferenceServer:
         Raises TimeoutError where they were not taken up in time: they are withdrawn then, unless the
         server was at it, which `version` will tell.
         """
-        return self._service.control.swap(weights, seconds("timeout", timeout))
+        return self._host.swap(weights, timeout)
 
     def stats(self) -> dict[str, Any]:
         """Sums since the segment was made: rows, batches, requests, clients, waiting times (to 19 %)."""
-        return self._service.stats()
+        return self._host.stats()
 
     def close(self) -> None:
         """Leave: finish the batches at hand, tell the clients, remove the name."""

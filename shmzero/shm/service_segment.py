@@ -1,7 +1,8 @@
 """Segments of services: a name in /dev/shm, and one living server at a time.
 
-Whoever serves holds a lock on the file. Where somebody chose its name, a dead server's file stays for a
-successor, or for `rm /dev/shm/shmzero-NAME`; others a start removes."""
+Whoever serves holds a lock on the file. A dead server's file stays for a successor, or for
+`rm /dev/shm/shmzero-NAME`; if nobody chose its name, the next server to start removes it.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +15,7 @@ from shmzero import _core
 from shmzero.errors import ConfigError, SegmentCorrupt, SegmentError
 from shmzero.shm.names import FOLDER, NotOurs, create_file, inode_of, lock_file, open_file, service_path, unlink_file
 from shmzero.shm.segment import allocate, attach
+from shmzero.shm.sizes import SegmentSizes
 
 TRIES = 50
 TRY_S = 0.01
@@ -29,9 +31,7 @@ class ServiceSegment:
 
     _all: ClassVar[weakref.WeakSet[ServiceSegment]] = weakref.WeakSet()
 
-    def __init__(
-        self, name: str, blocks: int, rows: int, state_dim: int, action_dim: int, value_dim: int, wire: str
-    ) -> None:
+    def __init__(self, name: str, sizes: SegmentSizes) -> None:
         """Raises ConfigError where a living server or another user has the name, SegmentError where there
         is no room or no /dev/shm that this user may write to."""
         self.path = service_path(name)
@@ -39,7 +39,6 @@ class ServiceSegment:
         self._pid = os.getpid()
         self.first_version = 0
         """The version of the weights to begin with. It is above whatever a predecessor that died answered with."""
-        sizes = (1, blocks, 1, rows, state_dim, action_dim, value_dim, wire)
         tries = 1
         while (obstacle := self._take(name, sizes)) is not None:
             if tries == TRIES:
@@ -48,7 +47,7 @@ class ServiceSegment:
             time.sleep(TRY_S)
         ServiceSegment._all.add(self)
 
-    def _take(self, name: str, sizes: tuple[int, int, int, int, int, int, int, str]) -> Exception | None:
+    def _take(self, name: str, sizes: SegmentSizes) -> Exception | None:
         """Try once to become the server. Returns what another process may soon be done with, raises the rest."""
         replaced = SegmentError(f"service {name!r} cannot be served: {FOLDER}{self.path} is replaced all the time")
         fd = create_file(self.path)
@@ -68,7 +67,7 @@ class ServiceSegment:
             if not fresh:
                 self.first_version = max(self.first_version, _next_version(fd))
             try:
-                segment = allocate(fd, *sizes) if fresh else _same(fd, *sizes)
+                segment = allocate(fd, sizes) if fresh else _predecessors(fd, sizes)
                 if segment is not None:
                     self.epoch = segment.open_service(_core.own_identity())
                     self.segment, self.fd = segment, fd
@@ -129,21 +128,13 @@ def find_service(name: str) -> tuple[_core.Segment, int] | None:
         os.close(fd)
 
 
-def _same(
-    fd: int, servers: int, workers: int, slots: int, rows: int,
-    state_dim: int, action_dim: int, value_dim: int, wire: str,
-) -> _core.Segment | None:  # fmt: skip
+def _predecessors(fd: int, sizes: SegmentSizes) -> _core.Segment | None:
     """A dead predecessor's segment, or None where it has other sizes or cannot be used."""
     try:
         segment = attach(fd)
     except SegmentCorrupt:
         return None
-    found = (
-        segment.num_servers, segment.num_workers, segment.slots_per_worker, segment.rows_per_slot,
-        segment.state_dim, segment.action_dim, segment.value_dim, segment.wire,
-    )  # fmt: skip
-    wanted = (servers, workers, slots, rows, state_dim, action_dim, value_dim, wire)
-    return segment if found == wanted and not segment.service_closed else None
+    return segment if SegmentSizes.of(segment) == sizes and not segment.service_closed else None
 
 
 def _next_version(fd: int) -> int:

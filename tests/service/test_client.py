@@ -440,7 +440,7 @@ def test_batched_evaluator_puts_rows_of_threads_into_one_batch() -> None:
         answers = [pool.submit(evaluator.evaluate_many, *asked[0])]
         first.wait()
         answers += [pool.submit(evaluator.evaluate_many, *each) for each in asked[1:]]
-        until(lambda: sum(evaluator._service.segment.slot_states(w) == ["ready"] for w in range(16)) == 7)
+        until(lambda: sum(evaluator._host.segment.slot_states(w) == ["ready"] for w in range(16)) == 7)
         let_go.set()
         for each, answer in zip(asked, answers, strict=True):
             check(*each, *answer.result())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -194,6 +195,28 @@ def test_server_of_settings_that_cannot_be_is_a_config_error(name: str, options:
     widths = {"state_dim": STATE_DIM, "action_dim": ACTION_DIM, "value_dim": VALUE_DIM}
     with pytest.raises(ConfigError, match=why):
         InferenceServer(echo, name=name, **(widths | options))
+
+
+def test_server_that_cannot_start_its_threads_leaves_no_thread_file_or_name(
+    name: str, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = threading.Thread.start
+
+    def one_at_most(thread: threading.Thread) -> None:
+        if thread.name == "shmzero-reaper":
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    open_files = os.listdir("/proc/self/fd")
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", one_at_most)
+        for make in (lambda: InferenceServer(echo, *WIDTHS, name=name), lambda: BatchedEvaluator(echo, *WIDTHS)):
+            with pytest.raises(RuntimeError, match="new thread"):
+                make()
+    until(lambda: all(thread.name != "shmzero-serve" for thread in threading.enumerate()))
+    assert os.listdir("/proc/self/fd") == open_files
+    with InferenceServer(echo, *WIDTHS, name=name) as server:
+        check(*(asked := rows(rng, 3)), *server.client().evaluate_many(*asked))
 
 
 def test_server_closed_finishes_the_batches_in_flight(name: str, rng: np.random.Generator) -> None:

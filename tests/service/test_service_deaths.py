@@ -23,6 +23,7 @@ from shmzero.errors import SegmentCorrupt
 from shmzero.shm.names import sweep_leftovers
 from shmzero.shm.segment import create_private
 from shmzero.shm.service_segment import find_service
+from shmzero.shm.sizes import Widths
 from tests.support.service_programs import check, echo, rows
 from tests.support.services import ROOT, WIDTHS, start_client, start_server, stopped, until
 
@@ -189,7 +190,7 @@ def test_kills_of_clients_and_servers_at_random_moments(name: str) -> None:
 
 
 def test_attach_mangled_headers_raise_segment_corrupt(rng: np.random.Generator) -> None:
-    memory = create_private(1, 2, 1, 4, *WIDTHS, "float32")
+    memory = create_private(1, 2, 1, 4, Widths(*WIDTHS, "float32"))
     whole = os.pread(memory.fd, memory.segment.bytes, 0)
     fd = os.memfd_create("fuzz")
     os.pwrite(fd, whole, 0)
@@ -220,8 +221,7 @@ def test_attach_mangled_headers_raise_segment_corrupt(rng: np.random.Generator) 
 def test_server_and_client_survive_garbage_under_their_name(name: str, rng: np.random.Generator) -> None:
     """A sound header and garbage behind it, or no header at all: the client waits or says so, the server serves."""
     asked = rows(rng, 4)
-    sizes = (1, 4, 1, 8, *WIDTHS, "float32")
-    memory = create_private(*sizes)
+    memory = create_private(1, 4, 1, 8, Widths(*WIDTHS, "float32"))
     header = os.pread(memory.fd, 4096, 0)
     memory.close()
     for case in range(GARBAGE):

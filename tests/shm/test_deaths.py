@@ -20,6 +20,7 @@ from shmzero import Client, InferenceServer, _core
 from shmzero.errors import RequestLost
 from shmzero.service.reaper import Reaper
 from shmzero.shm.segment import create_private
+from shmzero.shm.sizes import Widths
 from tests.support.service_programs import check, echo, rows
 from tests.support.services import ROOT, WIDTHS, Holding, held, started, until
 
@@ -71,7 +72,7 @@ def unshared(code: str, *options: str) -> str:
 
 @pytest.fixture
 def segment() -> Iterator[_core.Segment]:
-    memory = create_private(1, 4, 1, 4, *WIDTHS, "float32")
+    memory = create_private(1, 4, 1, 4, Widths(*WIDTHS, "float32"))
     yield memory.segment
     memory.close()
 
@@ -234,7 +235,7 @@ def answer(server: _core.ServerPort) -> None:
 def test_client_taken_for_dead_reads_nobody_elses_answer_and_takes_nobody_elses_block(
     moment: str, rng: np.random.Generator
 ) -> None:
-    memory = create_private(1, 1, 1, 4, *WIDTHS, "float32")
+    memory = create_private(1, 1, 1, 4, Widths(*WIDTHS, "float32"))
     segment, (mine, theirs) = memory.segment, (_core.own_identity(), _core.own_identity() + (1 << 22))
     server = _core.ServerPort(segment, 0, 1)
     asked, others = rows(rng, 3), rows(rng, 3)
