@@ -23,7 +23,9 @@ from shmzero.service.stats import percentile_us
 from shmzero.shm.sizes import ENGINE_WIDTHS
 
 STATS_S = 1.0
+"""How often rates are shown."""
 FOLLOW_S = 0.5
+"""How often the attendant looks at the server and at the weights file."""
 SWAP_S = 10.0
 """How long --follow waits for new weights to be taken up before it says so and tries again."""
 
@@ -126,58 +128,96 @@ class Meter:
         ]
 
 
+class Attendant:
+    """Looks after a server that runs: tells what happens, follows the weights file, shows rates.
+
+    A context manager: until its end, lines of rates are redrawn in place where standard error is a terminal.
+    """
+
+    def __init__(self, server: InferenceServer, config: ServeConfig, weights_stamp: tuple[int, int] | None) -> None:
+        """`weights_stamp` is that of the weights file when it was read."""
+        from rich.console import Console
+        from rich.live import Live
+
+        self._server = server
+        self._config = config
+        self._weights_stamp = weights_stamp
+        self._console = Console(stderr=True, highlight=False)
+        is_live = config.stats and self._console.is_terminal
+        self._live = Live(console=self._console, auto_refresh=False) if is_live else None
+        self._meter = Meter(server)
+        self._shown_at = time.monotonic()
+        self._num_failures = 0
+
+    def __enter__(self) -> Attendant:
+        self.tell(f"serving {self._server.name!r}: {getattr(self._server.device, 'description', self._config.model)}")
+        if self._live:
+            self._live.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._live:
+            self._live.stop()
+
+    def tell(self, line: str) -> None:
+        """Print a line on standard error."""
+        self._console.print(line, markup=False, soft_wrap=True)
+
+    def look(self) -> None:
+        """Do what there is to do. Raises ServerGone where the server has ended."""
+        if self._server.error is not None:
+            raise ServerGone(f"the server ended:\n{self._server.last_failure}")
+        self._tell_events()
+        if self._config.follow:
+            self._follow_weights()
+        if self._config.stats and time.monotonic() - self._shown_at >= STATS_S:
+            self._shown_at = time.monotonic()
+            self._show_rates()
+
+    def _tell_events(self) -> None:
+        while self._server.events:
+            self.tell(self._server.events.popleft())
+        num_failures = self._server.stats()["failures"]
+        if num_failures > self._num_failures:
+            self._num_failures = num_failures
+            self.tell(f"the model failed: {self._server.last_failure}")
+
+    def _follow_weights(self) -> None:
+        """Serve what has taken the place of the weights file. What cannot be served is not tried again."""
+        stamp = file_stamp(self._config.weights)
+        if stamp == self._weights_stamp:
+            return
+        try:
+            self.tell(f"serving weights {self._server.swap(self._config.weights, SWAP_S)}")
+        except ConfigError as error:
+            self.tell(f"kept the old weights: {error}")
+        except TimeoutError as error:
+            self.tell(f"still the old weights, trying again: {error}")
+            return
+        self._weights_stamp = stamp
+
+    def _show_rates(self) -> None:
+        from rich.text import Text
+
+        if self._live:
+            self._live.update(Text("\n".join(self._meter.lines())), refresh=True)
+        else:
+            self.tell("; ".join(self._meter.lines()))
+
+
 def run(config: ServeConfig, stop: threading.Event | None = None) -> dict[str, Any]:
-    """Serve until `stop`, or else until an Interrupt; returns the sums. Says what happens on standard error.
+    """Serve until `stop`, or else until an Interrupt; returns the sums. Tells on standard error what happens.
 
     An Interrupt is made when the model is there: it leaves the signals alone as long as that is loaded.
     """
-    from rich.console import Console
-    from rich.live import Live
-    from rich.text import Text
-
-    console = Console(stderr=True, highlight=False)
-
-    def say(line: str) -> None:
-        console.print(line, markup=False, soft_wrap=True)
-
-    seen, failures = file_stamp(config.weights), 0  # before they are read: a replacement is never missed
+    weights_stamp = file_stamp(config.weights)  # before they are read: a replacement is never missed
     device = load_device(config)
     until = stop or Interrupt()
     with make_server(config, device) as server:
-        say(f"serving {server.name!r}: {getattr(server.device, 'description', config.model)}")
-        start = looked_at = time.monotonic()
-        meter = Meter(server)
-        live = Live(console=console, auto_refresh=False) if config.stats and console.is_terminal else None
-        if live:
-            live.start()
-        try:
+        start = time.monotonic()
+        with Attendant(server, config, weights_stamp) as attendant:
             while not until.wait(FOLLOW_S):
-                if server.error is not None:
-                    raise ServerGone(f"the server ended:\n{server.last_failure}")
-                while server.events:
-                    say(server.events.popleft())
-                stats = server.stats()
-                if stats["failures"] > failures:
-                    failures = stats["failures"]
-                    say(f"the model failed: {server.last_failure}")
-                if config.follow and (stamp := file_stamp(config.weights)) != seen:
-                    try:
-                        say(f"serving weights {server.swap(config.weights, SWAP_S)}")
-                        seen = stamp
-                    except ConfigError as error:
-                        say(f"kept the old weights: {error}")
-                        seen = stamp
-                    except TimeoutError as error:
-                        say(f"still the old weights, trying again: {error}")
-                if config.stats and time.monotonic() - looked_at >= STATS_S:
-                    looked_at = time.monotonic()
-                    if live:
-                        live.update(Text("\n".join(meter.lines())), refresh=True)
-                    else:
-                        say("; ".join(meter.lines()))
-        finally:
-            if live:
-                live.stop()
+                attendant.look()
         stats = server.stats()
         del stats["waits"]
         return {"name": server.name, "seconds": time.monotonic() - start} | stats
