@@ -127,6 +127,25 @@ def parse(name: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> N
             getattr(shmzero, name)._main(arguments)
 
 
+SHORTER = {
+    "selfplay": "--rounds 10 --preset light",
+    "train": "--rounds 600 --minutes 20 --deals 4",
+    "arena": "--deals 2",
+}
+"""What the README's commands are given as well, to be done in seconds."""
+
+
+def test_commands_of_the_readme_run_one_after_the_other(tmp_path: Path) -> None:
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    for page, command in COMMANDS:
+        if page != "README.md" or "-m shmzero." not in command:
+            continue
+        name = command.partition("-m shmzero.")[2].split()[0]
+        arguments = [sys.executable, *shlex.split(f"{command} {SHORTER[name]}")[2:]]
+        done = subprocess.run(arguments, capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=300)
+        assert done.returncode == 0, (command, done.stderr)
+
+
 # --- links and files ----------------------------------------------------------------------------------
 
 
