@@ -7,6 +7,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from shmzero.errors import ConfigError
 from shmzero.files import digest_of
 from shmzero.shm.names import nameless_file
 
@@ -43,3 +44,60 @@ class Weights:
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
+
+
+class WeightsVersions:
+    """The weights that are served, those published since, and those that a process may be about to read."""
+
+    def __init__(self, version: int, checkpoint: Path | None) -> None:
+        """Begin with a checkpoint as `version`, or without one with what is initialised from the seed.
+
+        Raises ConfigError for a checkpoint that cannot be read.
+        """
+        try:
+            self.served = Weights.copied(version, checkpoint) if checkpoint else Weights(version, None)
+        except OSError as error:
+            raise ConfigError(f"checkpoint {checkpoint} cannot be read: {error.strerror}") from None
+        self.newest = version
+        """The version that was published last, be it taken, refused or under way."""
+        self._known = {version: self.served}
+
+    def publish(self, path: Path | str, version: int | None) -> Weights:
+        """Copy a checkpoint; it gets the next version, or `version` where that is higher. Raises OSError."""
+        wanted = self.newest + 1 if version is None else max(version, self.newest + 1)
+        weights = Weights.copied(wanted, path)
+        self.newest = wanted
+        self._known[wanted] = weights
+        return weights
+
+    @property
+    def offered(self) -> Weights | None:
+        """Weights newer than those served that nobody has refused; None where there are none."""
+        newest = self._known[max(self._known)]
+        return None if newest is self.served or newest.refused else newest
+
+    def set_taken(self, version: int) -> None:
+        """Note that a process serves a version."""
+        if version in self._known and version > self.served.version:
+            self.served = self._known[version]
+
+    def set_refused(self, version: int) -> None:
+        """Note that a process cannot serve a version."""
+        if version in self._known and version > self.served.version:
+            self._known[version].refused = True
+
+    def close_older(self, oldest: int) -> None:
+        """Close all versions before `oldest` that are not served: no process is about to read them."""
+        for version in [known for known in self._known if known < min(oldest, self.served.version)]:
+            self._known.pop(version).close()
+
+    def with_paths(self, text: str) -> str:
+        """A message of a process, in which the checkpoints' own paths stand in place of the copies'."""
+        for weights in self._known.values():
+            if weights.name is not None and weights.path is not None:
+                text = text.replace(weights.name, weights.path)
+        return text
+
+    def close(self) -> None:
+        for weights in self._known.values():
+            weights.close()

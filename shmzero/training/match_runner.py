@@ -1,7 +1,7 @@
-"""Matches while a run trains: a child process that plays a checkpoint against built-in opponents.
+"""Matches while a run trains: a child process plays a checkpoint against opponents, and its results are collected.
 
 It runs beside self-play at low priority and may be killed: a match that is lost is played again when
-the next one is due. What a match is: arena.py.
+the next one is due. Read next: matches/process.py (the process), training/gate.py (what one kind of match decides).
 """
 
 from __future__ import annotations
@@ -17,21 +17,20 @@ from shmzero.matches.words import GATE
 from shmzero.processes.child import Child, start_child, starting
 from shmzero.processes.line_socket import LineSocket
 from shmzero.processes.watch import Pulse
-from shmzero.runs.checkpoints import checkpoint_path, newest_checkpoint
+from shmzero.runs.checkpoints import newest_checkpoint
 from shmzero.training.config import TrainConfig
+from shmzero.training.gate import Gate
 
 FINAL_DEALS = 1000
 ROUNDS_OF_A_GAME = 10
 """About so many: with whole games a match has so many fewer deals."""
 NICENESS = 5
-LEAST_WON = 1e-9
-"""Points a round: by less a checkpoint wins against its equal, by rounding."""
 STALL_S = 120.0
 """Matches that get nowhere for so long are ended."""
 
 
 class MatchRunner:
-    """The parent's end: starts matches when they are due and collects their results."""
+    """Starts matches when they are due and collects their results."""
 
     def __init__(self, config: TrainConfig, folder: Path) -> None:
         self.config = config
@@ -42,11 +41,8 @@ class MatchRunner:
         """The last rating."""
         self.failures = 0
         """Processes that ended before their matches did."""
-        self.best: int | None = None
-        """Step of the checkpoint that self-play has, where there is a gate."""
-        self.best_version = 0
-        """The version that an earlier session counted it as."""
-        self._gated: int | None = None
+        self.gate = Gate(folder)
+        """Which checkpoint self-play has. Without the setting `gate` nothing is played for it."""
         self._matched: int | None = None  # step of the checkpoint that played last: once more says nothing new
         self._playing: int | None = None  # that of the one that plays now, None where it plays the gate
         self.broken_off = False
@@ -65,8 +61,7 @@ class MatchRunner:
             self._note(line)
         played = [line["match"]["steps"] for line in lines if line.get("match", {}).get("mode") == "one"]
         self._matched = played[-1] if played else None
-        passed = [line["gate"] for line in lines if "gate" in line]
-        self.best, self.best_version = (passed[-1]["steps"], passed[-1]["version"]) if passed else (None, 0)
+        self.gate.recall(lines)
 
     def poll(self, elapsed_s: float, say: Callable[[str], None]) -> list[dict[str, Any]]:
         """Lines for the metrics. Starts a match when it is due; `elapsed_s` is the run's time."""
@@ -92,20 +87,11 @@ class MatchRunner:
         self._start(self.config.deals, NICENESS, rate=self.config.rate)
 
     def _start_gate(self) -> None:
-        """Play the newest checkpoint against the one that self-play has; the first needs no match."""
-        newest = newest_checkpoint(self.folder)
-        if not self.config.gate or newest is None or int(newest.stem) in (self._gated, self.best):
-            return
-        self._playing = None
-        self._gated = int(newest.stem)
-        if self.best is None:
-            self.best = self._gated
-            return
-        self._start(self.config.deals, NICENESS, modes=(GATE,), against=[f"{self.checkpoint(self.best)}:policy"])
-
-    def checkpoint(self, steps: int) -> Path:
-        """The file of a checkpoint of this run."""
-        return checkpoint_path(self.folder, steps)
+        """Play the newest checkpoint against the one that self-play has, where the gate asks for that."""
+        if self.config.gate and self.gate.has_challenger():
+            self._playing = None
+            if best := self.gate.try_challenger():
+                self._start(self.config.deals, NICENESS, modes=(GATE,), against=[f"{best}:policy"])
 
     def finish(self, say: Callable[[str], None], stopped: Callable[[], bool]) -> list[dict[str, Any]]:
         """Play the last checkpoint's matches, both ways, rate it, and wait for that; lines for the metrics."""
@@ -192,9 +178,7 @@ class MatchRunner:
         found = self._lines.receive()
         for line in found:
             self._note(line)
-            match = line.get("match", {})
-            if match.get("mode") == GATE and match["low"] > LEAST_WON:
-                self.best = match["steps"]
+            self.gate.judge(line.get("match", {}))
         return found
 
     def _note(self, line: dict[str, Any]) -> None:

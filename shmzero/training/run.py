@@ -167,7 +167,7 @@ class Run:
     def _train(self) -> None:
         config = self.config
         self._writer.folder.write_config(to_toml(resolved(config)))
-        version = self._matches.best_version if config.gate else newest_version(self.folder)
+        version = self._matches.gate.best_version if config.gate else newest_version(self.folder)
         self._learner.start(self.done, version, refill=self._rounds > 0)
         in_progress: dict[int, list[bytes]] = {}  # games at the end of a stage
         while self.done < 1.0 and not self._stopped():
@@ -198,7 +198,7 @@ class Run:
     def _weights(self, version: int) -> Path | None:
         """The weights that self-play starts with: the newest, or with a gate those that passed it last."""
         if self.config.gate:
-            return None if self._matches.best is None else self._matches.checkpoint(self._matches.best)
+            return self._matches.gate.best_path()
         return weights_path(self.folder, version) if version else None
 
     # --- what happens all the time -------------------------------------------------------------------
@@ -235,12 +235,12 @@ class Run:
         self._hear(fleet)
         meter.attend()
         fleet.paused = self._learner_is_behind or self._learner.behind_bytes > MOST_BEHIND_BYTES
-        before = self._matches.best
+        before = self._matches.gate.best
         for match in self._matches.poll(self.elapsed_s, self._say):
             self._log(match)
-        if self._matches.best != before and self._matches.best is not None:
-            fleet.publish(self._matches.checkpoint(self._matches.best))
-            self._log({"gate": {"steps": self._matches.best, "version": fleet.version}})
+        if self._matches.gate.best != before and (path := self._matches.gate.best_path()):
+            fleet.publish(path)
+            self._log({"gate": {"steps": self._matches.gate.best, "version": fleet.version}})
         if now - self._shown_at >= 0.1:
             play = meter.progress(0, self._rounds - rounds_before)
             waits_for, waits_s = self._what_play_waits_for(fleet, meter, play)

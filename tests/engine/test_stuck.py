@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from shmzero import _core, play_rounds
-from shmzero.engine import fleet as engine_fleet
+from shmzero.engine import stalls
 from shmzero.engine.config import SelfPlayConfig, to_flags
 from shmzero.engine.fleet import Fleet
 from shmzero.errors import WorkerDied
@@ -25,6 +25,7 @@ from shmzero.nets.blob_net import BlobNet
 from shmzero.nets.checkpoint import save_checkpoint
 from shmzero.nets.config import NetConfig
 from shmzero.processes import deaths, watch
+from shmzero.runs.checkpoints import checkpoint_path
 from shmzero.selfplay import parse
 from shmzero.training import match_runner
 from shmzero.training.config import TrainConfig
@@ -175,7 +176,7 @@ def test_fleet_stray_write_to_a_number_of_rows_is_said_and_costs_processes_not_t
 def test_fleet_stray_write_to_slots_that_are_free_is_said_and_is_mended_or_costs_a_process(
     state: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine_fleet, "LOOK_S", 0.0)  # the rounds may be over before a later look
+    monkeypatch.setattr(stalls, "LOOK_S", 0.0)  # the rounds may be over before a later look
     found: dict[int, list[bytes]] = {}
     said: list[str] = []
     with Fleet(SLOTS, range(150), 150) as fleet:
@@ -186,7 +187,7 @@ def test_fleet_stray_write_to_slots_that_are_free_is_said_and_is_mended_or_costs
             fleet,
             found,
             said,
-            until=lambda: set(fleet.segment.slot_states(0)) == {"free"} and not fleet._workers[0].outstanding,
+            until=lambda: set(fleet.segment.slot_states(0)) == {"free"} and not fleet._workers.workers[0].outstanding,
         )
         for slot in range(2):
             words.write(0, slot, words.generation(0, slot), state)
@@ -302,7 +303,7 @@ def test_matches_that_stand_still_are_said_and_ended(tmp_path: Path, monkeypatch
     monkeypatch.setattr(match_runner, "STALL_S", 1.0)
     found = MatchRunner(TrainConfig(evaluate_s=1, deals=10**6, opponents="random"), tmp_path)
     (tmp_path / "checkpoints").mkdir()
-    save_checkpoint(BlobNet(NetConfig(width=16, hidden=16, blocks=1)), found.checkpoint(5))
+    save_checkpoint(BlobNet(NetConfig(width=16, hidden=16, blocks=1)), checkpoint_path(tmp_path, 5))
     said: list[str] = []
 
     def stop() -> bool:

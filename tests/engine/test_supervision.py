@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 
 from shmzero import NetConfig, _core, play_rounds
-from shmzero.engine import fleet as engine_fleet
+from shmzero.engine import worker_pool
 from shmzero.engine.config import SelfPlayConfig
 from shmzero.engine.fleet import Fleet
 from shmzero.engine.progress import Progress, decisions_in_a_unit
@@ -106,19 +106,19 @@ def test_fleet_that_fails_still_returns_what_has_come(monkeypatch: pytest.Monkey
         def no_room(index: int) -> None:
             raise StartError(f"worker {index} cannot be started")
 
-        monkeypatch.setattr(fleet, "_start_worker", no_room)
+        monkeypatch.setattr(fleet._workers, "_start", no_room)
         worker = fleet.pids()["workers"][0]
         os.kill(worker, signal.SIGKILL)
         wait_for(lambda: gone(worker) or Path(f"/proc/{worker}/stat").read_text().rpartition(")")[2].split()[0] == "Z")
         # A slow look may have found all that was granted finished: it is granted more.
-        wait_for(lambda: fleet._grant() or select.select([fleet._workers[1].record_fd], [], [], 0)[0])
+        wait_for(lambda: fleet._workers.grant() or select.select([fleet._workers.workers[1].record_fd], [], [], 0)[0])
         with pytest.raises(StartError):
             fleet.poll(0.5)
         left = fleet.close()
         assert left
         found += left
     units = [unit for unit, _ in found]
-    assert len(units) == len(set(units)) == 4000 - fleet._left
+    assert len(units) == len(set(units)) == 4000 - fleet._units.left
     assert [records for _, records in sorted(found)][:100] == [
         [record]
         for record in play_rounds(HashEvaluator(), 4000, config.search())
@@ -480,7 +480,7 @@ def test_fleet_plays_with_small_pipes_where_large_ones_are_refused(monkeypatch: 
             raise PermissionError(errno.EPERM, "Operation not permitted")
         return real(fd, command, value)
 
-    monkeypatch.setattr(engine_fleet.fcntl, "fcntl", fcntl_of_a_user)
+    monkeypatch.setattr(worker_pool.fcntl, "fcntl", fcntl_of_a_user)
     found: dict[int, list[bytes]] = {}
     with Fleet(SelfPlayConfig(evaluator="hash", preset="light", workers=2), range(500), 500) as fleet:
         while not fleet.done:

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 from shmzero import Client, InferenceServer, SearchConfig, _core
-from shmzero.engine.fleet import GRANT
+from shmzero.engine.worker_pool import GRANT
 from shmzero.mcts.play import play_settings
 from shmzero.service.client import unpickled
 from tests.support.service_programs import ACTION_DIM, STATE_DIM, VALUE_DIM, echo, rows

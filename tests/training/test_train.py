@@ -33,7 +33,7 @@ from shmzero.learner.state import read_facts
 from shmzero.nets.blob_net import BlobNet
 from shmzero.nets.checkpoint import load_checkpoint, save_checkpoint
 from shmzero.nets.config import NetConfig
-from shmzero.runs.checkpoints import newest_checkpoint
+from shmzero.runs.checkpoints import checkpoint_path, newest_checkpoint
 from shmzero.runs.folder import STATE_NAME
 from shmzero.runs.records import Records
 from shmzero.settings import to_toml
@@ -320,9 +320,9 @@ def test_train_gate_lets_through_what_beats_the_last_and_ratings_are_kept(tmp_pa
     ages = [line["learner"]["replay_age_versions"] for line in lines if line.get("learner", {}).get("policy_loss")]
     # In gates passed, not in weights published; rounds may be there before the word of the weights that made them.
     assert ages and all(-1 <= age <= len(passed) for age in ages)
-    judge = MatchRunner(TrainConfig(gate=True), tmp_path)
-    judge.recall(lines)
-    assert (judge.best, judge.best_version) == (passed[-1], len(passed))  # what a rerun starts with
+    matches = MatchRunner(TrainConfig(gate=True), tmp_path)
+    matches.recall(lines)
+    assert (matches.gate.best, matches.gate.best_version) == (passed[-1], len(passed))  # what a rerun starts with
     rated = [line["rating"] for line in lines if "rating" in line]
     kept = json.loads((tmp_path / "ratings.json").read_text())["agents"]
     assert rated and set(rated[-1]["agents"]) == set(kept) >= {"threshold", f"step {rated[-1]['steps']}"}
@@ -334,7 +334,7 @@ def test_gate_opens_for_a_match_won_beyond_its_interval_and_for_no_other(
 ) -> None:
     checkpoints = tmp_path / "checkpoints"
     checkpoints.mkdir()
-    judge = MatchRunner(TrainConfig(gate=True, evaluate_s=0, deals=300), tmp_path)
+    matches = MatchRunner(TrainConfig(gate=True, evaluate_s=0, deals=300), tmp_path)
 
     def saved(steps: int, path: Path | None = None) -> None:
         target = checkpoints / f"{steps:08d}.safetensors"
@@ -346,7 +346,7 @@ def test_gate_opens_for_a_match_won_beyond_its_interval_and_for_no_other(
     def settled() -> dict:
         until = time.monotonic() + 120
         while time.monotonic() < until:
-            for line in judge.poll(0.0, print):
+            for line in matches.poll(0.0, print):
                 if "match" in line:
                     return line["match"]
             time.sleep(0.02)
@@ -354,44 +354,44 @@ def test_gate_opens_for_a_match_won_beyond_its_interval_and_for_no_other(
 
     try:
         saved(1)
-        assert judge.poll(0.0, print) == [] and judge.best == 1  # the first needs no match
-        saved(2, judge.checkpoint(1))
-        assert abs(settled()["mean"]) < 1e-9 and judge.best == 1  # its equal does not pass
+        assert matches.poll(0.0, print) == [] and matches.gate.best == 1  # the first needs no match
+        saved(2, checkpoint_path(tmp_path, 1))
+        assert abs(settled()["mean"]) < 1e-9 and matches.gate.best == 1  # its equal does not pass
         saved(3, Path(trained[1]["checkpoint"]))
         won = settled()
-        assert won["steps"] == 3 and won["low"] > 0 and judge.best == 3
+        assert won["steps"] == 3 and won["low"] > 0 and matches.gate.best == 3
         saved(4)
-        assert settled()["low"] < 0 and judge.best == 3  # a fresh one loses, if by little
+        assert settled()["low"] < 0 and matches.gate.best == 3  # a fresh one loses, if by little
     finally:
-        judge.kill()
+        matches.kill()
 
 
-def test_judge_matches_a_checkpoint_once(tmp_path: Path) -> None:
-    judge = MatchRunner(TrainConfig(evaluate_s=1, deals=2, opponents="random"), tmp_path)
+def test_checkpoint_plays_its_matches_once(tmp_path: Path) -> None:
+    matches = MatchRunner(TrainConfig(evaluate_s=1, deals=2, opponents="random"), tmp_path)
     (tmp_path / "checkpoints").mkdir()
     matched: list[int] = []
 
     def attend(elapsed_s: float) -> None:
-        matched.extend(line["match"]["steps"] for line in judge.poll(elapsed_s, print) if "match" in line)
+        matched.extend(line["match"]["steps"] for line in matches.poll(elapsed_s, print) if "match" in line)
 
     try:
         for steps_, elapsed_s in ((5, 10.0), (9, 20.0)):
             attend(elapsed_s)
-            assert judge._child is None  # due, but nothing new to match
-            save_checkpoint(BlobNet(NetConfig(width=16, hidden=16, blocks=1)), judge.checkpoint(steps_))
+            assert matches._child is None  # due, but nothing new to match
+            save_checkpoint(BlobNet(NetConfig(width=16, hidden=16, blocks=1)), checkpoint_path(tmp_path, steps_))
             attend(elapsed_s)
             until = time.monotonic() + 120
-            while judge._child is not None and time.monotonic() < until:
+            while matches._child is not None and time.monotonic() < until:
                 attend(elapsed_s)
                 time.sleep(0.02)
         attend(30.0)
-        assert matched == [5, 9] and judge._child is None
-        judge = MatchRunner(judge.config, tmp_path)  # of a run that goes on
-        judge.recall([{"match": {"mode": "one", "steps": 9, "opponent": "random"}}])
+        assert matched == [5, 9] and matches._child is None
+        matches = MatchRunner(matches.config, tmp_path)  # of a run that goes on
+        matches.recall([{"match": {"mode": "one", "steps": 9, "opponent": "random"}}])
         attend(40.0)
-        assert judge._child is None
+        assert matches._child is None
     finally:
-        judge.kill()
+        matches.kill()
 
 
 def progress(**more: object) -> TrainProgress:

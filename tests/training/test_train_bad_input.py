@@ -30,7 +30,7 @@ from shmzero.nets.blob_net import BlobNet
 from shmzero.nets.checkpoint import load_checkpoint, save_checkpoint
 from shmzero.nets.config import NetConfig
 from shmzero.runs import metrics
-from shmzero.runs.checkpoints import newest_checkpoint, newest_version
+from shmzero.runs.checkpoints import checkpoint_path, newest_checkpoint, newest_version
 from shmzero.runs.folder import RunFolder
 from shmzero.runs.record_writer import RecordWriter, run_folder
 from shmzero.runs.records import Records
@@ -124,58 +124,58 @@ def test_lines_are_added_after_one_that_was_cut_off_and_files_replaced_whole(tmp
         append_line(tmp_path, {})
 
 
-def ended(judge: MatchRunner) -> list[str]:
+def ended(matches: MatchRunner) -> list[str]:
     """What is said of the matches that are going on, once their process has ended."""
     said: list[str] = []
     until = time.monotonic() + 120
-    while judge._child is not None and time.monotonic() < until:
-        judge.poll(0.0, said.append)
+    while matches._child is not None and time.monotonic() < until:
+        matches.poll(0.0, said.append)
         time.sleep(0.02)
-    assert judge._child is None
+    assert matches._child is None
     return said
 
 
-def judge_of(folder: Path, **settings: object) -> MatchRunner:
+def matches_of(folder: Path, **settings: object) -> MatchRunner:
     (folder / "checkpoints").mkdir(parents=True)
     save_checkpoint(BlobNet(NetConfig(width=16, hidden=16, blocks=1)), folder / "checkpoints" / "00000001.safetensors")
     return MatchRunner(TrainConfig(**{"deals": 2, "evaluate_s": 1} | settings), folder)  # type: ignore[arg-type]
 
 
 def test_matches_whose_process_dies_are_said_and_counted(tmp_path: Path) -> None:
-    judge = judge_of(tmp_path, deals=10**6)
-    judge.poll(2.0, print)
-    assert judge._child is not None
-    judge._child.process.kill()
-    (line,) = ended(judge)
-    assert "the matches ended with status -9" in line and judge.failures == 1
+    matches = matches_of(tmp_path, deals=10**6)
+    matches.poll(2.0, print)
+    assert matches._child is not None
+    matches._child.process.kill()
+    (line,) = ended(matches)
+    assert "the matches ended with status -9" in line and matches.failures == 1
 
 
 def test_opponent_whose_file_has_gone_is_said_counted_and_met_again_when_it_is_back(tmp_path: Path) -> None:
     gone = tmp_path / "gone.safetensors"
-    judge = judge_of(tmp_path, opponents=str(gone))
-    judge.poll(2.0, print)
-    (line,) = ended(judge)
-    assert "gone.safetensors" in line and judge.failures == 1
-    gone.write_bytes(judge.checkpoint(1).read_bytes())
-    judge.poll(4.0, print)  # the same checkpoint: its match was lost
-    assert ended(judge) == [] and list(judge.last) == [str(gone)]
+    matches = matches_of(tmp_path, opponents=str(gone))
+    matches.poll(2.0, print)
+    (line,) = ended(matches)
+    assert "gone.safetensors" in line and matches.failures == 1
+    gone.write_bytes(checkpoint_path(tmp_path, 1).read_bytes())
+    matches.poll(4.0, print)  # the same checkpoint: its match was lost
+    assert ended(matches) == [] and list(matches.last) == [str(gone)]
 
 
 def test_gate_and_matches_take_turns_where_either_is_always_due(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    judge = judge_of(tmp_path, gate=True)
+    matches = matches_of(tmp_path, gate=True)
     begun: list[str] = []
 
     def begin(*how: object, modes: tuple[str, ...] = ("one",), **more: object) -> None:
         begun.append(modes[0])
-        judge._child = object()  # type: ignore[assignment]  # one at a time
+        matches._child = object()  # type: ignore[assignment]  # one at a time
 
-    monkeypatch.setattr(judge, "_start", begin)
+    monkeypatch.setattr(matches, "_start", begin)
     for steps in range(2, 10):
-        judge.checkpoint(steps).write_bytes(judge.checkpoint(1).read_bytes())
-        judge.poll(2.0 * steps, print)
-        judge._child = None
+        checkpoint_path(tmp_path, steps).write_bytes(checkpoint_path(tmp_path, 1).read_bytes())
+        matches.poll(2.0 * steps, print)
+        matches._child = None
     assert begun == ["one", "one"] + [GATE, "one"] * 3, "the first checkpoint needs no gate"
 
 
@@ -301,15 +301,15 @@ def test_damaged_record_ends_training_with_one_line(tmp_path: Path) -> None:
 
 
 def test_ratings_that_cannot_be_written_are_said_in_one_line(tmp_path: Path) -> None:
-    judge = judge_of(tmp_path, opponents="", rate=True)
+    matches = matches_of(tmp_path, opponents="", rate=True)
     (tmp_path / "ratings.json").mkdir()
-    judge.poll(2.0, print)
-    (line,) = ended(judge)
-    assert "ratings.json cannot be written" in line and judge.failures == 1
+    matches.poll(2.0, print)
+    (line,) = ended(matches)
+    assert "ratings.json cannot be written" in line and matches.failures == 1
 
 
 def test_run_is_over_when_every_opponents_last_match_and_the_rating_are_kept(tmp_path: Path) -> None:
-    judge_of(tmp_path)
+    matches_of(tmp_path)
     config = TrainConfig(opponents="threshold,random", rate=True)
 
     def judged(line: dict) -> bool:
@@ -328,7 +328,7 @@ def test_run_is_over_when_every_opponents_last_match_and_the_rating_are_kept(tmp
 def test_matches_compute_in_one_thread_beside_the_run_and_in_all_after_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    judge = judge_of(tmp_path)
+    matches = matches_of(tmp_path)
     threads: list[tuple[int, int]] = []
 
     class Started(Exception):
@@ -340,7 +340,7 @@ def test_matches_compute_in_one_thread_beside_the_run_and_in_all_after_it(
 
     monkeypatch.setattr("shmzero.training.match_runner.start_child", start_child)
     monkeypatch.setattr("shmzero.training.match_runner.cores", lambda: 5)
-    for start in (lambda: judge.poll(2.0, print), lambda: judge.finish(print, lambda: False)):
+    for start in (lambda: matches.poll(2.0, print), lambda: matches.finish(print, lambda: False)):
         with pytest.raises(Started):
             start()
     assert threads == [(1, 1), (5, 5)]
@@ -348,7 +348,7 @@ def test_matches_compute_in_one_thread_beside_the_run_and_in_all_after_it(
 
 def test_last_matches_leave_when_they_are_asked_to(tmp_path: Path) -> None:
     said: list[str] = []
-    assert judge_of(tmp_path).finish(said.append, lambda: True) == []
+    assert matches_of(tmp_path).finish(said.append, lambda: True) == []
     assert "broken off" in said[-1]
 
 

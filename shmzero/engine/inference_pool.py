@@ -1,0 +1,199 @@
+"""The inference processes of a fleet: they are offered weights, and what they tell is acted on.
+
+The pool replaces processes that die; a replacement starts with the weights that were taken last.
+Read next: inference/process.py (the process), engine/weights.py (which weights there are).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from shmzero.engine.config import SelfPlayConfig
+from shmzero.engine.plan import FleetPlan
+from shmzero.engine.weights import Weights, WeightsVersions
+from shmzero.errors import ConfigError
+from shmzero.game.bots import OLDER
+from shmzero.nets.config import NETS
+from shmzero.processes.child import Child, start_child, starting
+from shmzero.processes.deaths import Deaths
+from shmzero.processes.line_socket import LineSocket
+from shmzero.processes.selector import ChildSelector
+from shmzero.processes.watch import Watch
+from shmzero.shm.segment import PrivateSegment
+
+Request = tuple[int, int, int]
+"""Worker, slot and generation."""
+
+
+@dataclass
+class Server:
+    """An inference process as its parent holds it."""
+
+    index: int
+    child: Child
+    lines: LineSocket
+    epoch: int
+    settled: int
+    """The version of the weights that it last took, refused or was started with: it reads no older ones."""
+    ready: bool = False
+    """Whether it serves; a process that is starting still has to read its weights."""
+    held: dict[Request, tuple[Watch, int]] = field(default_factory=dict)
+    """Requests that it holds, with its batches when each was first seen: the stall watch keeps this."""
+
+
+class InferencePool:
+    """Starts the inference processes, offers them weights, replaces those that die."""
+
+    def __init__(
+        self,
+        config: SelfPlayConfig,
+        plan: FleetPlan,
+        memory: PrivateSegment,
+        weights: WeightsVersions,
+        deaths: Deaths,
+        selector: ChildSelector,
+        events: deque[str],
+    ) -> None:
+        """Starts nothing. `events` gets lines for people."""
+        self.servers: list[Server] = []
+        self._config, self._plan, self._memory, self._weights = config, plan, memory, weights
+        self._deaths, self._selector, self._events = deaths, selector, events
+        other = config.other_network()
+        self._others = [] if other in (None, OLDER) else [other]
+        """Checkpoints of the network that holds the others' seats. Where the last is refused, the one before stays."""
+
+    def start(self) -> None:
+        """Start all processes. Raises StartError."""
+        for index in range(len(self._plan.devices)):
+            self.servers.append(self._start(index, epoch=1))
+
+    def _start(self, index: int, epoch: int) -> Server:
+        name = f"inference process {index}"
+        with starting(name) as held, ExitStack() as theirs:
+            lines, control_fd = LineSocket.pair(held, theirs)
+            fds = [self._memory.fd, control_fd]
+            spec = self._spec(index, epoch, *fds)
+            child = start_child(name, "shmzero.inference.process", spec, fds, self._plan.threads, held)
+        server = Server(index, child, lines, epoch, settled=self._weights.served.version)
+        self._selector.add(lines.fileno(), lambda: self._read_events(server))
+        self._selector.add_end(child, lambda: self._reap(server))
+        if offered := self._weights.offered:
+            self._offer(server, offered)  # the process before it may have died without taking them
+        return server
+
+    def _spec(self, index: int, epoch: int, segment_fd: int, control_fd: int) -> dict[str, Any]:
+        config, served = self._config, self._weights.served
+        return {
+            "segment_fd": segment_fd,
+            "server": index,
+            "epoch": epoch,
+            "control_fd": control_fd,
+            "threads": self._plan.threads,
+            "evaluator": config.evaluator,
+            "device": self._plan.devices[index],
+            "precision": config.precision,
+            "compile": config.compile,
+            "max_batch": self._plan.max_batch,
+            "timeout_ms": config.timeout_ms,
+            "spin_us": self._plan.spin_us,
+            "net": asdict(NETS[config.net]),
+            "checkpoint": served.name,
+            "searched": config.search().simulations > 0,
+            "other": self.other,
+            "seed": config.seed,
+            "version": served.version,
+        }
+
+    @property
+    def ready(self) -> bool:
+        """Whether every process serves."""
+        return all(server.ready for server in self.servers)
+
+    @property
+    def other(self) -> str | None:
+        """The checkpoint of the other network, None where there is none."""
+        return self._others[-1] if self._others else None
+
+    # --- what is told to the processes ---------------------------------------------------------------
+
+    def offer(self, weights: Weights) -> None:
+        """Have every process take up the weights from its next batch on."""
+        for server in self.servers:
+            self._offer(server, weights)
+
+    def _offer(self, server: Server, weights: Weights) -> None:
+        server.lines.post(cmd="weights", weights=weights.name, version=weights.version)
+
+    def offer_other(self, path: Path) -> None:
+        """Have every process take a checkpoint for the other network from its next batch on."""
+        self._others = [*self._others[-1:], str(path)]
+        for server in self.servers:
+            server.lines.post(cmd="other", weights=str(path))
+
+    def flush(self) -> None:
+        """Send what a process had no room for before: it is busy, or hangs and will be replaced."""
+        for server in self.servers:
+            server.lines.flush()
+
+    # --- what the processes tell ------------------------------------------------------------------------
+
+    def _read_events(self, server: Server) -> None:
+        """Act on what a process has told. Raises ConfigError where it refuses its settings."""
+        events = server.lines.receive()
+        if server.lines.closed:
+            self._selector.remove(server.lines.fileno())
+        for event in events:
+            self._act(server, event)
+
+    def _act(self, server: Server, event: dict[str, Any]) -> None:
+        name = server.child.name
+        message = self._weights.with_paths(event.get("message", ""))
+        if event["event"] == "error":
+            raise ConfigError(message)
+        if event["event"] == "ready":
+            server.ready = True
+            self._events.append(f"{name} serves {event['description']}")
+        elif event["event"] in ("refused", "compiled"):
+            self._events.append(f"{name}: {message}")
+            if "other" in event:
+                self._others = [path for path in self._others if path != event["other"]]
+            elif "version" in event:
+                self._weights.set_refused(event["version"])
+                self._settle(server, event["version"])
+        elif event["event"] == "weights":
+            self._weights.set_taken(event["version"])
+            self._settle(server, event["version"])
+            self._events.append(f"{name} serves weights {event['version']}")
+
+    def _settle(self, server: Server, version: int) -> None:
+        """Note that a process is done with a version; what no process can be about to read any more is closed."""
+        server.settled = max(server.settled, version)
+        self._weights.close_older(min(other.settled for other in self.servers))
+
+    # --- deaths --------------------------------------------------------------------------------------------
+
+    def _reap(self, server: Server) -> None:
+        """Clear away a process that has ended, and replace it. Raises WorkerDied, StartError, ConfigError."""
+        self._read_events(server)
+        self._selector.remove(server.lines.fileno())
+        self._selector.remove(server.child.end_fd)
+        self._memory.segment.reclaim_server(server.index)
+        what = f"{server.child.name} ({self._plan.devices[server.index]})"
+        self._events.append(self._deaths.count(what, server.child))
+        self.servers[server.index] = self._start(server.index, server.epoch + 1)
+        server.child.close()
+
+    def kill(self) -> None:
+        """Tell all processes to end at once; does not wait for them."""
+        for server in self.servers:
+            server.child.process.kill()
+
+    def close(self) -> None:
+        """End all processes at once."""
+        for server in self.servers:
+            server.child.kill()
+        self.servers.clear()

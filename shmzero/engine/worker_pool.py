@@ -1,0 +1,227 @@
+"""The worker processes of a fleet: they are granted units, and their finished rounds are read.
+
+The pool replaces workers that die and gives their units out again. Read next: engine/worker.py (the process),
+engine/units.py (what is granted), csrc/play/worker.h (who reads grants and writes frames).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+import struct
+from collections import Counter, deque
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from shmzero import _core
+from shmzero.engine.config import SelfPlayConfig
+from shmzero.engine.plan import FleetPlan
+from shmzero.engine.units import Units
+from shmzero.errors import WorkerDied
+from shmzero.processes.child import Child, start_child, starting
+from shmzero.processes.deaths import Deaths
+from shmzero.processes.selector import ChildSelector
+from shmzero.shm.segment import PrivateSegment
+
+GRANT = struct.Struct("=QI4x8h")
+"""A unit as the workers read it: id, first round, points of the seats before that (csrc/play/lane.h, Unit)."""
+GRANT_UNITS = 4096 // GRANT.size
+"""Units in one write: 4096 bytes, which a pipe takes whole or not at all."""
+FRAME = struct.Struct("=IQI")
+"""What precedes a record: bytes that follow this number, unit, 1 where it is the unit's last (csrc/play/worker.h)."""
+PIPE_BYTES = 1 << 20
+MOST_BLAMED = 2
+"""How many workers may end by what they play of one unit."""
+CRASHES = (signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGABRT, signal.SIGSYS, signal.SIGTRAP)
+"""Signals that a process gets by its own doing. Nobody knows who sent any other signal."""
+
+
+@dataclass
+class Worker:
+    """A worker process as its parent holds it."""
+
+    index: int
+    child: Child
+    grant_fd: int
+    record_fd: int
+    outstanding: set[int] = field(default_factory=set)
+    """Units that were granted to it and are not finished."""
+    buffer: bytes = b""
+    """The part of a frame that has arrived."""
+
+    def has_ended_itself(self) -> bool:
+        """Whether it ended by what it did, and not by somebody's signal."""
+        return bool(self.child.stuck) or self.child.status > 0 or -self.child.status in CRASHES
+
+
+class WorkerPool:
+    """Starts the workers, grants them units, reads their records, replaces those that die."""
+
+    def __init__(
+        self,
+        config: SelfPlayConfig,
+        plan: FleetPlan,
+        memory: PrivateSegment,
+        units: Units,
+        deaths: Deaths,
+        selector: ChildSelector,
+        events: deque[str],
+        command_of: Callable[[int], str],
+    ) -> None:
+        """Starts nothing. `command_of` is the command that plays a unit alone; `events` gets lines for people."""
+        self.workers: list[Worker] = []
+        self._config, self._plan, self._memory, self._units = config, plan, memory, units
+        self._deaths, self._selector, self._events, self._command_of = deaths, selector, events, command_of
+        self._blamed: Counter[int] = Counter()
+        """How many workers each unit has ended."""
+
+    def start(self) -> None:
+        """Start all workers. Raises StartError."""
+        for index in range(self._plan.workers):
+            self.workers.append(self._start(index))
+
+    def _start(self, index: int) -> Worker:
+        name = f"worker {index}"
+        with starting(name) as held, ExitStack() as theirs:
+            grant_read, grant_write = os.pipe()
+            theirs.callback(os.close, grant_read)
+            held.callback(os.close, grant_write)
+            record_read, record_write = os.pipe()
+            theirs.callback(os.close, record_write)
+            held.callback(os.close, record_read)
+            with suppress(PermissionError):  # beyond a user's share of pipe memory; a small pipe will do
+                fcntl.fcntl(record_read, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+            os.set_blocking(grant_write, False)
+            os.set_blocking(record_read, False)
+            fds = [self._memory.fd, grant_read, record_write]
+            spec = self._spec(index, *fds)
+            child = start_child(name, "shmzero.engine.worker", spec, fds, 1, held)
+        worker = Worker(index, child, grant_write, record_read)
+        self._selector.add(record_read, lambda: self._read_frames(worker))
+        self._selector.add_end(child, lambda: self._reap(worker))
+        return worker
+
+    def _spec(self, index: int, segment_fd: int, grant_fd: int, record_fd: int) -> dict[str, Any]:
+        config = self._config
+        return {
+            "segment_fd": segment_fd,
+            "worker": index,
+            "grant_fd": grant_fd,
+            "record_fd": record_fd,
+            "lanes": self._plan.lanes,
+            "spin_us": self._plan.spin_us,
+            "search": asdict(config.search()),
+            "play": {
+                "seed": config.seed,
+                "players": config.players,
+                "cards": config.cards,
+                "trump": config.trump,
+                "dealer": config.dealer,
+                "games": config.games is not None,
+                "others": config.others,
+            },
+        }
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether all that was granted is finished."""
+        return not any(worker.outstanding for worker in self.workers)
+
+    def grant(self) -> None:
+        """Keep every worker's lanes fed with a little to spare; share the last units evenly."""
+        share = -(-self._units.left // len(self.workers))
+        most = min(self._plan.lanes + self._plan.lanes // 8 + 1, share)
+        for worker in self.workers:
+            while (room := min(most - len(worker.outstanding), GRANT_UNITS)) > 0:
+                units = self._units.hand_out(room)
+                if not units:
+                    return
+                try:
+                    os.write(worker.grant_fd, b"".join(map(self._granted, units)))
+                except (BlockingIOError, BrokenPipeError):
+                    self._units.give_back(units)  # the pipe is full, or the worker is dead and about to be replaced
+                    break
+                worker.outstanding.update(units)
+
+    def _granted(self, unit: int) -> bytes:
+        """A unit as its worker reads it."""
+        records = self._units.in_progress.get(unit)
+        totals = [0] * _core.MAX_PLAYERS
+        if records:
+            last = _core.decode_record(records[-1])
+            for seat, (before, score) in enumerate(zip(last["totals_before"], last["scores"], strict=True)):
+                totals[seat] = before + score
+        return GRANT.pack(unit, len(records or ()), *totals)
+
+    def _read_frames(self, worker: Worker) -> None:
+        parts = [worker.buffer]
+        while True:
+            try:
+                part = os.read(worker.record_fd, PIPE_BYTES)
+            except BlockingIOError:
+                break
+            if not part:
+                self._selector.remove(worker.record_fd)
+                break
+            parts.append(part)
+        data = b"".join(parts)
+        at = 0
+        while len(data) - at >= FRAME.size:
+            size, unit, is_last = FRAME.unpack_from(data, at)
+            if len(data) - at - 4 < size:
+                break
+            record = data[at + FRAME.size : at + 4 + size]
+            at += 4 + size
+            if unit in worker.outstanding:
+                self._deaths.went_on()
+                self._units.add_record(unit, record, bool(is_last))
+                if is_last:
+                    worker.outstanding.remove(unit)
+        worker.buffer = data[at:]
+
+    # --- deaths -----------------------------------------------------------------------------------
+
+    def _reap(self, worker: Worker) -> None:
+        """Clear away a worker that has ended, and replace it. Raises WorkerDied, StartError."""
+        self._read_frames(worker)  # to the end: only then may its units be given out again
+        self._selector.remove(worker.record_fd)
+        self._selector.remove(worker.child.end_fd)
+        played = self._memory.segment.worker_counters(worker.index)["playing"] - 1
+        to_blame = played in worker.outstanding and worker.has_ended_itself()
+        self._memory.segment.reclaim_worker(worker.index)
+        self._units.give_back(sorted(worker.outstanding))
+        worker.outstanding.clear()
+        self._events.append(self._deaths.count(worker.child.name, worker.child))
+        if to_blame:
+            self._blame(played, worker.child)
+        self.workers[worker.index] = self._start(worker.index)
+        worker.child.close()
+
+    def _blame(self, unit: int, child: Child) -> None:
+        """Note that playing a unit has ended its worker. Raises WorkerDied where it is given up for that."""
+        self._blamed[unit] += 1
+        if self._blamed[unit] < MOST_BLAMED:
+            return
+        what = "round" if self._config.games is None else "game"
+        raise WorkerDied(
+            f"{what} {unit} has ended {MOST_BLAMED} workers, of which the last "
+            f"{child.stuck or f'ended with status {child.status}'}: {child.last_words().splitlines()[-1]}; it is given "
+            f"up, and this run with it, whose finished rounds are kept. Play it alone with: {self._command_of(unit)}"
+        )
+
+    def kill(self) -> None:
+        """Tell all workers to end at once; does not wait for them."""
+        for worker in self.workers:
+            worker.child.process.kill()
+
+    def close(self) -> None:
+        """End all workers at once, and read what they have written."""
+        for worker in self.workers:
+            worker.child.process.kill()
+            worker.child.process.wait()
+            self._read_frames(worker)
+            worker.child.close()
+        self.workers.clear()
