@@ -1,4 +1,7 @@
-"""The device that an inference process's spec asks for."""
+"""The device of an inference process: a network of ours, or what stands in for one.
+
+A model of the user's becomes a device in model_factory.py.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,33 @@ def make_device(spec: dict[str, Any]) -> BatchDevice:
         return RowFunctionDevice(_core.hash_evaluate, spec["max_batch"])
     if spec["evaluator"] == "uniform":
         return RowFunctionDevice(_core.uniform_evaluate, spec["max_batch"])
-    from shmzero.inference.net_factory import make_net_device
-
     return make_net_device(spec)
+
+
+def make_net_device(spec: dict[str, Any]) -> BatchDevice:
+    """The device of a checkpoint's network, or of a fresh one from the seed. Raises ConfigError.
+
+    It sets how many threads torch has, for the whole process.
+    """
+    import torch  # here: a process that serves a stand-in does without
+
+    from shmzero.inference.cpu import CpuNetDevice
+    from shmzero.inference.cuda import CudaNetDevice
+    from shmzero.nets.blob_net import BlobNet
+    from shmzero.nets.checkpoint import check_searchable, load_checkpoint
+    from shmzero.nets.config import NetConfig
+
+    torch.set_num_threads(spec["threads"])
+    searched = spec.get("searched")
+    if spec["checkpoint"]:
+        net = load_checkpoint(spec["checkpoint"])
+        if searched:
+            check_searchable(spec["checkpoint"])
+    else:
+        net = BlobNet(NetConfig(**spec["net"]), seed=spec["seed"])
+    device: CpuNetDevice | CudaNetDevice
+    how = (spec["precision"], spec["compile"], spec["max_batch"], searched)
+    device = CpuNetDevice(net, *how) if spec["device"] == "cpu" else CudaNetDevice(net, spec["device"], *how)
+    if spec.get("other"):
+        device.seat_other(spec["other"])
+    return device

@@ -12,7 +12,7 @@ from shmzero.inference.module import ModuleDevice
 from shmzero.shm.sizes import Widths
 
 
-def device_of(
+def make_model_device(
     model: Any, widths: Widths, max_batch: int, device: str, copy: bool = True, grad: bool = False
 ) -> BatchDevice:
     """The BatchDevice that serves a model: a torch module, a function of numpy arrays, or itself one.

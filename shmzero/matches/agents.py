@@ -105,7 +105,7 @@ def _served(
     On a CPU each thread runs batches of its own: torch's own threads wait for each other within every
     product, and stall where other programs use the cores. Batches do not depend on the threads.
     """
-    from shmzero.inference.net_factory import make_net_device
+    from shmzero.inference.factory import make_net_device
 
     on_cpu = device == "cpu"
     batch = CPU_BATCH if on_cpu else CUDA_BATCH

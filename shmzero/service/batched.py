@@ -9,7 +9,7 @@ from typing import Any
 
 from shmzero import _core
 from shmzero.errors import ServerGone
-from shmzero.inference.model_factory import device_of
+from shmzero.inference.model_factory import make_model_device
 from shmzero.service.client import Client
 from shmzero.service.connection import Connection
 from shmzero.service.host import Host
@@ -65,7 +65,7 @@ class BatchedEvaluator(Client):
     ) -> None:
         widths = Widths(state_dim, action_dim, value_dim, wire)
         options = ServiceOptions(widths, slots, rows_per_slot, max_batch, timeout_ms, spin_us, check_finite)
-        served = device_of(model, widths, max_batch, device, copy, grad)
+        served = make_model_device(model, widths, max_batch, device, copy, grad)
         memory = create_private(1, slots, 1, rows_per_slot, widths)
         epoch = memory.segment.open_service(_core.own_identity())
         self._host = Host(memory, epoch, served, 0, options)

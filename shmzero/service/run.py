@@ -7,14 +7,16 @@ import os
 import sys
 import threading
 import time
+from dataclasses import asdict
 from typing import Any
 
 from shmzero.cli.interrupts import Interrupt
 from shmzero.errors import ConfigError, ServerGone
 from shmzero.files import file_stamp
 from shmzero.inference.device import BatchDevice
+from shmzero.inference.factory import make_net_device
 from shmzero.inference.loop import take_up
-from shmzero.inference.model_factory import device_of
+from shmzero.inference.model_factory import make_model_device
 from shmzero.machine import cores, has_cuda
 from shmzero.nets.config import NETS
 from shmzero.service.config import ServeConfig
@@ -61,7 +63,7 @@ def load_device(config: ServeConfig) -> BatchDevice:
         if widths != ENGINE_WIDTHS:
             raise ConfigError("Blob's own network has its own widths and wire; other ones need --model module:factory")
     options = config.options()
-    device = device_of(model, widths, options.max_batch, config.device, copy=False, grad=config.grad)
+    device = make_model_device(model, widths, options.max_batch, config.device, copy=False, grad=config.grad)
     if config.model and config.weights:
         take_up(device, config.weights)  # before anybody is answered
     return device
@@ -77,18 +79,13 @@ def make_server(config: ServeConfig, device: BatchDevice) -> InferenceServer:
     )  # fmt: skip
 
 
-def blob_device(config: ServeConfig, threads: int) -> Any:
+def blob_device(config: ServeConfig, threads: int) -> BatchDevice:
     """Blob's network as the engine serves it: chosen precision, compiled where possible."""
-    from dataclasses import asdict
-
-    from shmzero.inference.factory import make_device
-
     device = config.device
     if device == "auto":
         device = "cuda:0" if has_cuda() else "cpu"
-    return make_device(
+    return make_net_device(
         {
-            "evaluator": "net",
             "device": "cuda:0" if device == "cuda" else device,
             "precision": config.precision,
             "compile": config.compile,

@@ -11,7 +11,7 @@ from collections import deque
 from typing import Any
 
 from shmzero import _core
-from shmzero.inference.model_factory import device_of
+from shmzero.inference.model_factory import make_model_device
 from shmzero.service.client import Client
 from shmzero.service.host import Host
 from shmzero.service.options import ServiceOptions
@@ -64,7 +64,7 @@ class InferenceServer:
         service_path(self.name)  # a name that cannot be is refused before the model is looked at
         widths = Widths(state_dim, action_dim, value_dim, wire)
         options = ServiceOptions(widths, slots, rows_per_slot, max_batch, timeout_ms, spin_us, check_finite)
-        self.device = device_of(model, widths, max_batch, device, copy, grad)
+        self.device = make_model_device(model, widths, max_batch, device, copy, grad)
         sweep_leftovers()
         self._memory = memory = ServiceSegment(self.name, options.sizes)
         self._host = Host(memory, memory.epoch, self.device, memory.first_version, options)
