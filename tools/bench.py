@@ -10,88 +10,63 @@ from __future__ import annotations
 import argparse
 import csv
 import dataclasses
-import hashlib
 import sys
-import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from shmzero import SearchConfig, _core
-from shmzero.cli.command import run_command
-from shmzero.cli.flags import Parser
-from shmzero.cli.interrupts import STARTED
-from shmzero.engine.config import SelfPlayConfig
-from shmzero.engine.run import run
-from shmzero.errors import ConfigError, RecordError, ShmzeroError
-from shmzero.mcts.config import PRESETS
-from shmzero.mcts.play import play_settings
-from shmzero.runs.records import Records
-from tools import bench_inference, bench_selfplay, bench_training, bench_transport, report
-from tools.measure import Result, interleaved, json_flag, keep, machine, output_file
-
-
-def preset(name: str, **more: Any) -> SearchConfig:
-    worlds, simulations = PRESETS[name]
-    return SearchConfig(determinizations=worlds, simulations=simulations, noise_fraction=0.25, **more)
-
-
-def bench_search(given: argparse.Namespace) -> list[Result]:
-    """The search alone: encoding included, a uniform evaluator whose own time is taken off."""
-    settings = play_settings(preset(given.preset))
-    rounds = 300 if given.quick else 2000
-    last: dict[str, Any] = {}
-
-    def body(lanes: int) -> float:
-        last.update(_core.bench_search(settings, lanes, rounds))
-        return float(last["total_ns"] - last["evaluator_ns"]) / float(last["simulations"])
-
-    few = 8  # whose trees stay in the cache of a core
-    spreads = interleaved({"few": lambda: body(few), "many": lambda: body(given.lanes)}, given.repeats)
-    spread = spreads["many"]
-    return [
-        spread.result(f"search {given.preset}, {given.lanes} lanes", "ns/simulation", "<= 250"),
-        spreads["few"].result(f"search {given.preset}, {few} lanes", "ns/simulation"),
-        Result("per distinct evaluation", spread.median * last["simulations"] / last["rows"], "ns", "<= 250"),
-        Result("rows per simulation", last["rows"] / last["simulations"], "", "<= 1.5"),
-        Result("terminal share", last["terminals"] / last["simulations"], ""),
-        Result("simulations per decision", last["simulations"] / last["decisions"], ""),
-    ]
-
-
-def bench_signature(given: argparse.Namespace) -> list[Result]:
-    """One hash of the records of fixed runs with the hash evaluator: the same on every machine."""
-    total = hashlib.sha256()
-    with tempfile.TemporaryDirectory() as folder:
-        for leaves in (1, 4):
-            config = SelfPlayConfig(
-                rounds=100,
-                preset="light",
-                evaluator="hash",
-                leaves_in_flight=leaves,
-                workers=given.workers,
-                max_batch=given.max_batch,
-            )
-            path = Path(folder) / str(leaves)
-            run(config, path)
-            with Records(path) as records:
-                for record in records:
-                    total.update(record)
-    return [Result("signature", total.hexdigest(), "sha256")]
-
+try:
+    from shmzero import _core
+    from shmzero.cli.command import run_command
+    from shmzero.cli.flags import Parser
+    from shmzero.cli.interrupts import STARTED
+    from shmzero.engine.config import SelfPlayConfig
+    from shmzero.errors import ConfigError, RecordError, ShmzeroError
+    from tools.benchmarks import (
+        ablate,
+        inference,
+        numerics,
+        report,
+        scaling,
+        search,
+        selfplay,
+        short,
+        signature,
+        training,
+        transport,
+        tune,
+    )  # fmt: skip
+    from tools.benchmarks.machine import machine
+    from tools.benchmarks.measure import Result
+    from tools.benchmarks.options import csv_flag, json_flag, keep
+except ImportError as error:
+    sys.exit(f"error: {error}; start it as: env/run python tools/bench.py")
 
 RESULTS = Path(__file__).parent / "results"
-BENCHMARKS: dict[str, Callable[[argparse.Namespace], list[Result]]] = {
-    "search": bench_search,
-    **bench_inference.BENCHMARKS,
-    "transport": bench_transport.bench_transport,
-    "signature": bench_signature,
-    **bench_selfplay.BENCHMARKS,
-    "training": bench_training.bench_training,
+
+
+class Benchmark(Protocol):
+    """What each module of tools/benchmarks that is a benchmark has; the docstring of `measure` is its help."""
+
+    def measure(self, given: argparse.Namespace) -> list[Result]: ...
+
+    def add_options(self, sub: argparse.ArgumentParser) -> None: ...
+
+
+BENCHMARKS: dict[str, Benchmark] = {
+    "search": search,
+    "inference": inference,
+    "numerics": numerics,
+    "transport": transport,
+    "signature": signature,
+    "selfplay": selfplay,
+    "short": short,
+    "scaling": scaling,
+    "ablate": ablate,
+    "tune": tune,
+    "training": training,
 }
+WITH_DEVICE = {"inference", "numerics", "selfplay", "short", "scaling", "ablate", "tune", "training"}
 ALL_S = 600.0
 """Longest `all`, all in."""
 ALL: dict[str, tuple[float, str]] = {
@@ -118,33 +93,11 @@ def parser() -> argparse.ArgumentParser:
         epilog="example: env/run python tools/bench.py selfplay --presets medium --json tools/results/selfplay.json",
     )
     commands = top.add_subparsers(dest="name", required=True, metavar="|".join([*BENCHMARKS, "report", "all"]))
-    for name, body in BENCHMARKS.items():
-        sub = commands.add_parser(name, help=(body.__doc__ or "").splitlines()[0])
+    for name, benchmark in BENCHMARKS.items():
+        sub = commands.add_parser(name, help=(benchmark.measure.__doc__ or "").splitlines()[0])
         json_flag(sub)
-        if name == "selfplay":
-            sub.add_argument(
-                "--csv", "--output", dest="csv", type=output_file, metavar="FILE", help="a table, a row a preset"
-            )
-        else:
-            sub.add_argument("--csv", type=output_file, metavar="FILE", help="the results as a table")
-        if name not in ("signature", "short"):
-            sub.add_argument("--quick", action="store_true", help="shorter, noisier")
-        if name not in ("signature", "numerics", "training"):
-            sub.add_argument("--repeats", type=int, default=3, help="interleaved repeats (default 3)")
-        if name in bench_selfplay.BENCHMARKS:
-            bench_selfplay.add_options(name, sub)
-        if name in bench_inference.BENCHMARKS:
-            bench_inference.add_options(name, sub)
-        if name == "transport":
-            bench_transport.add_options(sub)
-        if name == "training":
-            bench_training.add_options(sub)
-        if name == "search":
-            sub.add_argument("--preset", choices=sorted(PRESETS), default="medium")
-            sub.add_argument("--lanes", type=int, default=256)
-        if name == "signature":
-            sub.add_argument("--workers", type=int)
-            sub.add_argument("--max-batch", type=int)
+        csv_flag(sub, "--output") if name == "selfplay" else csv_flag(sub)
+        benchmark.add_options(sub)
     sub = commands.add_parser("report", help="writes REPORT.md and pictures from the JSON files beside it")
     sub.add_argument("--results", type=Path, default=RESULTS, help=f"folder of the JSON files (default {RESULTS})")
     sub = commands.add_parser(
@@ -164,13 +117,13 @@ def parser() -> argparse.ArgumentParser:
 
 def measure(given: argparse.Namespace, described: dict[str, Any]) -> None:
     """Run one benchmark, print its lines, keep them where that is asked for."""
-    results = BENCHMARKS[given.name](given)
+    results = BENCHMARKS[given.name].measure(given)
     for result in results:
         print(result.line(), flush=True)
     if given.json:
         keep(given.json, given.name, described, vars(given), results)
     if given.csv and given.name == "selfplay":
-        bench_selfplay.write_table(given.csv, results, given)
+        selfplay.write_table(given.csv, results, given)
     elif given.csv:
         with given.csv.open("w", newline="") as file:
             table = csv.writer(file)
@@ -191,7 +144,7 @@ def measure_all(given: argparse.Namespace, described: dict[str, Any]) -> int:
             continue
         print(f"\n{name}", flush=True)
         arguments = [name, *flags.split(), "--json", str(given.results / f"{name}.json")]
-        if name in bench_selfplay.BENCHMARKS or name in bench_inference.BENCHMARKS or name == "training":
+        if name in WITH_DEVICE:
             arguments += ["--device", given.device]
         try:
             measure(parser().parse_args(arguments), described)

@@ -15,18 +15,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 import numpy as np
 from numpy.typing import NDArray
 
-import shmzero
-from shmzero import _core
-from shmzero.cli.command import run_command
-from shmzero.cli.flags import Parser
-from shmzero.errors import ConfigError
-from shmzero.game.notation import card_name
-from tools.measure import Result, json_flag, keep, machine
+try:
+    import shmzero
+    from shmzero import _core
+    from shmzero.cli.command import run_command
+    from shmzero.cli.flags import Parser
+    from shmzero.errors import ConfigError
+    from shmzero.game.notation import card_name
+    from tools.benchmarks.machine import machine
+    from tools.benchmarks.measure import Result
+    from tools.benchmarks.options import json_flag, keep
+except ImportError as error:
+    sys.exit(f"error: {error}; start it as: env/run python tools/exact_play.py")
 
 CARDS = _core.NUM_CARDS
 BidOne = Callable[[list[shmzero.Round]], NDArray[np.float64]]

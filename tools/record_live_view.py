@@ -17,11 +17,12 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from shmzero.cli.command import run_command
-from shmzero.cli.flags import Parser
-from shmzero.errors import ConfigError
+try:
+    from shmzero.cli.command import run_command
+    from shmzero.cli.flags import Parser
+    from shmzero.errors import ConfigError
+except ImportError as error:
+    sys.exit(f"error: {error}; start it as: env/run python tools/record_live_view.py")
 
 COMMAND = "env/run python -m shmzero.train runs/smoke"
 COLUMNS, LINES = 100, 20

@@ -546,7 +546,7 @@ def fitted() -> Any:
     import torch
 
     from shmzero.nets.evaluator import NetEvaluator
-    from tools.fit import fitted_net
+    from tools.benchmarks.fitted_net import fitted_net
 
     torch.set_num_threads(1)
     return NetEvaluator(fitted_net(shmzero.NetConfig(width=64, hidden=128, blocks=2), 300))

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tools import bench_transport
-from tools.other_transports import PACKAGES, installed
+from tools.benchmarks import transport
+from tools.benchmarks.other_transports import PACKAGES, installed
 
 ROWS = (1, 7)
 
@@ -20,7 +20,7 @@ ROWS = (1, 7)
 def test_transport_answers_each_client_with_its_own_rows(name: str) -> None:
     if name in PACKAGES and name not in installed():
         pytest.skip(f"an optional package: pip install {name}")
-    service = bench_transport.transports("trivial", 2, ROWS)[name]()
+    service = transport.transports("trivial", 2, ROWS)[name]()
     try:
         clients = [service.client(index) for index in range(2)]
         rng = np.random.default_rng(5)
@@ -39,7 +39,7 @@ def test_transport_answers_each_client_with_its_own_rows(name: str) -> None:
 
 def test_benchmark_that_is_killed_leaves_no_service_behind() -> None:
     code = (
-        "import time; from tools.bench_transport import _RingService\n"
+        "import time; from tools.benchmarks.transport import _RingService\n"
         "service = _RingService('trivial'); print(service.name, flush=True); time.sleep(3600)"
     )
     root = Path(__file__).parents[2]

@@ -15,7 +15,8 @@ import pytest
 
 from shmzero.runs.checkpoints import newest_checkpoint
 from tools import ablate_training
-from tools.ablate_training import ARMS, BASE, Ablation, Arm, crossed, holm, t_quantile, two_sided_p
+from tools.ablate_training import ARMS, BASE, Ablation, Arm
+from tools.benchmarks.intervals import crossed, holm, t_quantile, two_sided_p
 
 
 def test_student_against_tables() -> None:

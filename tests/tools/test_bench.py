@@ -26,10 +26,11 @@ from shmzero.nets.checkpoint import save_checkpoint
 from shmzero.nets.config import NETS
 from shmzero.settings import to_toml
 from tools import bench as tools_bench
-from tools import bench_selfplay, report
-from tools.bench_training import over_runs
-from tools.engine import Rates
-from tools.measure import Result, machine, windowed
+from tools.benchmarks import report, search, selfplay, tune
+from tools.benchmarks.engines import Rates
+from tools.benchmarks.machine import machine
+from tools.benchmarks.measure import Result, windowed
+from tools.benchmarks.training import over_runs
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -39,6 +40,15 @@ def bench(*arguments: object, code: int | None = 0) -> subprocess.CompletedProce
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert code is None or done.returncode == code, done.stderr
     return done
+
+
+@pytest.mark.parametrize("script", ["bench", "ablate_training", "exact_play", "record_live_view"])
+def test_script_without_the_environment_says_how_to_start_it(script: str, tmp_path: Path) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    command = [sys.executable, str(ROOT / "tools" / f"{script}.py"), "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1, done.stderr
+    assert done.stderr.startswith("error: ") and f"; start it as: env/run python tools/{script}.py" in done.stderr
 
 
 def test_bench_keeps_what_it_prints_as_json_and_csv(tmp_path: Path) -> None:
@@ -150,7 +160,7 @@ def test_bench_interrupted_says_so_in_one_line(monkeypatch: pytest.MonkeyPatch, 
         """As when somebody presses Ctrl-C."""
         raise KeyboardInterrupt
 
-    monkeypatch.setitem(tools_bench.BENCHMARKS, "search", interrupted)
+    monkeypatch.setattr(search, "measure", interrupted)
     assert tools_bench.main(["search"]) == 130
     assert capsys.readouterr().err == "interrupted\n"
 
@@ -228,9 +238,9 @@ def test_bench_selfplay_writes_a_row_for_each_preset(tmp_path: Path) -> None:
 def test_bench_selfplay_is_held_against_what_it_replaces_within_repeats() -> None:
     rates = iter([100.0, 200.0])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(bench_selfplay, "Engine", FakeEngine)
+        patch.setattr(selfplay, "Engine", FakeEngine)
         config = SelfPlayConfig(evaluator="hash")
-        results = bench_selfplay.steady(config, 0.1, 2, {"manager": lambda: next(rates)})
+        results = selfplay.steady(config, 0.1, 2, {"manager": lambda: next(rates)})
     against = next(result for result in results if result.name == "medium: engine against manager")
     assert (against.low, against.high) == (5.0, 10.0)  # 1,000 / 200 and 1,000 / 100
 
@@ -263,7 +273,7 @@ class FakeEngine:
 def test_windowed_counts_what_ended_in_time_over_the_time_that_it_took(monkeypatch: pytest.MonkeyPatch) -> None:
     def rate(ends: list[float]) -> float:
         clock = iter([0.0, *ends])
-        monkeypatch.setattr("tools.measure.time.perf_counter", lambda: next(clock))
+        monkeypatch.setattr("tools.benchmarks.measure.time.perf_counter", lambda: next(clock))
         return windowed(lambda: 10, 1.0)
 
     assert rate([0.4, 0.8, 1.2]) == 20 / 0.8  # the third ended too late
@@ -271,7 +281,7 @@ def test_windowed_counts_what_ended_in_time_over_the_time_that_it_took(monkeypat
 
 
 def test_machine_names_torch_and_the_gpu_without_importing_torch(tmp_path: Path) -> None:
-    program = "import json, sys; from tools.measure import machine; m = machine(); print(json.dumps([m, 'torch' in sys.modules]))"
+    program = "import json, sys; from tools.benchmarks.machine import machine; m = machine(); print(json.dumps([m, 'torch' in sys.modules]))"
     (tmp_path / "nvidia-smi").write_text("#!/bin/sh\necho 'NVIDIA Test'\n")
     (tmp_path / "nvidia-smi").chmod(0o755)
     environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
@@ -308,7 +318,7 @@ def test_bench_all_fits_into_its_time_and_names_every_benchmark_but_tune() -> No
 
 def test_tune_writes_all_that_it_measured_with(tmp_path: Path) -> None:
     given = tools_bench.parser().parse_args(["tune", "--net", "small", "--checkpoint", "x.safetensors"])
-    settings = bench_selfplay.tuned_settings(given, {"device": "cpu*2", "workers": 4, "lanes": 30})
+    settings = tune.tuned_settings(given, {"device": "cpu*2", "workers": 4, "lanes": 30})
     (tmp_path / "tuned.toml").write_text(to_toml(settings))
     config = SelfPlayConfig(**read_toml(tmp_path / "tuned.toml"))
     plan = plan_fleet(config, 10**6)

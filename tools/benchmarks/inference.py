@@ -1,9 +1,9 @@
-"""Benchmarks of the network alone, on the devices that the engine serves it from: inference, numerics.
+"""Benchmark `inference`: the network alone, on the devices that the engine serves it from.
 
 What serves takes its weights as arguments, so that they can be swapped between two batches while the
 compiled callable stays. Inductor's freezing writes the weights into what it compiles: faster, but each new
 checkpoint would have to be compiled before it could serve, half a minute a swap. `--frozen` measures what
-that would bring; nothing serves it. Run by bench.py; read next: serving.py, shmzero/net_device.py.
+that would bring; nothing serves it. Read next: serving.py, shmzero/inference/net_device.py.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -19,47 +18,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-import numpy as np
-
-from shmzero import SearchConfig, _core, play_rounds
 from shmzero.errors import WorkerDied
 from shmzero.inference.device import BatchDevice
-from shmzero.machine import cores
 from shmzero.nets.config import NETS
-from shmzero.nets.evaluator import NetEvaluator
-from tools import bench_selfplay
-from tools.measure import Result, interleaved
-from tools.serving import ready_device, rows_per_s
+from tools.benchmarks.measure import Result, interleaved, real_rows
+from tools.benchmarks.options import quick_flag, repeats_flag
+from tools.benchmarks.serving import device_name, precisions, rows_per_s, serving_device
 
 SIZES = (1, 16, 64, 256, 512, 1024, 2048, 4096, 8192, 16384)
 """Rows of a batch."""
-NUMERICS_ROWS = 512
-
-
-def device_name(given: argparse.Namespace) -> str:
-    """The device, or the first of several; `auto` is what self-play takes."""
-    return str(bench_selfplay.settings_of(given).devices()[0])
-
-
-def precisions(device: str) -> list[str]:
-    """What the device multiplies in hardware: fp32 is TF32 on CUDA."""
-    from shmzero.nets.precision import cpu_has_bf16
-
-    if device != "cpu":
-        return ["fp32", "bf16", "fp16"]
-    return ["fp32", "bf16"] if cpu_has_bf16() else ["fp32"]
-
-
-def serving_device(
-    given: argparse.Namespace, precision: str, compiled: bool, max_batch: int, checkpoint: Path | None = None
-) -> BatchDevice:
-    """What an inference process of these settings serves from, real rows in its staging."""
-    config = bench_selfplay.settings_of(given, precision=precision, compile=compiled, checkpoint=checkpoint)
-    threads = 1 if given.name == "inference" else cores()
-    spec = bench_selfplay.device_spec(config, max_batch)
-    return ready_device(spec | {"device": device_name(given), "threads": threads})
 
 
 def matrix_product(device: str, precision: str) -> tuple[int, Callable[[], float]]:
@@ -93,7 +60,6 @@ def frozen_body(given: argparse.Namespace, precision: str, rows: int) -> Callabl
 
     from shmzero.nets.blob_net import BlobNet
     from shmzero.nets.inference_net import InferenceNet
-    from tools.measure import real_rows
 
     function = InferenceNet(NETS[given.net], precision)
     weights = function.weights(BlobNet(NETS[given.net]))
@@ -169,7 +135,7 @@ def compile_times(given: argparse.Namespace) -> list[Result]:
     ]
 
 
-def bench_inference(given: argparse.Namespace) -> list[Result]:
+def measure(given: argparse.Namespace) -> list[Result]:
     """Rows a second of the serving path (on a CPU in one thread), swappable weights, eager and compiled."""
     import torch
 
@@ -209,79 +175,11 @@ def bench_inference(given: argparse.Namespace) -> list[Result]:
     return results
 
 
-def answers(device: BatchDevice, features: Any, masks: Any) -> Any:
-    """Policies [B, 52] of rows of any number."""
-    parts = []
-    for at in range(0, len(masks), device.max_batch):
-        count = min(device.max_batch, len(masks) - at)
-        staging = device.staging(0)
-        staging.features[:count] = features[at : at + count]
-        staging.masks[:count] = masks[at : at + count]
-        device.launch(0, count)
-        device.wait(0)
-        parts.append(staging.policies[:count].copy())
-    return np.concatenate(parts)
-
-
-def bench_numerics(given: argparse.Namespace) -> list[Result]:
-    """Action probabilities of each serving mode against fp32 eager, on a network fitted to be confident."""
-    import torch
-
-    from shmzero.nets.checkpoint import load_checkpoint, save_checkpoint
-    from tools.fit import fitted_net, wide_masks
-
-    device = device_name(given)
-    torch.set_num_threads(cores())
-    with tempfile.TemporaryDirectory() as folder:
-        path = given.checkpoint or Path(folder) / "fitted.safetensors"
-        if not given.checkpoint:
-            # Soft targets: on the best action alone the network would end at 0 and 1, where nothing differs.
-            fitted = fitted_net(NETS[given.net], given.steps, rounds=400, lr=5e-4, c_puct=0.1, sharpness=3.0)
-            save_checkpoint(fitted, path)
-        net = load_checkpoint(path)
-        # Rounds that the network itself plays: what it is asked when it serves.
-        rounds = play_rounds(NetEvaluator(net), 20, SearchConfig(determinizations=2, simulations=20), seed=77)
-        rows = _core.replay(rounds)
-        wide = wide_masks(rows["masks"])
-        reference, _ = NetEvaluator(net).evaluate_many(rows["features"].astype(np.float32), wide)
-        best = reference.max(axis=1)
-        results = [
-            Result("rounds", float(len(rounds)), "", ">= 10"),
-            Result("positions", float(len(wide))),
-            Result("mean top probability", float(best.mean()), "", ">= 0.6"),
-            Result("positions with a top probability above 0.99", float((best > 0.99).mean()), "", "<= 0.2"),
-        ]
-        for precision in dict.fromkeys([*precisions(device), "fp16"]):
-            for compiled in (False, True) if given.compile else (False,):
-                if compiled and given.quick and precision not in precisions(device):
-                    continue  # half a minute of compilation for what nothing serves here
-                served = serving_device(given, precision, compiled, NUMERICS_ROWS, path)
-                kind = f"{precision} {'compiled' if compiled else 'eager'}"
-                if compiled and getattr(served, "compiled", None) is None:
-                    results.append(Result(kind, "could not be compiled"))
-                    continue
-                difference = np.abs(answers(served, rows["features"], rows["masks"]) - reference)[wide]
-                results += [
-                    Result(f"{kind}: largest difference", float(difference.max()), "", "< 0.01"),
-                    Result(f"{kind}: p99.9", float(np.quantile(difference, 0.999))),
-                    Result(f"{kind}: mean", float(difference.mean())),
-                ]
-    return results
-
-
-def add_options(name: str, sub: argparse.ArgumentParser) -> None:
+def add_options(sub: argparse.ArgumentParser) -> None:
+    quick_flag(sub)
+    repeats_flag(sub)
     sub.add_argument("--device", default="auto", help="auto, cpu, cuda:N (default auto: CUDA where there is one)")
     sub.add_argument("--net", choices=sorted(NETS), default="plan")
     sub.add_argument("--no-compile", action="store_false", dest="compile", help="eager only")
-    if name == "inference":
-        sub.add_argument("--max-batch", type=int, help="largest batch (default 4096; on CUDA 16384)")
-        sub.add_argument("--frozen", action="store_true", help="also with weights compiled in, which nothing serves")
-    else:
-        sub.add_argument("--checkpoint", type=Path, help="a trained network, instead of one fitted here")
-        sub.add_argument("--steps", type=int, default=300, help="of that fit (default 300)")
-
-
-BENCHMARKS: dict[str, Callable[[argparse.Namespace], list[Result]]] = {
-    "inference": bench_inference,
-    "numerics": bench_numerics,
-}
+    sub.add_argument("--max-batch", type=int, help="largest batch (default 4096; on CUDA 16384)")
+    sub.add_argument("--frozen", action="store_true", help="also with weights compiled in, which nothing serves")

@@ -2,7 +2,7 @@
 
 The engine sets the threads of its processes itself; the thread counts are for somebody's own torch
 programs: here plain loops, one process a core, each with the network `plan` on 64 rows, eagerly. Allocators
-are for the engine. `python tools/bench_perf.py SECONDS` is one such loop. Read next: env/perf.sh.
+are for the engine. `python -m tools.benchmarks.perf SECONDS` is one such loop. Read next: env/perf.sh.
 """
 
 from __future__ import annotations
@@ -11,14 +11,12 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from functools import partial
 
 from shmzero.errors import WorkerDied
 from shmzero.machine import cores
 from shmzero.nets.config import NETS
-from tools.measure import Result, ratio, real_rows, windowed
+from tools.benchmarks.measure import Result, interleaved, ratio, real_rows, windowed
 
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 WITHOUT = {"OMP_NUM_THREADS": THREADS[:1], "MKL_NUM_THREADS": THREADS[1:], "either of them": THREADS}
@@ -33,9 +31,10 @@ def loops_rows_per_s(without: Sequence[str], seconds: float) -> float:
     environment = os.environ | dict.fromkeys(THREADS, "1")
     for name in without:
         del environment[name]
+    command = [sys.executable, "-m", "tools.benchmarks.perf", str(seconds)]
     loops = [
-        subprocess.Popen([sys.executable, __file__, str(seconds)], env=environment, stdin=subprocess.PIPE,
-                         stdout=subprocess.PIPE, text=True, start_new_session=True)
+        subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+                         start_new_session=True)
         for _ in range(cores())
     ]  # fmt: skip
     try:
@@ -58,12 +57,13 @@ def loops_rows_per_s(without: Sequence[str], seconds: float) -> float:
 
 def thread_costs(repeats: int, seconds: float) -> list[Result]:
     """What is left of the rate of plain torch loops without each thread count."""
-    pairs: dict[str, list[tuple[float, float]]] = {name: [] for name in WITHOUT}
-    for _ in range(repeats):
-        whole = loops_rows_per_s((), seconds)
-        for name, without in WITHOUT.items():
-            pairs[name].append((loops_rows_per_s(without, seconds), whole))
-    return [ratio(f"plain torch loops, one a core, without {name}", found) for name, found in pairs.items()]
+    measured = interleaved(
+        {"": partial(loops_rows_per_s, (), seconds)}
+        | {name: partial(loops_rows_per_s, without, seconds) for name, without in WITHOUT.items()},
+        repeats,
+    )
+    whole = measured.pop("")
+    return [ratio(f"plain torch loops, one a core, without {name}", left, whole) for name, left in measured.items()]
 
 
 def hidden_allocators(on_cuda: bool) -> tuple[dict[str, tuple[str, ...]], list[Result]]:
@@ -88,7 +88,7 @@ def main(seconds: float) -> None:
     import torch
 
     from shmzero.nets.blob_net import BlobNet
-    from tools.fit import wide_masks
+    from tools.benchmarks.fitted_net import wide_masks
 
     features, words = real_rows(ROWS)
     net, states, masks = BlobNet(NETS["plan"]), torch.from_numpy(features).float(), torch.from_numpy(wide_masks(words))

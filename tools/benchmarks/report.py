@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from shmzero.errors import ConfigError
-from tools.measure import PLAN_ROUNDS_PER_MIN, figure
+from tools.benchmarks.measure import PLAN_ROUNDS_PER_MIN, figure
 
 TRAINING_ROUNDS = 5_000_000
 """What the plan's training run plays."""
@@ -122,16 +122,15 @@ def ablation_picture(result: dict[str, Any], path: Path) -> None:
         "rows/s, relative to serving alone and to plain torch loops": [r for r in rows if is_other(r["name"])],
     }
     parts = {label: bars for label, bars in parts.items() if bars}
-    panels = Figure(figsize=(8, 1.2 + 0.28 * len(rows)), layout="constrained").subplots(
-        len(parts), squeeze=False, height_ratios=[len(bars) for bars in parts.values()]
-    )
+    drawn = Figure(figsize=(8, 1.2 + 0.28 * len(rows)), layout="constrained")
+    panels = drawn.subplots(len(parts), squeeze=False, height_ratios=[len(bars) for bars in parts.values()])
     for (label, bars), axes in zip(parts.items(), panels[:, 0], strict=True):
         values = [row["value"] for row in bars]
         errors = [[row["value"] - row["low"] for row in bars], [row["high"] - row["value"] for row in bars]]
         axes.barh([row["name"] for row in bars], values, xerr=errors, color="#4878a8")
         axes.axvline(1, color="#444444", linewidth=1)
         axes.set_xlabel(label)
-    panels[0, 0].figure.savefig(path, dpi=110)
+    drawn.savefig(path, dpi=110)
 
 
 def is_other(name: str) -> bool:
@@ -143,7 +142,8 @@ def scaling_picture(result: dict[str, Any], path: Path) -> None:
     """Evaluations/s by workers."""
     from matplotlib.figure import Figure
 
-    axes = Figure(figsize=(6, 3.2), layout="constrained").subplots()
+    drawn = Figure(figsize=(6, 3.2), layout="constrained")
+    axes = drawn.subplots()
     rows = [row for row in result["results"] if row["unit"] == "evaluations/s"]
     workers = [int(row["name"].split()[0]) for row in rows]
     values = [row["value"] for row in rows]
@@ -154,4 +154,4 @@ def scaling_picture(result: dict[str, Any], path: Path) -> None:
     axes.set_ylim(bottom=0)
     axes.set_xlabel("workers")
     axes.set_ylabel("distinct evaluations/s")
-    axes.figure.savefig(path, dpi=110)
+    drawn.savefig(path, dpi=110)

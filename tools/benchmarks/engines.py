@@ -1,25 +1,64 @@
-"""Engines that run side by side for a measurement, one at a time: the others are stopped meanwhile.
+"""Whole engines, and engines that run side by side for a measurement, one at a time: the others are stopped meanwhile.
 
 Starting an engine takes seconds, so a comparison starts all of them once and then takes turns. Read
-next: bench_selfplay.py.
+next: selfplay.py.
 """
 
 from __future__ import annotations
 
+import argparse
+import dataclasses
 import os
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from shmzero.engine.config import SelfPlayConfig
 from shmzero.engine.fleet import Fleet
 from shmzero.machine import cores
+from shmzero.nets.config import NETS
+from tools.benchmarks.measure import Spread, interleaved
 
 SETTLE_S = 1.0
 """After an engine goes on, before its figures count."""
+
+
+def settings_of(given: argparse.Namespace, **changes: Any) -> SelfPlayConfig:
+    """The run that a benchmark's options describe."""
+    options: dict[str, Any] = {
+        "preset": "medium",
+        "device": "auto",
+        "workers": None,
+        "max_batch": None,
+        "evaluator": "net",
+        "net": "plan",
+        "checkpoint": None,
+    }
+    chosen = {name: getattr(given, name, default) for name, default in options.items()}
+    return SelfPlayConfig(**(chosen | {"stall_s": 86_400.0} | changes))
+
+
+def device_spec(config: SelfPlayConfig, max_batch: int) -> dict[str, Any]:
+    """What a serving process of this run is told (see engine/fleet.py), as far as serving alone needs it."""
+    return {
+        "evaluator": config.evaluator,
+        "precision": config.precision,
+        "compile": config.compile,
+        "max_batch": max_batch,
+        "net": dataclasses.asdict(NETS[config.net]),
+        "seed": config.seed,
+        "checkpoint": str(config.checkpoint) if config.checkpoint else None,
+    }
+
+
+def device_text(devices: Sequence[str]) -> str:
+    """Devices as --device takes them."""
+    return f"cpu*{len(devices)}" if set(devices) == {"cpu"} else ",".join(devices)
 
 
 @dataclass(frozen=True)
@@ -119,3 +158,31 @@ def cpu_s_of(pid: int) -> float:
 def private_mb_of(pid: int) -> float:
     text = Path(f"/proc/{pid}/smaps_rollup").read_text()
     return sum(int(line.split()[1]) for line in text.splitlines() if line.startswith("Private_")) / 1000
+
+
+def in_turns(
+    given: argparse.Namespace,
+    engines: Mapping[str, SelfPlayConfig],
+    without: Mapping[str, Sequence[str]] | None = None,
+) -> dict[str, Spread]:
+    """Steady evaluations/s of several engines that take turns; `without` variables of the environment, by engine."""
+    seconds = given.seconds or (3.0 if given.quick else 8.0)
+    with ExitStack() as stack:
+        started = {
+            name: stack.enter_context(Engine(config, (without or {}).get(name, ()))).warm_up(seconds)
+            for name, config in engines.items()
+        }
+
+        def turn(name: str) -> float:
+            return started[name].measure(seconds).rows_per_s
+
+        return interleaved({name: partial(turn, name) for name in started}, given.repeats)
+
+
+def engine_options(sub: argparse.ArgumentParser) -> None:
+    """The options that `settings_of` reads."""
+    sub.add_argument("--device", default="auto")
+    sub.add_argument("--net", choices=sorted(NETS), default="plan")
+    sub.add_argument("--checkpoint", type=Path, help="weights to serve instead of fresh ones")
+    sub.add_argument("--evaluator", choices=["net", "hash", "uniform"], default="net")
+    sub.add_argument("--max-batch", type=int)

@@ -16,9 +16,10 @@ from typing import Any
 
 from shmzero import SearchConfig, play_rounds
 from shmzero.errors import WorkerDied
-from tools.baselines import DirectEvaluator, Model, QueueService
-from tools.bench_transport import make_net
-from tools.measure import ignoring_interrupts
+from shmzero.nets.config import NetName
+from tools.benchmarks.measure import ignoring_interrupts
+from tools.benchmarks.queues import DirectEvaluator, Model, QueueService
+from tools.benchmarks.workload import make_net
 
 WAYS = {
     "manager": "Manager queues, a message a row",
@@ -86,7 +87,7 @@ def _play(
 class Before:
     """The processes of one of WAYS, idle between `measure` calls. Use as a context manager."""
 
-    def __init__(self, way: str, searches: Sequence[SearchConfig], num_workers: int, net: str, device: str) -> None:
+    def __init__(self, way: str, searches: Sequence[SearchConfig], num_workers: int, net: NetName, device: str) -> None:
         """Starts them and waits until all are warm."""
         context = multiprocessing.get_context("spawn")
         make_model = partial(make_net, net, device)

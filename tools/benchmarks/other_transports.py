@@ -3,7 +3,7 @@
 `faster-fifo`: byte queues in shared memory, many messages taken at once. `pyzmq`: DEALER and ROUTER sockets
 over ipc, arrays as frames of their own, nothing pickled. `torchrl`: its fixed slots in shared memory, one
 server for each number of rows, which a slot is made for. All optional; a missing one is left out.
-Read next: bench_transport.py.
+Read next: transport.py.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tools.baselines import LOST_S, Model
+from tools.benchmarks.queues import LOST_S, Model
 
 PACKAGES = {"faster-fifo": "faster_fifo", "pyzmq": "zmq", "torchrl": "torchrl"}
 """What to install, and the module's name, of each transport here."""
@@ -154,7 +154,7 @@ class ZmqClient(_Client):
 def _serve_zmq(make_model: Callable[[], Model], address: str) -> None:
     import zmq
 
-    from tools.bench_transport import ACTION_DIM, STATE_DIM
+    from tools.benchmarks.workload import ACTION_DIM, STATE_DIM
 
     model = make_model()
     socket = zmq.Context.instance().socket(zmq.ROUTER)
@@ -191,7 +191,7 @@ class TorchrlService:
         from tensordict import TensorDict
         from torchrl.modules.inference_server import ProcessInferenceServer, ProcessSlotTransport
 
-        from tools.bench_transport import ACTION_DIM, STATE_DIM, VALUE_DIM
+        from tools.benchmarks.workload import ACTION_DIM, STATE_DIM, VALUE_DIM
 
         os.environ.setdefault("OMP_NUM_THREADS", "1")
         self._transports, self._servers = {}, []
@@ -235,7 +235,7 @@ class _TorchrlModel:
             def forward(self, states: torch.Tensor, masks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
                 rows = states.shape[:-1]
                 found = model(states.flatten(0, -2).numpy(), masks.flatten(0, -2).numpy())
-                policies, values = (torch.from_numpy(part).unflatten(0, rows) for part in found)
+                policies, values = (torch.from_numpy(part).reshape(*rows, -1) for part in found)
                 return policies, values
 
         return TensorDictModule(Wrapped(), in_keys=["states", "masks"], out_keys=["policies", "values"])

@@ -1,7 +1,7 @@
-"""Serving devices alone, back to back on real rows: the roofline that a self-play run is held against.
+"""Processes that only serve: the roofline that a self-play run is held against.
 
-`python tools/serving.py SPEC` is a child that bench.py commands over its standard input. The devices
-are those of the inference process (shmzero/evaluators.py). Read next: bench.py.
+`python -m tools.benchmarks.roofline SPEC` is one of them, which a benchmark commands over its standard input.
+Read next: serving.py.
 """
 
 from __future__ import annotations
@@ -10,75 +10,18 @@ import json
 import os
 import subprocess
 import sys
-import time
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 from shmzero import _core
+from shmzero.engine.config import SelfPlayConfig
 from shmzero.errors import ConfigError, WorkerDied
-from shmzero.inference.device import BatchDevice
-from shmzero.inference.factory import make_device
-from tools.measure import Result, ratio, real_rows
-
-COMPILE_S = 900.0
-"""Longest wait for the compile helper; what is not compiled by then is served eagerly."""
-
-
-def ready_device(spec: dict[str, Any]) -> BatchDevice:
-    """The device of an inference process's spec, compiled if it asks for that, real rows in its staging."""
-    device = make_device(spec)
-    give_up = time.monotonic() + COMPILE_S
-    while getattr(device, "compiling", False) and time.monotonic() < give_up:
-        device.poll()
-        time.sleep(0.2)
-    features, masks = real_rows(device.max_batch)
-    for buffer in range(device.num_buffers):
-        device.staging(buffer).features[:] = features
-        device.staging(buffer).masks[:] = masks
-    return device
-
-
-def rows_per_s(device: BatchDevice, rows: int, seconds: float) -> float:
-    """Batches of `rows` rows without a pause, as many in flight as the device takes."""
-    in_flight: deque[int] = deque()
-    buffer = done = 0
-    start = time.perf_counter()
-    while time.perf_counter() - start < seconds or in_flight:
-        if len(in_flight) == device.num_buffers or time.perf_counter() - start >= seconds:
-            device.wait(in_flight.popleft())
-            done += rows
-        if time.perf_counter() - start < seconds:
-            device.launch(buffer, rows)
-            in_flight.append(buffer)
-            buffer = (buffer + 1) % device.num_buffers
-    return done / (time.perf_counter() - start)
-
-
-def padded_rows_per_s(device: BatchDevice, rows: int, seconds: float) -> float:
-    """As `rows_per_s`, each batch filled up to `max_batch`: what one callable of a fixed size would cost."""
-    return rows_per_s(device, device.max_batch, seconds) * rows / device.max_batch
-
-
-def unfolded_rows_per_s(device: BatchDevice, rows: int, seconds: float) -> float:
-    """As `rows_per_s`, weights folded and cast again for each batch (on a CPU)."""
-    from shmzero.inference.cpu import CpuNetDevice
-    from shmzero.nets.blob_net import BlobNet
-
-    assert isinstance(device, CpuNetDevice)
-    net = BlobNet(device.inference_net.config)
-    done = 0
-    start = time.perf_counter()
-    while time.perf_counter() - start < seconds:
-        device.weights = device.inference_net.weights(net, device.device)
-        device.launch(0, rows)
-        done += rows
-    return done / (time.perf_counter() - start)
-
+from shmzero.machine import cores
+from tools.benchmarks.engines import device_spec
+from tools.benchmarks.measure import Result, interleaved, ratio
+from tools.benchmarks.serving import padded_rows_per_s, ready_device, rows_per_s, unfolded_rows_per_s
 
 WAYS = {"plain": rows_per_s, "padded": padded_rows_per_s, "unfolded": unfolded_rows_per_s}
 
@@ -88,11 +31,13 @@ def serving_costs(pool: Pool, repeats: int, seconds: float) -> list[Result]:
     cases = {"serving 64 rows padded to a fixed batch": (64, "padded")}
     if set(pool.layout.devices) == {"cpu"}:
         cases["serving 512 rows, weights folded and cast for each batch"] = (512, "unfolded")
-    figures: dict[str, list[tuple[float, float]]] = {name: [] for name in cases}
-    for _ in range(repeats):
-        for name, (rows, how) in cases.items():
-            figures[name].append((pool.measure(rows, seconds, how), pool.measure(rows, seconds)))
-    return [ratio(name, pairs) for name, pairs in figures.items()]
+    results = []
+    for name, (rows, how) in cases.items():
+        measured = interleaved(
+            {"so": partial(pool.measure, rows, seconds, how), "plain": partial(pool.measure, rows, seconds)}, repeats
+        )
+        results.append(ratio(name, measured["so"], measured["plain"]))
+    return results
 
 
 @dataclass(frozen=True)
@@ -125,7 +70,8 @@ class Pool:
             subprocess.Popen(
                 [
                     sys.executable,
-                    __file__,
+                    "-m",
+                    "tools.benchmarks.roofline",
                     json.dumps(spec | {"device": device, "threads": layout.threads, "parent_pid": os.getpid()}),
                 ],
                 stdin=subprocess.PIPE,
@@ -171,6 +117,45 @@ class Pool:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+
+class Roofline:
+    """The best that processes x threads x batch sizes reach on this machine, same network and serving code."""
+
+    def __init__(self, config: SelfPlayConfig, max_batch: int, seconds: float) -> None:
+        """Starts a pool of each layout, finds the best of layouts and batch sizes, keeps that one."""
+        cuda = any(name != "cpu" for name in config.devices())
+        sizes = (max_batch // 2, max_batch) if cuda else (256, 512, 1024, 2048)
+        spec = device_spec(config, sizes[-1])
+        best: tuple[float, Pool | None, int] = (0.0, None, 0)
+        self.tried: dict[str, float] = {}
+        self._pool: Pool | None = None
+        for layout in layouts(config.devices(), cores()):
+            pool = Pool(layout, spec)
+            for rows in sizes:
+                rate = pool.measure(rows, seconds)
+                self.tried[f"{layout}, {rows} rows"] = rate
+                if rate > best[0]:
+                    best = (rate, pool, rows)
+            if best[1] is not pool:
+                pool.close()
+            elif self._pool is not None:
+                self._pool.close()
+            self._pool = best[1]
+        self.rows = best[2]
+
+    def measure(self, seconds: float) -> float:
+        """Rows/s, back to back."""
+        assert self._pool is not None
+        return self._pool.measure(self.rows, seconds)
+
+    def name(self) -> str:
+        assert self._pool is not None
+        return f"{self._pool.layout}, {self.rows} rows"
+
+    def close(self) -> None:
+        assert self._pool is not None
+        self._pool.close()
 
 
 def main(spec: dict[str, Any]) -> None:

@@ -14,8 +14,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 from shmzero.errors import ConfigError, WorkerDied
 from shmzero.game.bots import built_in_bot
 from shmzero.matches.agents import make_agent
@@ -26,8 +24,9 @@ from shmzero.runs.folder import RunFolder
 from shmzero.runs.metrics import read_metrics
 from shmzero.training.config import TrainConfig
 from shmzero.training.presets import TRAIN_PRESETS, read_train_toml
-from tools.ablate_training import t_quantile
-from tools.measure import Result
+from tools.benchmarks.intervals import t_quantile
+from tools.benchmarks.measure import Result
+from tools.benchmarks.options import quick_flag
 
 DEALS = 1000
 SEED = 31
@@ -36,6 +35,7 @@ MODES: dict[Mode, str] = {"one": "one against the others", "rest": "the others a
 
 
 def add_options(sub: argparse.ArgumentParser) -> None:
+    quick_flag(sub)
     sub.add_argument("--run", type=Path, help="a training run that is finished, instead of one from nothing")
     sub.add_argument("--device", help="of the training: auto, cpu, cuda ... (default auto)")
     sub.add_argument("--minutes", type=float, help="of the training (default 2; 0.5 with --quick)")
@@ -48,7 +48,7 @@ def add_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--picture", type=Path, metavar="FILE.png", help="the first run's curves (needs matplotlib)")
 
 
-def bench_training(given: argparse.Namespace) -> list[Result]:
+def measure(given: argparse.Namespace) -> list[Result]:
     """What training comes to: the last checkpoint, without and with search, against bots by duplicate deals."""
     if given.seeds < 1 or (given.run and given.seeds > 1):
         raise ConfigError(f"--seeds is {given.seeds}; allowed: 1 and up, and with --run 1")
@@ -124,7 +124,12 @@ def _finished(folder: Path) -> list[Result]:
 
 def _matches(folder: Path, given: argparse.Namespace, names: Sequence[str], seed: int) -> list[Result]:
     config = TrainConfig(**read_train_toml(folder / "config.toml"))
-    played = {"players": config.players, "cards": config.cards, "trump": config.trump, "games": config.games}
+    played: dict[str, Any] = {
+        "players": config.players,
+        "cards": config.cards,
+        "trump": config.trump,
+        "games": config.games,
+    }
     policy, searched = (make_agent(f"{folder}:{how}") for how in ("policy", given.search))
     bots = [(bot, make_agent(bot)) for bot in names]
     pairs = [(how, hero, bot, villain) for bot, villain in bots for how, hero in

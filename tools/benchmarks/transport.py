@@ -21,57 +21,22 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from shmzero import Client, _core
 from shmzero.errors import WorkerDied
-from tools import other_transports
-from tools.baselines import DirectEvaluator, PipeService, QueueService
-from tools.measure import Result, Spread, ignoring_interrupts, interleaved, windowed
+from tools.benchmarks import other_transports
+from tools.benchmarks.measure import Result, Spread, ignoring_interrupts, interleaved, windowed
+from tools.benchmarks.options import quick_flag, repeats_flag
+from tools.benchmarks.queues import DirectEvaluator, PipeService, QueueService
+from tools.benchmarks.workload import ACTION_DIM, MODELS, STATE_DIM
 
-ROOT = Path(__file__).resolve().parent.parent
-STATE_DIM, ACTION_DIM, VALUE_DIM = 256, 52, 1
 NO_TRANSPORT = "direct"
 """The model where it is asked: measured, but no way to share a device."""
 TURN_S = 300.0
 """Longest turn, the start of all processes included."""
-
-
-def trivial(states: Any, masks: Any) -> tuple[Any, Any]:
-    """Next to no work: what is measured is the way there and back."""
-    return masks.astype(np.float32), states[:, :VALUE_DIM]
-
-
-def make_trivial() -> Any:
-    return trivial
-
-
-def make_net(net: str, device: str) -> Any:
-    """A fresh network of NETS, eager, in float32, with one thread, as a function of numpy arrays."""
-    import torch
-
-    from shmzero.nets.blob_net import BlobNet
-    from shmzero.nets.config import NETS
-
-    torch.set_num_threads(1)
-    model = BlobNet(NETS[net]).to(device)
-
-    def evaluate_many(states: Any, masks: Any) -> tuple[Any, Any]:
-        with torch.inference_mode():
-            policies, values = model.policy_value(*(torch.as_tensor(part).to(device) for part in (states, masks)))
-            return policies.cpu().numpy(), values.cpu().numpy()
-
-    return evaluate_many
-
-
-def make_plan() -> Any:
-    return make_net("plan", "cpu")
-
-
-MODELS = {"trivial": make_trivial, "plan": make_plan}
 
 
 SERVE = """
@@ -91,8 +56,8 @@ class _RingService:
         self.name = f"bench-{secrets.token_hex(4)}"
         self._process = subprocess.Popen(
             [sys.executable, "-c", SERVE, str(os.getpid()), "--name", self.name, "--threads", "1",
-             "--model", f"tools.bench_transport:make_{model}"],
-            cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, stderr=subprocess.PIPE, text=True,
+             "--model", f"tools.benchmarks.workload:make_{model}"],
+            stderr=subprocess.PIPE, text=True,
             start_new_session=True,  # a Ctrl-C is the parent's alone
         )  # fmt: skip
         assert self._process.stderr is not None
@@ -205,7 +170,7 @@ def _times_us(client: Any, rows: int, seconds: float) -> list[float]:
 
     for _ in range(3):
         call()
-    times = []
+    times: list[float] = []
     end = time.perf_counter() + seconds
     while (start := time.perf_counter()) < end or not times:
         call()
@@ -230,7 +195,9 @@ def bench_latency(
                     times = _times_us(client, rows, seconds)
                     cut = (statistics.median(times), float(np.percentile(times, 99)))
                     figures.setdefault((name, rows), []).append(cut)
-    return {key: (Spread.of([f[0] for f in cuts]), Spread.of([f[1] for f in cuts])) for key, cuts in figures.items()}
+    return {
+        key: (Spread(tuple(f[0] for f in cuts)), Spread(tuple(f[1] for f in cuts))) for key, cuts in figures.items()
+    }
 
 
 def _ask(clients: dict[str, Any], order: Any, barrier: Any, rates: Any) -> None:
@@ -300,7 +267,7 @@ def bench_throughput(
             for program in programs:
                 program.join(timeout=5.0)
                 program.kill()
-    return {key: Spread.of(got) for key, got in figures.items()}
+    return {key: Spread(tuple(got)) for key, got in figures.items()}
 
 
 def against_best(what: str, ring: Spread, others: Mapping[str, Spread], faster_is_more: bool) -> Result:
@@ -333,7 +300,7 @@ def bench_slots(given: argparse.Namespace) -> list[Result]:
     ]
 
 
-def bench_transport(given: argparse.Namespace) -> list[Result]:
+def measure(given: argparse.Namespace) -> list[Result]:
     """Slots alone; then the ring against queues, pipes, other transports and a model in each process."""
     repeats = given.repeats
     seconds = given.seconds or (0.2 if given.quick else 0.5)
@@ -366,6 +333,8 @@ def bench_transport(given: argparse.Namespace) -> list[Result]:
 
 
 def add_options(sub: argparse.ArgumentParser) -> None:
+    quick_flag(sub)
+    repeats_flag(sub)
     sub.add_argument(
         "--clients",
         type=int,

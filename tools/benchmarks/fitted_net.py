@@ -53,7 +53,7 @@ def fitted_net(
         loss = -(targets[take] * torch.log(policies + 1e-9)).sum(dim=1).mean()
         loss = loss + 10.0 * ((values[:, 0] - seat_values[take]) ** 2).mean()
         optimiser.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimiser.step()
         schedule.step()
     return net.eval()
