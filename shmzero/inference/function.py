@@ -7,8 +7,9 @@ Torch is imported only where the model is a module. Read next: service/server.py
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,15 @@ PROBE_ROWS = 4
 """How many rows a swap is checked with."""
 
 
+@dataclass(frozen=True)
+class Buffer:
+    """A batch of a user's model."""
+
+    staging: Staging
+    masks: NDArray[np.bool_]
+    """[B, A] legal actions, out of the words of `staging`."""
+
+
 class FunctionDevice:
     """Serves `model(states f32 [B, S], masks bool [B, A]) -> (policies [B, A], values [B, V])`, numpy.
 
@@ -41,7 +51,7 @@ class FunctionDevice:
         self.max_batch = max_batch
         self._model = model
         self._widths = widths
-        self._buffers = [self._new_buffer() for _ in range(self.num_buffers)]
+        self._buffers: Sequence[Buffer] = [self._new_buffer() for _ in range(self.num_buffers)]
         self._trial = 0
         """The place in TRIALS of the rows that the model takes."""
         self.description = f"{getattr(model, '__name__', type(model).__name__)} on {self._place()}"
@@ -50,7 +60,7 @@ class FunctionDevice:
     def _place(self) -> str:
         return "cpu"
 
-    def _new_buffer(self) -> Any:
+    def _new_buffer(self) -> Buffer:
         widths = self._widths
         staging = Staging(
             np.zeros((self.max_batch, widths.state_dim), widths.wire),
@@ -58,7 +68,7 @@ class FunctionDevice:
             np.zeros((self.max_batch, widths.action_dim), np.float32),
             np.zeros((self.max_batch, widths.value_dim), np.float32),
         )
-        return staging, np.zeros((self.max_batch, widths.action_dim), np.bool_)
+        return Buffer(staging, np.zeros((self.max_batch, widths.action_dim), np.bool_))
 
     def _try_out(self) -> None:
         """Find made-up rows that the model takes and answers in the service's widths. Raises ConfigError."""
@@ -97,24 +107,23 @@ class FunctionDevice:
         return staging.policies[:num_rows].copy(), staging.values[:num_rows].copy()
 
     def staging(self, buffer: int) -> Staging:
-        staging: Staging = self._buffers[buffer][0]
-        return staging
+        return self._buffers[buffer].staging
 
     def launch(self, buffer: int, rows: int) -> None:
-        staging, masks = self._buffers[buffer]
-        _core.unpack_masks(staging.masks[:rows], masks[:rows])
-        with self._named_failures(rows):
-            self._run(self._buffers[buffer], rows)
+        batch = self._buffers[buffer]
+        _core.unpack_masks(batch.staging.masks[:rows], batch.masks[:rows])
+        try:
+            self._run(batch, rows)
+        except Exception as error:  # whatever the model raises
+            raise model_failed(error, rows) from error
 
-    def _run(self, buffer: Any, rows: int) -> None:
-        staging, masks = buffer
+    def _run(self, buffer: Buffer, rows: int) -> None:
+        """Call the model with the first rows, and have what it returns copied into the buffer."""
+        staging = buffer.staging
         states = np.asarray(staging.features[:rows], np.float32)
-        policies, values = self._both(self._model(states, masks[:rows]), rows)
+        policies, values = self._both(self._model(states, buffer.masks[:rows]), rows)
         staging.policies[:rows] = policies
         staging.values[:rows] = values
-
-    def _named_failures(self, rows: int) -> _NamedFailures:
-        return _NamedFailures(rows)
 
     def _both(self, answer: Any, rows: int) -> tuple[Any, Any]:
         """Policies and values out of what the model returned. Raises ValueError, which says what that was."""
@@ -162,23 +171,14 @@ class FunctionDevice:
         return None
 
 
-class _NamedFailures:
-    """Turns whatever a model raises into ModelFailed."""
-
-    def __init__(self, rows: int) -> None:
-        self._rows = rows
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
-        if isinstance(error, Exception):
-            said = one_line(error).encode(errors="replace").decode()  # goes into UTF-8
-            raise ModelFailed(f"{type(error).__name__} in a batch of {self._rows} rows: {said}") from error
+def model_failed(error: Exception, rows: int) -> ModelFailed:
+    """The error of a batch of so many rows, out of what the model raised."""
+    message = one_line(error).encode(errors="replace").decode()  # goes into UTF-8
+    return ModelFailed(f"{type(error).__name__} in a batch of {rows} rows: {message}")
 
 
 def _in_fresh_thread(call: Callable[[], object]) -> None:
-    """Run it as the serving thread will: torch's default device, its modes and more are each thread's own."""
+    """Call it as the serving thread will: torch's default device, its modes and more are each thread's own."""
     outcome: Future[object] = Future()
 
     def run() -> None:

@@ -8,7 +8,6 @@ from typing import Any
 from shmzero.errors import ConfigError
 from shmzero.inference.device import BatchDevice
 from shmzero.inference.function import FunctionDevice
-from shmzero.inference.module import ModuleDevice
 from shmzero.shm.sizes import Widths
 
 
@@ -26,6 +25,8 @@ def make_model_device(
         return served
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(model, torch.nn.Module):
+        from shmzero.inference.module import ModuleDevice  # which imports torch
+
         return ModuleDevice(model, widths, max_batch, device, copy, grad)
     if not callable(model):
         raise ConfigError(f"model is {model!r}; allowed: a torch module, or a function of (states, masks)")

@@ -1,29 +1,39 @@
-"""A torch module of the user's as a BatchDevice."""
+"""A torch module of the user's as a BatchDevice. Read next: module_weights.py, for what a swap takes."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
-from shmzero import _core
 from shmzero.errors import ConfigError, ModelFailed
 from shmzero.inference.device import Staging
-from shmzero.inference.function import PROBE_ROWS, Answers, FunctionDevice, one_line
-from shmzero.nets.weights_file import in_names_of, read_tensors
+from shmzero.inference.function import PROBE_ROWS, Answers, Buffer, FunctionDevice, model_failed, one_line
+from shmzero.inference.module_weights import KEPT_ELSEWHERE, converted, copies, fitting, is_equal, read_weights
 from shmzero.shm.sizes import Widths
 
 SAME = 1e-2
 """Answers differ by less, as a share of the largest, where the same weights run in other kernels or in bfloat16."""
 EQUAL = 1e-6
 """The same for answers that a swap has left as they were, bit for bit."""
-KEPT_ELSEWHERE = (
-    "it keeps its weights where a swap does not reach (in a frozen or compiled graph, in values made of them once); "
-    "start another server with the new module"
-)
+
+
+@dataclass(frozen=True)
+class ModuleBuffer(Buffer):
+    """A batch of a module. The tensors are the memory of `staging` and `masks`, pinned where the device is CUDA."""
+
+    states: Tensor
+    mask_tensor: Tensor
+    policies: Tensor
+    values: Tensor
+    stream: torch.cuda.Stream | None
+    done: torch.cuda.Event | None
+    """Recorded when the answers are on the host. Both are None on a CPU."""
 
 
 class ModuleDevice(FunctionDevice):
@@ -33,10 +43,11 @@ class ModuleDevice(FunctionDevice):
     """
 
     _allowed = "torch tensors of real numbers"
+    _buffers: Sequence[ModuleBuffer]
 
     def __init__(
         self,
-        module: Any,
+        module: torch.nn.Module,
         widths: Widths,
         max_batch: int,
         device: str,
@@ -48,42 +59,18 @@ class ModuleDevice(FunctionDevice):
         `copy`: serve a copy, which training the module leaves alone; else the module itself, which is moved to the
         device and put into evaluation mode. `grad`: it may take gradients within a call.
         """
-        import torch
-
-        self._torch = torch
         self._grad = grad
-        self._device = self._usable(device)
+        self._device = _usable(device)
         if copy:
-            module = self._copied(module, "; copy=False serves the module itself, not to be trained meanwhile")
+            module = _copied(module, "; copy=False serves the module itself, not to be trained meanwhile")
         self._on_cuda = self._device.type == "cuda"
         self.num_buffers = 2 if self._on_cuda else 1
         super().__init__(self._placed(module), widths, max_batch)
 
-    def _usable(self, device: str) -> Any:
-        torch = self._torch
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        try:
-            found = torch.device(device)
-            torch.empty(1, dtype=torch.float32, device=found)
-        except (RuntimeError, AssertionError) as error:
-            raise ConfigError(f"device is {device!r}: {one_line(error)}") from None
-        if found.type not in ("cpu", "cuda"):
-            raise ConfigError(f"device is {device!r}; allowed: auto, cpu, cuda and cuda:N")
-        return found
-
-    def _copied(self, module: Any, advice: str) -> Any:
-        try:
-            return deepcopy(module)
-        except Exception as error:  # whatever the user's module makes of it
-            raise ConfigError(
-                f"the module cannot be copied: {type(error).__name__}: {one_line(error)}{advice}"
-            ) from None
-
-    def _placed(self, module: Any) -> Any:
+    def _placed(self, module: torch.nn.Module) -> torch.nn.Module:
         try:
             return module.to(self._device).eval()
-        except Exception as error:  # likewise
+        except Exception as error:  # whatever the user's module makes of it
             raise ConfigError(
                 f"the module cannot be moved to {self._device}: {type(error).__name__}: {one_line(error)}"
             ) from None
@@ -95,8 +82,8 @@ class ModuleDevice(FunctionDevice):
     def _place(self) -> str:
         return str(self._device)
 
-    def _new_buffer(self) -> Any:
-        torch, widths = self._torch, self._widths
+    def _new_buffer(self) -> ModuleBuffer:
+        widths = self._widths
         host = [
             torch.zeros(self.max_batch, width, dtype=dtype, device="cpu")
             for width, dtype in (
@@ -106,46 +93,51 @@ class ModuleDevice(FunctionDevice):
         ]  # fmt: skip
         if self._on_cuda:
             host = [tensor.pin_memory() for tensor in host]
-        staging = Staging(host[0].numpy(), host[1].numpy().view(np.uint64), host[2].numpy(), host[3].numpy())
-        stream = torch.cuda.Stream(self._device) if self._on_cuda else None
-        done = torch.cuda.Event() if self._on_cuda else None
-        return staging, host[4].numpy(), host, stream, done
+        states, words, policies, values, masks = host
+        return ModuleBuffer(
+            staging=Staging(states.numpy(), words.numpy().view(np.uint64), policies.numpy(), values.numpy()),
+            masks=masks.numpy(),
+            states=states,
+            mask_tensor=masks,
+            policies=policies,
+            values=values,
+            stream=torch.cuda.Stream(self._device) if self._on_cuda else None,  # type: ignore[no-untyped-call]
+            done=torch.cuda.Event() if self._on_cuda else None,  # type: ignore[no-untyped-call]
+        )
 
-    def launch(self, buffer: int, rows: int) -> None:
-        staging, masks = self._buffers[buffer][:2]
-        _core.unpack_masks(staging.masks[:rows], masks[:rows])
-        with self._named_failures(rows), self._torch.enable_grad() if self._grad else self._torch.inference_mode():
-            self._run(self._buffers[buffer], rows)
-
-    def _run(self, buffer: Any, rows: int) -> None:
-        _, _, (states, _, policies_out, values_out, masks), stream, done = buffer
-        if stream is None:
-            policies, values = self._both(self._model(states[:rows].float(), masks[:rows]), rows)
-            policies_out[:rows].copy_(policies)
-            values_out[:rows].copy_(values)
-            return
-        with self._torch.cuda.stream(stream):
-            on_device = states[:rows].to(self._device, non_blocking=True).float()
-            on_device_masks = masks[:rows].to(self._device, non_blocking=True)
-            policies, values = self._both(self._model(on_device, on_device_masks), rows)
-            policies_out[:rows].copy_(policies, non_blocking=True)
-            values_out[:rows].copy_(values, non_blocking=True)
-            done.record(stream)
+    def _run(self, buffer: Buffer, rows: int) -> None:
+        assert isinstance(buffer, ModuleBuffer)
+        with torch.enable_grad() if self._grad else torch.inference_mode():
+            states, masks = buffer.states[:rows], buffer.mask_tensor[:rows]
+            if buffer.stream is None or buffer.done is None:
+                policies, values = self._both(self._model(states.float(), masks), rows)
+                buffer.policies[:rows].copy_(policies)
+                buffer.values[:rows].copy_(values)
+                return
+            with torch.cuda.stream(buffer.stream):
+                on_device = states.to(self._device, non_blocking=True).float()
+                on_device_masks = masks.to(self._device, non_blocking=True)
+                policies, values = self._both(self._model(on_device, on_device_masks), rows)
+                buffer.policies[:rows].copy_(policies, non_blocking=True)
+                buffer.values[:rows].copy_(values, non_blocking=True)
+                buffer.done.record(buffer.stream)
 
     def _numbers(self, part: Any) -> Any:
-        if not isinstance(part, self._torch.Tensor) or part.is_complex():
+        if not isinstance(part, Tensor) or part.is_complex():
             return None
         return part.detach() if self._grad else part
 
     def finished(self, buffer: int) -> bool:
-        done = self._buffers[buffer][4]
-        return done is None or bool(done.query())
+        done = self._buffers[buffer].done
+        return done is None or bool(done.query())  # type: ignore[no-untyped-call]
 
     def wait(self, buffer: int) -> None:
-        done = self._buffers[buffer][4]
+        done = self._buffers[buffer].done
         if done is not None:
-            with self._named_failures(self.max_batch):
+            try:
                 done.synchronize()
+            except Exception as error:  # whatever the model has done on the device
+                raise model_failed(error, self.max_batch) from error
 
     def swap(self, weights: Any) -> None:
         """Serve other weights: another module of this kind, its state_dict, or the path of a .safetensors file.
@@ -154,31 +146,17 @@ class ModuleDevice(FunctionDevice):
         does not answer made-up rows as the new module does by itself; for weights without a module, where they are
         other ones and no answer changes. A module whose answers differ from call to call is not compared.
         """
-        alone = None
-        if isinstance(weights, self._torch.nn.Module):
-            # A copy, as somebody may be training it; not compiled, which would take long.
-            alone = self._copied(getattr(weights, "_orig_mod", weights), "; give its state_dict() instead")
-            alone = self._placed(alone)
-            given: Mapping[str, Any] = alone.state_dict(keep_vars=True)
-        else:
-            given = weights if isinstance(weights, Mapping) else self._read(weights)
+        alone = self._by_itself(weights) if isinstance(weights, torch.nn.Module) else None
+        given = read_weights(weights) if alone is None else alone.state_dict(keep_vars=True)
         own = self._model.state_dict()  # type: ignore[attr-defined]
-        given = self._fitting(own, given)
+        given = fitting(own, given)
         if not own and alone is None:
             raise ConfigError(f"the served module has no weights that can be replaced: {KEPT_ELSEWHERE}")
-        Tensor = self._torch.Tensor
-        with self._torch.no_grad():
+        with torch.no_grad():
             # All that can go wrong comes before the first of the old is overwritten.
-            old = {name: value.detach().clone() if isinstance(value, Tensor) else deepcopy(value)
-                   for name, value in own.items()}  # fmt: skip
-            fresh = {}
-            for name, value in given.items():
-                if isinstance(own[name], Tensor):
-                    if alone is not None and value.dtype != own[name].dtype:
-                        value.data = value.data.to(own[name].dtype)  # to be asked as it will be served
-                    value = value.detach().to(own[name].device, own[name].dtype)
-                fresh[name] = value
-            changed = not all(self._equal(own[name], value) for name, value in fresh.items())
+            old = copies(own)
+            fresh = converted(own, given, of_module=alone is not None)
+            changed = not all(is_equal(own[name], value) for name, value in fresh.items())
         try:
             before = self._answers(self._model, self._probe_rows)
             self._load(fresh)
@@ -188,6 +166,10 @@ class ModuleDevice(FunctionDevice):
             if isinstance(error, ModelFailed):
                 raise ConfigError(f"the weights cannot be served: {self._tried(self._probe_rows)} {error}") from error
             raise
+
+    def _by_itself(self, module: torch.nn.Module) -> torch.nn.Module:
+        """A copy of a new module on the device, as somebody may be training it; not compiled, which would take long."""
+        return self._placed(_copied(getattr(module, "_orig_mod", module), "; give its state_dict() instead"))
 
     def _check_swapped(self, before: Answers, changed: bool, alone: Any) -> None:
         """Raises ConfigError where the served module does not answer as the new weights do, as far as can be told."""
@@ -209,44 +191,35 @@ class ModuleDevice(FunctionDevice):
     def _probe_rows(self) -> int:
         return min(PROBE_ROWS, self.max_batch)
 
-    def _load(self, tensors: Mapping[str, Any]) -> None:
-        # In the mode of a call: what the module has made in one cannot be written to in another.
-        with self._torch.no_grad() if self._grad else self._torch.inference_mode():
+    def _load(self, entries: Mapping[str, Any]) -> None:
+        # What the module has made in inference mode cannot be written to in another one.
+        with torch.no_grad() if self._grad else torch.inference_mode():
             state = self._model.state_dict()  # type: ignore[attr-defined]
-            state.update(tensors)  # and so with what it says about itself: versions of its modules
+            state.update(entries)  # and so with what it says about itself: versions of its modules
             self._model.load_state_dict(state)  # type: ignore[attr-defined]
         if self._on_cuda:
-            self._torch.cuda.synchronize(self._device)
+            torch.cuda.synchronize(self._device)
 
-    def _fitting(self, own: Mapping[str, Any], given: Mapping[str, Any]) -> Mapping[str, Any]:
-        """`given` by the names of `own`. Raises ConfigError where they are another module's."""
-        Tensor = self._torch.Tensor
-        given = in_names_of(own, given)
-        wrong = sorted(own.keys() ^ given.keys())
-        for name in own.keys() & given.keys():
-            if isinstance(own[name], Tensor) and not isinstance(given[name], Tensor):
-                raise ConfigError(f"weights has a {type(given[name]).__name__} for {name}; allowed: torch tensors")
-        wrong += [
-            name for name in own
-            if not wrong and isinstance(own[name], Tensor) and own[name].shape != given[name].shape
-        ]  # fmt: skip
-        if wrong:
-            frozen = "" if own else f"; the served one has none that can be replaced: {KEPT_ELSEWHERE}"
-            raise ConfigError(f"these weights are another model's: {', '.join(wrong[:3])} do not fit{frozen}")
-        return given
 
-    def _equal(self, old: Any, new: Any) -> bool:
-        """Whether two entries of a state_dict hold the same numbers; counters, which no answer needs, aside."""
-        if isinstance(old, (tuple, list)):
-            return len(old) == len(new) and all(self._equal(a, b) for a, b in zip(old, new, strict=True))
-        if not isinstance(old, self._torch.Tensor) or not (old.is_floating_point() or old.is_quantized):
-            return True
-        return bool(self._torch.equal(old, new))
+def _usable(device: str) -> torch.device:
+    """The device of that name. Raises ConfigError where there is none, or it is no CPU and no CUDA device."""
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        found = torch.device(device)
+        torch.empty(1, dtype=torch.float32, device=found)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"device is {device!r}: {one_line(error)}") from None
+    if found.type not in ("cpu", "cuda"):
+        raise ConfigError(f"device is {device!r}; allowed: auto, cpu, cuda and cuda:N")
+    return found
 
-    def _read(self, weights: Any) -> Mapping[str, Any]:
-        if not isinstance(weights, (str, Path)):
-            raise ConfigError(f"weights is {weights!r}; allowed: a module, a state_dict, a .safetensors file")
-        return read_tensors(weights, "weights")[0]
+
+def _copied(module: torch.nn.Module, advice: str) -> torch.nn.Module:
+    try:
+        return deepcopy(module)
+    except Exception as error:  # whatever the user's module makes of it
+        raise ConfigError(f"the module cannot be copied: {type(error).__name__}: {one_line(error)}{advice}") from None
 
 
 def _all_finite(answers: Answers) -> bool:
