@@ -29,7 +29,6 @@ import numpy as np
 
 try:
     from shmzero.cli.command import run_command
-    from shmzero.cli.flags import Parser
     from shmzero.errors import ConfigError
     from shmzero.files import append_line
     from shmzero.runs.checkpoints import newest_checkpoint
@@ -37,7 +36,7 @@ try:
     from tools.benchmarks.intervals import crossed, difference, holm
     from tools.benchmarks.machine import machine
     from tools.benchmarks.measure import Result
-    from tools.benchmarks.options import json_flag, keep
+    from tools.benchmarks.options import ToolParser, output_flags, put_out
 except ImportError as error:
     sys.exit(f"error: {error}; start it as: env/run python tools/ablate_training.py")
 
@@ -233,7 +232,7 @@ def main() -> int:
 
 
 def _main() -> int:
-    parser = Parser(
+    parser = ToolParser(
         prog="tools/ablate_training.py",
         description=(__doc__ or "").partition("\n\n")[2],
         epilog="example: env/run python tools/ablate_training.py --out runs/ablation --arms visits 'tricks head'",
@@ -253,7 +252,7 @@ def _main() -> int:
     parser.add_argument(
         "--at-once", type=int, default=1, help="runs and matches at a time, each on its share of the cores (default: 1)"
     )
-    json_flag(parser)
+    output_flags(parser)
     given = parser.parse_args()
     if given.seeds < 2:
         raise ConfigError(f"--seeds is {given.seeds}; allowed: 2 and up")
@@ -275,10 +274,7 @@ def _main() -> int:
         print(f"error: {' '.join(map(str, error.cmd[2:4]))} ended with status {error.returncode}", file=sys.stderr)
         return 1
     results = ablation.results(arms, seeds)
-    for result in results:
-        print(result.line())
-    if given.json:
-        keep(given.json, "ablate_training", described, vars(given), results)
+    put_out("ablate_training", given, described, results)
     return 0
 
 

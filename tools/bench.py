@@ -2,7 +2,7 @@
 """Measures the engine: python tools/bench.py NAME; --help lists the names.
 
 Each result is a name, a value, a unit and, where there is one, a goal. Repeats are interleaved and the
-median is shown. --json FILE keeps the results with machine, versions, commit and settings.
+median is shown. --save FILE keeps the results with machine, versions, commit and settings.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from typing import Any, Protocol
 try:
     from shmzero import _core
     from shmzero.cli.command import run_command
-    from shmzero.cli.flags import Parser
     from shmzero.cli.interrupts import STARTED
     from shmzero.engine.config import SelfPlayConfig
     from shmzero.errors import ConfigError, RecordError, ShmzeroError
@@ -38,7 +37,7 @@ try:
     )  # fmt: skip
     from tools.benchmarks.machine import machine
     from tools.benchmarks.measure import Result
-    from tools.benchmarks.options import csv_flag, json_flag, keep
+    from tools.benchmarks.options import ToolParser, as_json, csv_flag, output_flags, put_out, save
 except ImportError as error:
     sys.exit(f"error: {error}; start it as: env/run python tools/bench.py")
 
@@ -79,7 +78,7 @@ ALL: dict[str, tuple[float, str]] = {
     "short": (20, "--repeats 1"),
     "ablate": (110, "--quick --repeats 1 --seconds 1"),
     "numerics": (50, "--quick --steps 200"),
-    "training": (50, "--quick --minutes 0.3 --deals 40 --opponents threshold"),
+    "training": (50, "--quick --minutes 0.3 --deals 40 --match-opponents threshold"),
 }
 """What `all` runs, and for about how many seconds on two cores; what would end after ALL_S is left out.
 `tune` is not among them: it looks for settings, it does not judge them."""
@@ -87,18 +86,18 @@ ALL: dict[str, tuple[float, str]] = {
 
 def parser() -> argparse.ArgumentParser:
     """One subcommand a benchmark, and two that make use of them."""
-    top = Parser(
+    top = ToolParser(
         prog="tools/bench.py",
         description="Measures the engine.",
-        epilog="example: env/run python tools/bench.py selfplay --presets medium --json tools/results/selfplay.json",
+        epilog="example: env/run python tools/bench.py selfplay --presets medium --save tools/results/selfplay.json",
     )
     commands = top.add_subparsers(dest="name", required=True, metavar="|".join([*BENCHMARKS, "report", "all"]))
     for name, benchmark in BENCHMARKS.items():
         sub = commands.add_parser(name, help=(benchmark.measure.__doc__ or "").splitlines()[0])
-        json_flag(sub)
+        output_flags(sub)
         csv_flag(sub, "--output") if name == "selfplay" else csv_flag(sub)
         benchmark.add_options(sub)
-    sub = commands.add_parser("report", help="writes REPORT.md and pictures from the JSON files beside it")
+    sub = commands.add_parser("report", help="writes a page with pictures, README.md, from the JSON files beside it")
     sub.add_argument("--results", type=Path, default=RESULTS, help=f"folder of the JSON files (default {RESULTS})")
     sub = commands.add_parser(
         "all",
@@ -116,12 +115,9 @@ def parser() -> argparse.ArgumentParser:
 
 
 def measure(given: argparse.Namespace, described: dict[str, Any]) -> None:
-    """Run one benchmark, print its lines, keep them where that is asked for."""
+    """Run one benchmark, print its results, keep them where that is asked for."""
     results = BENCHMARKS[given.name].measure(given)
-    for result in results:
-        print(result.line(), flush=True)
-    if given.json:
-        keep(given.json, given.name, described, vars(given), results)
+    put_out("bench", given, described, results)
     if given.csv and given.name == "selfplay":
         selfplay.write_table(given.csv, results, given)
     elif given.csv:
@@ -143,7 +139,7 @@ def measure_all(given: argparse.Namespace, described: dict[str, Any]) -> int:
             lasted.append(Result(name, "left out"))
             continue
         print(f"\n{name}", flush=True)
-        arguments = [name, *flags.split(), "--json", str(given.results / f"{name}.json")]
+        arguments = [name, *flags.split(), "--save", str(given.results / f"{name}.json")]
         if name in WITH_DEVICE:
             arguments += ["--device", given.device]
         try:
@@ -153,7 +149,7 @@ def measure_all(given: argparse.Namespace, described: dict[str, Any]) -> int:
             code = 1
         lasted.append(Result(name, time.monotonic() - start, "s"))
     lasted.append(Result("from the command on", time.monotonic() - STARTED, "s", f"<= {ALL_S:.0f}"))
-    keep(given.results / "all.json", given.name, described, vars(given), lasted)
+    save(given.results / "all.json", as_json("bench", given.name, given, described, lasted))
     print()
     for result in lasted:
         print(result.line(), flush=True)

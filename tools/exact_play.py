@@ -22,12 +22,11 @@ try:
     import shmzero
     from shmzero import _core
     from shmzero.cli.command import run_command
-    from shmzero.cli.flags import Parser
     from shmzero.errors import ConfigError
     from shmzero.game.notation import card_name
     from tools.benchmarks.machine import machine
     from tools.benchmarks.measure import Result
-    from tools.benchmarks.options import json_flag, keep
+    from tools.benchmarks.options import ToolParser, output_flags, put_out
 except ImportError as error:
     sys.exit(f"error: {error}; start it as: env/run python tools/exact_play.py")
 
@@ -261,9 +260,9 @@ def main() -> int:
 
 
 def _main() -> int:
-    parser = Parser(prog="tools/exact_play.py", description=(__doc__ or "").partition("\n\n")[2])
+    parser = ToolParser(prog="tools/exact_play.py", description=(__doc__ or "").partition("\n\n")[2])
     parser.add_argument("agent", type=Path, help="a training run's folder, or a checkpoint")
-    json_flag(parser)
+    output_flags(parser)
     given = parser.parse_args()
     described = machine()
     from shmzero.files import is_folder
@@ -275,10 +274,7 @@ def _main() -> int:
     if path is None:
         raise ConfigError(f"{given.agent} has no checkpoint; allowed: a training run's folder, or a checkpoint")
     results = measure(NetEvaluator(load_checkpoint(path)))
-    for result in results:
-        print(result.line(), flush=True)
-    if given.json:
-        keep(given.json, "exact_play", described, {"agent": given.agent}, results)
+    put_out("exact_play", given, described, results)
     return 0
 
 

@@ -30,6 +30,7 @@ from tools.benchmarks import report, search, selfplay, tune
 from tools.benchmarks.engines import Rates
 from tools.benchmarks.machine import machine
 from tools.benchmarks.measure import Result, windowed
+from tools.benchmarks.options import with_new_names
 from tools.benchmarks.training import over_runs
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -53,7 +54,7 @@ def test_script_without_the_environment_says_how_to_start_it(script: str, tmp_pa
 
 def test_bench_keeps_what_it_prints_as_json_and_csv(tmp_path: Path) -> None:
     out = bench("search", "--quick", "--repeats", 2, "--lanes", 8, "--preset", "light",
-                "--json", tmp_path / "x.json", "--csv", tmp_path / "x.csv").stdout  # fmt: skip
+                "--save", tmp_path / "x.json", "--csv", tmp_path / "x.csv").stdout  # fmt: skip
     kept = json.loads((tmp_path / "x.json").read_text())
     assert kept["benchmark"] == "search" and kept["settings"]["lanes"] == "8" and kept["machine"]["commit"]
     with (tmp_path / "x.csv").open() as file:
@@ -62,6 +63,31 @@ def test_bench_keeps_what_it_prints_as_json_and_csv(tmp_path: Path) -> None:
     assert all(result["name"] in out for result in kept["results"])
     first = kept["results"][0]
     assert first["low"] <= first["value"] <= first["high"]
+
+
+def test_bench_json_is_one_object_with_the_command_and_without_where_it_went(tmp_path: Path) -> None:
+    asked = ("search", "--quick", "--repeats", 1, "--lanes", 8)
+    done = bench(*asked, "--json", "--save", tmp_path / "x.json")
+    printed = json.loads(done.stdout)
+    assert printed == json.loads((tmp_path / "x.json").read_text()) and done.stderr == ""
+    assert printed["command"] == "tools/bench.py search --quick --repeats 1 --lanes 8"
+
+
+def test_old_names_of_flags_are_taken_and_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "x"
+    given = tools_bench.parser().parse_args(["short", "--games", "7", "--json", str(file)])
+    assert (given.rounds, given.save, given.json) == (7, file, False)
+    said = ["note: --games is called --rounds now", "note: --json is called --save now"]
+    assert capsys.readouterr().err.splitlines() == said
+    assert with_new_names(["--games=7", f"--json={file}", "--json"]) == ["--rounds=7", f"--save={file}", "--json"]
+    assert capsys.readouterr().err.splitlines() == said
+    assert with_new_names(["--json", str(tmp_path), "--json", "--quick"]) == [
+        "--json",
+        str(tmp_path),
+        "--json",
+        "--quick",
+    ]
+    assert capsys.readouterr().err == ""  # what is there already is an agent, not a file to write
 
 
 def test_bench_signature_is_the_same_whoever_plays(tmp_path: Path) -> None:
@@ -73,7 +99,7 @@ def test_bench_signature_is_the_same_whoever_plays(tmp_path: Path) -> None:
 
 def test_bench_engines_take_turns_and_short_runs_are_held_against_their_rows(tmp_path: Path) -> None:
     hashed = ("--evaluator", "hash", "--repeats", 1)
-    bench("scaling", "--quick", *hashed, "--workers", 1, 3, "--json", tmp_path / "scaling.json")
+    bench("scaling", "--quick", *hashed, "--workers", 1, 3, "--save", tmp_path / "scaling.json")
     names = [result["name"] for result in json.loads((tmp_path / "scaling.json").read_text())["results"]]
     assert names == ["1 workers", "3 workers", "slowest against the best"]
     assert "20 rounds, from the first request" in bench("short", *hashed, "--rounds", 20).stdout
@@ -91,8 +117,8 @@ def test_bench_tune_writes_settings_that_selfplay_takes(tmp_path: Path) -> None:
 def test_bench_training_plays_what_it_trained_without_and_with_search(tmp_path: Path) -> None:
     picture = ["--picture", tmp_path / "training.png"] if importlib.util.find_spec("matplotlib") else []
     for minutes in (0.2, 0.6, 2):  # whatever a machine needs for a first checkpoint
-        done = bench("training", "--quick", "--minutes", minutes, "--deals", 6, "--opponents", "threshold", "--search", "1x4",
-                     "--json", tmp_path / "training.json", *picture, code=0 if minutes == 2 else None)  # fmt: skip
+        done = bench("training", "--quick", "--minutes", minutes, "--deals", 6, "--match-opponents", "threshold", "--search", "1x4",
+                     "--save", tmp_path / "training.json", *picture, code=0 if minutes == 2 else None)  # fmt: skip
         if done.returncode == 0:
             break
     assert not picture or (tmp_path / "training.png").read_bytes()[:4] == b"\x89PNG"
@@ -103,11 +129,11 @@ def test_bench_training_plays_what_it_trained_without_and_with_search(tmp_path: 
     assert all(results[name]["low"] < results[name]["value"] < results[name]["high"] for name in matches)
     run = tmp_path / "run"
     subprocess.run([sys.executable, "-m", "shmzero.train", str(run), "--rounds", "600", "--opponents", ""], check=True)
-    finished = bench("training", "--run", run, "--deals", 2, "--opponents", "threshold", "--search", "1x4").stdout
+    finished = bench("training", "--run", run, "--deals", 2, "--match-opponents", "threshold", "--search", "1x4").stdout
     assert re.search(r"^trained, all sessions .* s$", finished, re.M) and finished.count(" points/round ") == 6
     assert re.search(r"^rounds +600$", finished, re.M)
     assert "no checkpoint" in bench("training", "--run", tmp_path, code=2).stderr
-    assert "--opponents names 'nobody'" in bench("training", "--opponents", "nobody", code=2).stderr
+    assert "--match-opponents names 'nobody'" in bench("training", "--match-opponents", "nobody", code=2).stderr
 
 
 def test_bench_training_over_runs_has_the_runs_as_its_unit() -> None:
@@ -124,9 +150,9 @@ def test_bench_training_over_runs_has_the_runs_as_its_unit() -> None:
 
 def test_bench_report_needs_results_and_shows_them(tmp_path: Path) -> None:
     assert "no results in" in bench("report", "--results", tmp_path, code=2).stderr
-    bench("search", "--quick", "--repeats", 1, "--lanes", 8, "--json", tmp_path / "search.json")
+    bench("search", "--quick", "--repeats", 1, "--lanes", 8, "--save", tmp_path / "search.json")
     bench("report", "--results", tmp_path)
-    assert "search medium, 8 lanes" in (tmp_path / "REPORT.md").read_text()
+    assert "search medium, 8 lanes" in (tmp_path / "README.md").read_text()
 
 
 @pytest.mark.parametrize(
@@ -134,7 +160,7 @@ def test_bench_report_needs_results_and_shows_them(tmp_path: Path) -> None:
     [
         (("search", "--repeats", "0"), "--repeats is 0"),
         (("search", "--repeats", "x"), "invalid int value: 'x'"),
-        (("search", "--json", "/no/such/x.json"), "there is no folder /no/such"),
+        (("search", "--save", "/no/such/x.json"), "there is no folder /no/such"),
         (("selfplay", "--max-batch", "-1"), "max_batch is -1"),
         (("selfplay", "--device", "cuda:77", "--rounds", "1"), "cuda:77"),
         (("inference", "--device", "cuda:77"), "cuda:77"),
@@ -191,7 +217,7 @@ def test_setup_names_the_kind_of_a_build(sanitizer: str, build: str, tmp_path: P
 
 def test_bench_transport_holds_the_ring_against_the_others(tmp_path: Path) -> None:
     bench("transport", "--quick", "--repeats", 1, "--clients", 2, "--rows", 3, "--seconds", 0.02,
-          "--json", tmp_path / "transport.json")  # fmt: skip
+          "--save", tmp_path / "transport.json")  # fmt: skip
     results = {r["name"]: r["value"] for r in json.loads((tmp_path / "transport.json").read_text())["results"]}
     assert {"slot round trip, one row", "rows through slots of 256"} <= set(results)
     for name in ("ring", "queue", "manager", "manager, a message a row", "pipe", "direct"):
@@ -201,13 +227,13 @@ def test_bench_transport_holds_the_ring_against_the_others(tmp_path: Path) -> No
 
 def test_bench_inference_and_numerics_serve_every_format(tmp_path: Path) -> None:
     bench("inference", "--quick", "--repeats", 3, "--net", "quick", "--no-compile", "--device", "cpu", "--max-batch", 16,
-          "--json", tmp_path / "inference.json")  # fmt: skip
+          "--save", tmp_path / "inference.json")  # fmt: skip
     results = {r["name"]: r["value"] for r in json.loads((tmp_path / "inference.json").read_text())["results"]}
     assert results["eager fp32 1 rows, one thread"] < results["eager fp32 16 rows, one thread"]
     assert results["fp32 1024^3 matrix product, one thread"] > 0
     save_checkpoint(BlobNet(NETS["quick"]), tmp_path / "fresh.safetensors")
     bench("numerics", "--quick", "--no-compile", "--device", "cpu", "--checkpoint", tmp_path / "fresh.safetensors",
-          "--json", tmp_path / "numerics.json")  # fmt: skip
+          "--save", tmp_path / "numerics.json")  # fmt: skip
     results = {r["name"]: r["value"] for r in json.loads((tmp_path / "numerics.json").read_text())["results"]}
     assert results["fp32 eager: largest difference"] < 1e-5
     for figure in ("largest difference", "p99.9", "mean"):
@@ -216,15 +242,15 @@ def test_bench_inference_and_numerics_serve_every_format(tmp_path: Path) -> None
 
 def test_bench_ablate_names_each_measure_and_each_setting_of_the_shell(tmp_path: Path) -> None:
     bench("ablate", "--quick", "--repeats", 1, "--seconds", 0.3, "--evaluator", "hash",
-          "--json", tmp_path / "ablate.json")  # fmt: skip
+          "--save", tmp_path / "ablate.json")  # fmt: skip
     results = {r["name"]: r["value"] for r in json.loads((tmp_path / "ablate.json").read_text())["results"]}
     assert results["engine"] > 0 and results["one row a batch (no batch submission)"] > 0
     assert "without env/perf.sh's jemalloc" in results and "without env/perf.sh's PYTORCH_ALLOC_CONF" in results
 
 
 def test_bench_selfplay_writes_a_row_for_each_preset(tmp_path: Path) -> None:
-    bench("selfplay", "--quick", "--repeats", 1, "--seconds", 0.1, "--evaluator", "hash", "--games", 5, "--workers", 3,
-          "--device", "cpu", "--output", tmp_path / "x.csv", "--json", tmp_path / "x.json")  # fmt: skip
+    bench("selfplay", "--quick", "--repeats", 1, "--seconds", 0.1, "--evaluator", "hash", "--rounds", 5, "--workers", 3,
+          "--device", "cpu", "--output", tmp_path / "x.csv", "--save", tmp_path / "x.json")  # fmt: skip
     with (tmp_path / "x.csv").open() as file:
         table = list(csv.DictReader(file))
     assert [(row["preset"], row["workers"], row["device"]) for row in table] == [
@@ -331,17 +357,26 @@ def test_report_without_matplotlib_says_what_is_missing(monkeypatch: pytest.Monk
     results = [{**row, "name": "engine", "unit": "evaluations/s", "value": 0.4},
                {**row, "name": "fp32", "value": 0.5}, {**row, "name": "serving alone", "value": 0.25},
                {**row, "name": "jemalloc", "value": "not found", "low": None}]  # fmt: skip
-    told = {"machine": machine(), "results": results}
+    told = {"benchmark": "ablate", "machine": machine(), "results": results}
     (tmp_path / "ablate.json").write_text(json.dumps(told))
     real = importlib.util.find_spec
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "matplotlib" else real(name))
     said = report.write(tmp_path)
     assert "matplotlib is missing; env/run pip install" in said and "\n" not in said
-    text = (tmp_path / "REPORT.md").read_text()
+    text = (tmp_path / "README.md").read_text()
     assert "| fp32 | 2 |" in text and "png" not in text
     monkeypatch.undo()
     if real("matplotlib"):
         assert "missing" not in report.write(tmp_path) and (tmp_path / "ablate.png").stat().st_size > 1000
+
+
+def test_page_of_the_results_is_what_the_files_beside_it_say() -> None:
+    folder = ROOT / "tools" / "results"
+    found = {path.stem: report.read(path) for path in sorted(folder.glob("*.json"))}
+    assert all(result["command"] in (folder / "README.md").read_text() for result in found.values())
+    assert (folder / "README.md").read_text() == report.page(found, {path.stem for path in folder.glob("*.png")}), (
+        "run: env/run python tools/bench.py report"
+    )
 
 
 def test_report_of_a_file_that_is_none_of_its_own_says_which(tmp_path: Path) -> None:

@@ -133,7 +133,7 @@ def _key(r: shmzero.Round) -> tuple[int, tuple[int, ...], int]:
 def test_command_keeps_what_it_measures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     save_checkpoint(BlobNet(NetConfig(width=16, hidden=16, blocks=1)), tmp_path / "net.safetensors")
     monkeypatch.setattr(
-        "sys.argv", ["exact_play.py", str(tmp_path / "net.safetensors"), "--json", str(tmp_path / "x.json")]
+        "sys.argv", ["exact_play.py", str(tmp_path / "net.safetensors"), "--save", str(tmp_path / "x.json")]
     )
     assert main() == 0
     kept = {r["name"]: r for r in json.loads((tmp_path / "x.json").read_text())["results"]}
@@ -148,7 +148,7 @@ def test_command_keeps_what_it_measures(tmp_path: Path, monkeypatch: pytest.Monk
 def test_command_refuses_what_it_could_not_keep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     for arguments, line in (
         ([str(tmp_path)], "has no checkpoint"),
-        (["x", "--json", "/no/such/x.json"], "there is no folder /no/such"),
+        (["x", "--save", "/no/such/x.json"], "there is no folder /no/such"),
     ):
         monkeypatch.setattr("sys.argv", ["exact_play.py", *arguments])
         assert main() == 2

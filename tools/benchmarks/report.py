@@ -1,4 +1,4 @@
-"""Writes REPORT.md and its pictures from the JSON files of bench.py, never from anything else."""
+"""Writes the page of all results, and its pictures, from JSON files that tools kept, and from nothing else."""
 
 from __future__ import annotations
 
@@ -10,30 +10,79 @@ from typing import Any
 from shmzero.errors import ConfigError
 from tools.benchmarks.measure import PLAN_ROUNDS_PER_MIN, figure
 
+PAGE = "README.md"
 TRAINING_ROUNDS = 5_000_000
 """What the plan's training run plays."""
+INTRODUCTION = """# Measured
+
+`env/run python tools/bench.py report` writes this page from the JSON files beside it. Each file is what one command
+gave, with the machine, the versions and the commit that were measured; a commit that ends in `-dirty` had changes that
+were not committed. AMD's family 26 is Zen 5. Write a file again with its command and `--save tools/results/NAME.json`.
+
+## Method
+
+- Repeats are interleaved: in each repeat every candidate runs once, so that what disturbs one disturbs all. The value
+  is the median of the repeats, and the last column has the smallest and the largest of them.
+- A ratio is the median of ratios within repeats, never a ratio of two runs.
+- A goal is what the value was meant to reach when the benchmark was written.
+- Steady rates of an engine: all lanes are busy, all processes are warm, and the counters in shared memory are read at
+  the beginning and at the end of a stretch. Engines that are compared are all started first; all but one are stopped.
+- Rates from the command on have everything in them: starting Python, loading torch, finishing the last round.
+- The roofline is the same serving code with the same network and no self-play, in the processes, threads and batch
+  sizes that are fastest on this machine.
+- Other transports, queues and the design before are measured in the same run, with the same model, search and rules.
+  What they answer is compared with the model's own answers before it is timed.
+- Agents play duplicate deals that no training has seen: each deal from every seat. Figures are points a round above the
+  opponents, and the last column is the 95 % interval over deals. Where several runs are trained, it is over runs.
+- Changes of the training are compared over seeds, each arm on equal time: Welch's interval over the seeds of both
+  sides, and p-values after Holm over all comparisons of a file.
+"""
 
 
 def write(folder: Path) -> str:
-    """The report of all results in `folder`; returns what was written. Raises ConfigError where there are none."""
+    """Write the page of all results in `folder`; returns what was written. Raises ConfigError where there are none."""
     found = {path.stem: read(path) for path in sorted(folder.glob("*.json"))}
     if not found:
         raise ConfigError(f"no results in {folder}; first: tools/bench.py all")
-    lines = ["# Measured", "", "Written by `tools/bench.py report` from the JSON files beside it.", ""]
-    lines += summary(found)
     missing = "" if importlib.util.find_spec("matplotlib") else NO_PICTURES
     for stem, picture in (("ablate", ablation_picture), ("scaling", scaling_picture)):
         if stem in found and not missing:
-            image = folder / f"{stem}.png"
-            picture(found[stem], image)
-            lines += [f"![{stem}]({image.name})", ""]
-    if "ablate" in found:
-        lines += contributions(found["ablate"])
+            picture(found[stem], folder / f"{stem}.png")
+    (folder / PAGE).write_text(page(found, {path.stem for path in folder.glob("*.png")}))
+    return f"wrote {folder / PAGE}" + missing
+
+
+def page(found: dict[str, dict[str, Any]], pictures: set[str]) -> str:
+    """The page of the results by their names; `pictures` of these names lie beside it."""
+    lines = [
+        *INTRODUCTION.splitlines(),
+        "",
+        "## Files",
+        "",
+        "| file | machine | commit | date |",
+        "|---|---|---|---|---|",
+    ]
     for stem, result in found.items():
-        lines += table(stem, result)
-    target = folder / "REPORT.md"
-    target.write_text("\n".join(lines))
-    return f"wrote {target}" + missing
+        machine = result["machine"]
+        where = f"{described(machine)} | `{machine['commit']}` | {machine['date']}"
+        lines.append(f"| [{stem}](#{stem}) | {where} |")
+    lines += ["", *summary(found)]
+    for stem, result in found.items():
+        lines += [f"## {stem}", "", f"`env/run python {command(result)}`", ""]
+        machine = result["machine"]
+        versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+        lines += [f"{described(machine)}; {versions}; commit `{machine['commit']}`, {machine['date']}.", ""]
+        if stem in pictures:
+            lines += [f"![{stem}]({stem}.png)", ""]
+        if stem == "ablate":
+            lines += contributions(result)
+        lines += table(result)
+    return "\n".join(lines[:-1]) + "\n"
+
+
+def command(result: dict[str, Any]) -> str:
+    """The command that a file is from; of older files only the benchmark's name is known."""
+    return str(result.get("command", f"tools/bench.py {result['benchmark']}"))
 
 
 NO_PICTURES = ", without pictures: matplotlib is missing; env/run pip install -c env/constraints.txt matplotlib"
@@ -80,6 +129,8 @@ def summary(found: dict[str, Any]) -> list[str]:
         else [f"| here, a round a process and Manager queues | {figure(rate / times)} | {hours * times:,.0f} |"]
     )
     return [
+        "## What it comes to",
+        "",
         "| | rounds/min, 3 x 30 simulations | hours for 5,000,000 rounds |",
         "|---|---|---|",
         f"| the design before: 32 workers, one RTX 4060 | {PLAN_ROUNDS_PER_MIN} | {before:,.0f} |",
@@ -92,20 +143,13 @@ def summary(found: dict[str, Any]) -> list[str]:
 def described(machine: dict[str, Any]) -> str:
     """A machine in a few words."""
     extras = [flag for flag in ("amx_bf16", "avx512_bf16") if flag in machine["flags"]]
-    parts = [f"{machine['cores']} cores of {machine['cpu']}", *extras, *filter(None, [machine.get("gpu")])]
+    cores = "1 core" if machine["cores"] == 1 else f"{machine['cores']} cores"
+    parts = [f"{cores} of {machine['cpu']}", *extras, *filter(None, [machine.get("gpu")])]
     return ", ".join(parts)
 
 
-def table(stem: str, result: dict[str, Any]) -> list[str]:
-    machine = result["machine"]
-    lines = [
-        f"## {stem}",
-        "",
-        f"{described(machine)}; commit {machine['commit']}, {machine['date']}.",
-        "",
-        "| | value | unit | goal | repeats |",
-        "|---|---:|---|---|---|",
-    ]
+def table(result: dict[str, Any]) -> list[str]:
+    lines = ["| | value | unit | goal | repeats |", "|---|---:|---|---|---|"]
     for row in result["results"]:
         spread = "" if row.get("low") is None else f"{figure(row['low'])} .. {figure(row['high'])}"
         lines.append(f"| {row['name']} | {figure(row['value'])} | {row['unit']} | {row['goal']} | {spread} |")

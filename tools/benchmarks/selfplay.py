@@ -201,14 +201,7 @@ def add_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--workers", type=int)
     sub.add_argument("--seconds", type=float, help="of each engine's turn (default 12; 3 with --quick)")
     sub.add_argument("--presets", nargs="+", choices=sorted(PRESETS), default=["light", "medium", "heavy"])
-    sub.add_argument(
-        "--rounds",
-        "--games",
-        type=int,
-        default=200,
-        dest="rounds",
-        help="of the run that is timed from the command on",
-    )
+    sub.add_argument("--rounds", type=int, default=200, help="of the run that is timed from the command on")
     sub.add_argument(
         "--no-before",
         action="store_false",

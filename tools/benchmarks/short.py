@@ -56,4 +56,4 @@ def add_options(sub: argparse.ArgumentParser) -> None:
     engine_options(sub)
     sub.add_argument("--preset", choices=sorted(PRESETS), default="medium")
     sub.add_argument("--workers", type=int)
-    sub.add_argument("--rounds", "--games", type=int, default=50, dest="rounds", help="of each run")
+    sub.add_argument("--rounds", type=int, default=50, help="of each run")

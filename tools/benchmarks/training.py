@@ -42,7 +42,12 @@ def add_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--preset", choices=sorted(TRAIN_PRESETS), help="default: smoke")
     sub.add_argument("--seeds", type=int, default=1, help="so many runs, of seeds 0, 1, ...: means with 95 %% "
                      "intervals over the runs instead of the deals (default 1)")  # fmt: skip
-    sub.add_argument("--opponents", default="threshold,mc90", help="bots that it plays (default threshold,mc90)")
+    sub.add_argument(
+        "--match-opponents",
+        dest="opponents",
+        default="threshold,mc90",
+        help="bots that it plays (default threshold,mc90)",
+    )
     sub.add_argument("--deals", type=int, help=f"of each match (default {DEALS}; 100 with --quick)")
     sub.add_argument("--search", default="3x30", help="with which it plays as well (default 3x30)")
     sub.add_argument("--picture", type=Path, metavar="FILE.png", help="the first run's curves (needs matplotlib)")
@@ -58,7 +63,7 @@ def measure(given: argparse.Namespace) -> list[Result]:
     bots = [name for name in given.opponents.split(",") if name]
     for name in bots:
         if built_in_bot(name) is None:
-            raise ConfigError(f"--opponents names {name!r}; allowed: bots, such as mc900,uct10x90")
+            raise ConfigError(f"--match-opponents names {name!r}; allowed: bots, such as mc900,uct10x90")
     if given.picture:
         try:
             import matplotlib  # noqa: F401
