@@ -8,13 +8,14 @@ from shmzero import _core
 from shmzero.mcts.config import SearchConfig
 from shmzero.mcts.play import play_settings
 from shmzero.processes.child import child_main
+from shmzero.processes.seam import replaceable
 
 
 def run(spec: dict[str, Any]) -> int:
     """Play the units that the parent grants until there are no more."""
     settings = play_settings(SearchConfig(**spec["search"]), **spec["play"])
     segment = _core.Segment.attach(spec["segment_fd"])
-    _core.run_worker(
+    replaceable(_core.run_worker, "SHMZERO_WORKER_LOOP")(
         segment,
         spec["worker"],
         spec["grant_fd"],

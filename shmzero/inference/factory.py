@@ -10,10 +10,19 @@ from typing import Any
 from shmzero import _core
 from shmzero.inference.device import BatchDevice
 from shmzero.inference.stand_in import RowFunctionDevice
+from shmzero.processes.seam import replaceable
 
 
 def make_device(spec: dict[str, Any]) -> BatchDevice:
-    """The device that an inference process's spec asks for. Raises ConfigError."""
+    """The device that an inference process's spec asks for. Raises ConfigError.
+
+    Where SHMZERO_DEVICE names a function, that one makes it (processes/seam.py).
+    """
+    return replaceable(make_built_in_device, "SHMZERO_DEVICE")(spec)
+
+
+def make_built_in_device(spec: dict[str, Any]) -> BatchDevice:
+    """One of our devices. Raises ConfigError."""
     if spec["evaluator"] == "hash":
         return RowFunctionDevice(_core.hash_evaluate, spec["max_batch"])
     if spec["evaluator"] == "uniform":

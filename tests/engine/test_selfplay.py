@@ -27,7 +27,8 @@ from shmzero.nets.checkpoint import save_checkpoint
 from shmzero.nets.config import NetConfig
 from shmzero.runs.record_writer import RecordWriter, run_folder
 from shmzero.runs.records import Records
-from tests.support.processes import alive, children_of, committed, slowed, start, wait_for
+from tests.support.faults import DEVICE, slow_device, with_fault
+from tests.support.processes import alive, children_of, committed, start, wait_for
 
 RUN = ("shmzero.selfplay", "--evaluator", "hash", "--json", "--rounds")
 
@@ -235,7 +236,7 @@ def test_selfplay_interrupted_games_keep_every_finished_round_and_go_on_from_the
     """No game is finished when it is interrupted, and still its rounds are there, and are not played again."""
     folder = tmp_path / "run"
     arguments = ("--evaluator", "hash", "--games", 2, "--cards", 13, "--preset", "light", "--out", folder, "--json")
-    process = start("shmzero.selfplay", *arguments, path=slowed(tmp_path, 0.0005))
+    process = start("shmzero.selfplay", *arguments, environment=with_fault(DEVICE, slow_device, 0.0005))
     wait_for(lambda: committed(folder) > 0, process)
     process.send_signal(signal.SIGINT)
     first = json.loads(process.communicate()[0])

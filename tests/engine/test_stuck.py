@@ -6,7 +6,7 @@ import os
 import re
 import shlex
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +30,7 @@ from shmzero.selfplay import parse
 from shmzero.training import match_runner
 from shmzero.training.config import TrainConfig
 from shmzero.training.match_runner import MatchRunner
+from tests.support.faults import WORKER_LOOP, poisoned_loop, with_fault
 from tests.support.processes import wait_for
 
 LIGHT = SearchConfig(determinizations=2, simulations=20, noise_fraction=0.25)
@@ -211,31 +212,10 @@ def test_slot_states_of_a_word_that_is_none_says_so() -> None:
 
 
 @pytest.fixture
-def poisoned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def poisoned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever worker plays round 2 ends by a crash, or, where there is a file `hang`, stops."""
-    (tmp_path / "sitecustomize.py").write_text(
-        "import os, signal, sys, threading\n"
-        "if 'shmzero.engine.worker' in sys.orig_argv:\n"
-        "    from shmzero import _core\n"
-        "    real = _core.run_worker\n"
-        "    def run(segment, worker, *more):\n"
-        "        def watch():  # for a bot's long decision in that round: a short step is over before the signal comes\n"
-        "            began = None\n"
-        "            while True:\n"
-        "                now = segment.worker_counters(worker)\n"
-        "                if now['playing'] != 3:\n"
-        "                    began = None\n"
-        "                elif began is None or now['decisions'] != began['decisions'] or now['rows'] != began['rows']:\n"
-        "                    began = now\n"
-        "                elif now['progress'] > began['progress'] + 1000:\n"
-        "                    break\n"
-        f"            os.kill(os.getpid(), signal.SIGSTOP if os.path.exists({str(tmp_path / 'hang')!r}) else signal.SIGSEGV)\n"
-        "        threading.Thread(target=watch, daemon=True).start()\n"
-        "        real(segment, worker, *more)\n"
-        "    _core.run_worker = run\n"
-    )
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
-    yield
+    for name, value in with_fault(WORKER_LOOP, poisoned_loop, tmp_path / "hang").items():
+        monkeypatch.setenv(name, value)
 
 
 @pytest.mark.parametrize("how", ["crash", "hang"])

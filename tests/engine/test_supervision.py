@@ -13,7 +13,7 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -32,15 +32,19 @@ from shmzero.processes import watch
 from shmzero.processes.child import has_pidfd
 from shmzero.processes.deaths import MOST_DEATHS
 from shmzero.runs.records import Records
-from tests.support.processes import alive, committed, slowed, start, wait_for
+from tests.support.faults import DEVICE, WORKER_LOOP, broken, device_that_fails_once, slow_device, with_fault
+from tests.support.processes import alive, committed, start, wait_for
 
 LIGHT = SearchConfig(determinizations=2, simulations=20, noise_fraction=0.25)
 
 
 @contextmanager
-def started(*arguments: object, path: Path | None = None) -> Iterator[subprocess.Popen[str]]:
-    """A run of the command with `path` before its modules; killed at the end if it is still there."""
-    process = start("shmzero.selfplay", "--evaluator", "hash", "--preset", "light", "--json", *arguments, path=path)
+def started(
+    *arguments: object, module: str = "shmzero.selfplay", environment: Mapping[str, str] | None = None
+) -> Iterator[subprocess.Popen[str]]:
+    """A run of the command; killed at the end if it is still there."""
+    words = ("--evaluator", "hash", "--preset", "light", "--json", *arguments)
+    process = start(module, *words, environment=environment)
     try:
         yield process
     finally:
@@ -126,22 +130,14 @@ def test_fleet_that_fails_still_returns_what_has_come(monkeypatch: pytest.Monkey
     ][:100]
 
 
-@pytest.mark.parametrize("module", ["engine.worker", "inference.process"])
-def test_selfplay_children_that_keep_dying_end_the_run_with_their_traceback(tmp_path: Path, module: str) -> None:
-    (tmp_path / "sitecustomize.py").write_text(
-        "import sys\n"
-        f"if 'shmzero.{module}' in sys.orig_argv:\n"
-        "    from shmzero import _core\n"
-        "    def broken(*arguments):\n"
-        "        raise ZeroDivisionError('the kettle is empty')\n"
-        "    _core.run_worker = _core.ServerPort = broken\n"
-    )
-    with started("--rounds", 50, "--out", tmp_path / "run", path=tmp_path) as process:
+@pytest.mark.parametrize("variable", [WORKER_LOOP, DEVICE])
+def test_selfplay_children_that_keep_dying_end_the_run_with_their_traceback(tmp_path: Path, variable: str) -> None:
+    with started("--rounds", 50, "--out", tmp_path / "run", environment=with_fault(variable, broken)) as process:
         out, err = process.communicate()
     assert process.returncode == 1 and out == ""
     assert err.count("is replaced: ZeroDivisionError: the kettle is empty") == MOST_DEATHS - 1
     report = err[err.index("error: ") :]
-    what = r"worker \d" if module == "engine.worker" else r"inference process \d \(cpu\)"  # whichever died last
+    what = r"worker \d" if variable == WORKER_LOOP else r"inference process \d \(cpu\)"  # whichever died last
     assert re.match(rf"error: {what} ended with status 1, the {MOST_DEATHS}th death of a child within 60 s", report)
     assert "Traceback (most recent call last)" in report and report.endswith("the kettle is empty\n")
     assert not (tmp_path / "run").exists()
@@ -150,21 +146,8 @@ def test_selfplay_children_that_keep_dying_end_the_run_with_their_traceback(tmp_
 
 def test_fleet_device_that_fails_once_costs_no_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One row a batch, so that the failed batch's slot had answers before: none may be taken for it."""
-    (tmp_path / "sitecustomize.py").write_text(
-        "import os, sys\n"
-        "if 'shmzero.inference.process' in sys.orig_argv:\n"
-        "    from shmzero.errors import ModelFailed\n"
-        "    from shmzero.inference.stand_in import RowFunctionDevice\n"
-        "    launch, launched = RowFunctionDevice.launch, []\n"
-        "    def failing(self, buffer, rows):\n"
-        "        launched.append(rows)\n"
-        f"        if len(launched) == 150 and not os.path.exists({str(tmp_path / 'failed')!r}):\n"
-        f"            open({str(tmp_path / 'failed')!r}, 'w').close()\n"
-        "            raise ModelFailed('the kettle is empty')\n"
-        "        launch(self, buffer, rows)\n"
-        "    RowFunctionDevice.launch = failing\n"
-    )
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    for name, value in with_fault(DEVICE, device_that_fails_once, tmp_path / "failed").items():
+        monkeypatch.setenv(name, value)
     search = dict(determinizations=1, simulations=20)
     config = SelfPlayConfig(evaluator="hash", preset="light", workers=1, lanes=4, max_batch=1, **search)
     found: dict[int, list[bytes]] = {}
@@ -218,19 +201,10 @@ def test_selfplay_asked_to_stop_commits_and_a_rerun_completes(tmp_path: Path, nu
 def test_selfplay_second_ctrl_c_leaves_at_once_even_while_it_waits_for_the_disk(tmp_path: Path) -> None:
     """A lock on the file holds up a commit, in C; the second waits for nothing, and nothing is half written."""
     folder, writing = tmp_path / "run", tmp_path / "writing"
-    (tmp_path / "sitecustomize.py").write_text(
-        "import sys\n"
-        "if 'shmzero.selfplay' in sys.orig_argv:\n"
-        "    from shmzero.runs.record_writer import RecordWriter\n"
-        "    write = RecordWriter.write\n"
-        "    def marked(self, units):\n"
-        f"        with open({str(writing)!r}, 'a') as file: print('begun', file=file, flush=True)\n"
-        "        found = write(self, units)\n"
-        f"        with open({str(writing)!r}, 'a') as file: print('done', file=file, flush=True)\n"
-        "        return found\n"
-        "    RecordWriter.write = marked\n"
-    )
-    with started("--rounds", 200_000, "--out", folder, path=tmp_path) as process:
+    written = {"SHMZERO_WRITES": str(writing)}
+    with started(
+        "--rounds", 200_000, "--out", folder, module="tests.support.noted_writes", environment=written
+    ) as process:
         wait_for(lambda: committed(folder) > 0, process)
         lock = sqlite3.connect(folder / "rounds.sqlite", isolation_level=None, timeout=60)
         lock.execute("BEGIN IMMEDIATE")
@@ -508,7 +482,7 @@ def test_selfplay_interrupted_before_anything_is_finished_says_what_it_did(tmp_p
         return [json.loads(line) for line in written.splitlines(keepends=True) if line.endswith("\n")]
 
     arguments = ("--rounds", 2, "--cards", 13, "--simulations", 1000, "--out", folder)
-    with started(*arguments, path=slowed(tmp_path, 0.002)) as process:
+    with started(*arguments, environment=with_fault(DEVICE, slow_device, 0.002)) as process:
         wait_for(lambda: any(line["begun"] > 0 for line in lines()), process)
         assert (folder / "config.toml").exists()
         process.send_signal(signal.SIGINT)

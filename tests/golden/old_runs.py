@@ -31,6 +31,7 @@ import safetensors.numpy
 
 from shmzero.errors import ConfigError
 from shmzero.runs.records import Records
+from tests.support.faults import DEVICE, slow_device, with_fault
 from tests.support.processes import start, wait_for
 
 ROOT = Path(__file__).parents[2]
@@ -109,17 +110,6 @@ def describe_weights(run: Path) -> None:
 
 # --- making them ----------------------------------------------------------------------------------------------------------
 
-SLOW = """import sys, time
-if "shmzero.inference.process" in sys.orig_argv:
-    from {module} import {device}
-    launch = {device}.launch
-    def slow(self, stage, rows):
-        time.sleep({slow_s})
-        launch(self, stage, rows)
-    {device}.launch = slow
-"""
-"""As sitecustomize.py: an inference process takes longer for each batch, and gives the same answers."""
-
 
 def make_networks(place: Path) -> None:
     """Two networks as small as they come, for self-play to load."""
@@ -147,14 +137,9 @@ def is_half_way(name: str, run: Path) -> bool:
 
 def make(name: str, place: Path, interrupted: bool) -> None:
     """Run a command in `place`, to its end or to a Ctrl-C, and keep what `lay_out` takes."""
-    run, slow = place / name, place / "slow"
-    if interrupted:
-        slow.mkdir()
-        hashes = "hash" in words(name)
-        module, device = ("evaluators", "RowFunctionDevice") if hashes else ("net_device", "CpuNetDevice")
-        text = SLOW.format(module=f"shmzero.{module}", device=device, slow_s=RUNS[name]["slow_s"])
-        (slow / "sitecustomize.py").write_text(text)
-    process = start(*words(name), path=slow if interrupted else ROOT, cwd=place)
+    run = place / name
+    slow = with_fault(DEVICE, slow_device, RUNS[name]["slow_s"]) if interrupted else None
+    process = start(*words(name), path=ROOT, cwd=place, environment=slow)
     if interrupted:
         wait_for(lambda: is_half_way(name, run), process)
         process.send_signal(signal.SIGINT)
@@ -163,7 +148,6 @@ def make(name: str, place: Path, interrupted: bool) -> None:
     wanted = 130 if interrupted else 0
     if process.returncode != wanted:
         raise SystemExit(f"{name} ended with status {process.returncode} instead of {wanted}")
-    shutil.rmtree(slow, ignore_errors=True)
     describe_weights(run)
 
 

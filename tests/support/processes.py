@@ -1,4 +1,4 @@
-"""Commands as processes: started, watched, slowed down, and none left behind."""
+"""Commands as processes: started, watched, and none left behind."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from shmzero.runs.records import Records
@@ -15,12 +15,22 @@ from shmzero.runs.records import Records
 _started: list[subprocess.Popen[str]] = []
 
 
-def start(module: str, *arguments: object, path: Path | None = None, cwd: Path | None = None) -> subprocess.Popen[str]:
-    """`python -m module` in folder `cwd`, with `path` before its modules; killed after the test if it is still there."""
+def start(
+    module: str,
+    *arguments: object,
+    path: Path | None = None,
+    cwd: Path | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> subprocess.Popen[str]:
+    """`python -m module` in folder `cwd`, with `path` before its modules and `environment` beside ours.
+
+    It is killed after the test if it is still there.
+    """
+    paths = {} if path is None else {"PYTHONPATH": os.pathsep.join([str(path), *sys.path])}
     process = subprocess.Popen(
         [sys.executable, "-m", module, *map(str, arguments)], cwd=cwd,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, stdin=subprocess.DEVNULL,
-        env=dict(os.environ) if path is None else dict(os.environ, PYTHONPATH=os.pathsep.join([str(path), *sys.path])),
+        env=os.environ | paths | dict(environment or {}),
         # A shell has its background jobs ignore Ctrl-C, and with them these tests.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
@@ -69,18 +79,3 @@ def alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except (FileNotFoundError, ProcessLookupError):
         return False
-
-
-def slowed(folder: Path, seconds: float) -> Path:
-    """A folder of modules with which an inference process takes so much longer for a batch, on every machine."""
-    (folder / "sitecustomize.py").write_text(
-        "import sys, time\n"
-        "if 'shmzero.inference.process' in sys.orig_argv:\n"
-        "    from shmzero.inference.stand_in import RowFunctionDevice\n"
-        "    launch = RowFunctionDevice.launch\n"
-        "    def slow(self, buffer, rows):\n"
-        f"        time.sleep({seconds})\n"
-        "        launch(self, buffer, rows)\n"
-        "    RowFunctionDevice.launch = slow\n"
-    )
-    return folder
