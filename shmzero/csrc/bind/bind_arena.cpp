@@ -6,10 +6,10 @@
 #include <utility>
 
 #include "bind/bind.h"
+#include "game/tracked_round.h"
 #include "play/bots.h"
 #include "play/match.h"
 #include "search/solver.h"
-#include "game/tracked_round.h"
 
 namespace py = pybind11;
 

@@ -11,8 +11,8 @@
 #include "bind/bind.h"
 #include "game/determinize.h"
 #include "game/encode.h"
-#include "play/lane.h"
 #include "game/tracked_round.h"
+#include "play/lane.h"
 
 namespace py = pybind11;
 

@@ -8,11 +8,11 @@
 #include <string>
 
 #include "bind/bind.h"
+#include "game/tracked_round.h"
 #include "play/evaluate.h"
 #include "play/lane.h"
 #include "play/replay.h"
 #include "search/search.h"
-#include "game/tracked_round.h"
 
 namespace py = pybind11;
 

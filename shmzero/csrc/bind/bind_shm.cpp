@@ -18,9 +18,9 @@
 #include <tuple>
 
 #include "bind/bind.h"
+#include "play/worker.h"
 #include "shm/client.h"
 #include "shm/slot.h"
-#include "play/worker.h"
 
 namespace py = pybind11;
 

@@ -15,11 +15,11 @@
 #include <utility>
 #include <vector>
 
-#include "play/bots.h"
 #include "game/encode.h"
+#include "game/rules.h"
+#include "play/bots.h"
 #include "play/record.h"
 #include "play/rows.h"
-#include "game/rules.h"
 #include "search/search.h"
 
 namespace shmzero {

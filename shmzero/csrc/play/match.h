@@ -16,10 +16,10 @@
 #include <thread>
 #include <vector>
 
-#include "play/bots.h"
 #include "game/encode.h"
-#include "play/lane.h"
 #include "game/rules.h"
+#include "play/bots.h"
+#include "play/lane.h"
 #include "search/search.h"
 
 namespace shmzero {

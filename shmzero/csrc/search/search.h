@@ -11,9 +11,9 @@
 #include <vector>
 
 #include "game/determinize.h"
+#include "game/rules.h"
 #include "search/root.h"
 #include "search/row_cache.h"
-#include "game/rules.h"
 #include "search/scratch.h"
 #include "search/search_config.h"
 #include "search/solver.h"
