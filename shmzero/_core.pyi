@@ -9,8 +9,12 @@ from typing import Any, Literal, SupportsIndex
 import numpy as np
 from numpy.typing import NDArray
 
+BATCH_BINS_ROWS: tuple[int, ...]
+"""By bin of `server_counters()["histogram"]`: the smallest batch that it counts."""
 BUILD: str
 FEATURE_VERSION: int
+MAX_GRANTS_PER_WRITE: int
+"""What a pipe takes whole or not at all."""
 MAX_PLAYERS: int
 MAX_ROUNDS_PER_GAME: int
 MAX_ROWS_PER_SLOT: int
@@ -22,9 +26,14 @@ NUM_ACTIONS: int
 NUM_CARDS: int
 NUM_FEATURES: int
 NUM_HANDS: int
+OTHER_NETWORK: int
+"""Set in the mask of a row that is the other network's to answer; see `rows_of_other_network`."""
 PLAYING_FEATURE: int
 RECORD_VERSION: int
+SLOT_STATES: tuple[str, ...]
+"""What `Segment.slot_states` may return."""
 WAIT_BINS_NS: tuple[int, ...]
+"""By bin of `server_counters()["waits"]`: the shortest time that it counts."""
 
 # --- game (bind_game.cpp) ---
 
@@ -335,6 +344,10 @@ class Segment:
     def worker_counters(self, worker: int) -> dict[str, int]: ...
     def server_counters(self, server: int) -> dict[str, Any]: ...
     def slot_states(self, worker: int) -> list[str]: ...
+    def playing_unit(self, worker: int) -> int | None:
+        """The unit that it plays at this moment, None between two."""
+    def waits_for_servers(self, worker: int) -> bool:
+        """Whether servers hold some of its slots and the others are free: it can only wait."""
     def reclaim_worker(self, worker: int) -> None: ...
     def reclaim_server(self, server: int) -> None: ...
     def held_slots(self, server: int) -> list[tuple[int, int, int]]:
@@ -408,8 +421,15 @@ class RequestPort:
 def own_identity() -> int: ...
 def identity_pid(identity: int) -> int: ...
 def life_of(identity: int) -> Literal["alive", "dead", "unknown"]: ...
-def pack_masks(masks: NDArray[np.bool_]) -> NDArray[np.uint64]: ...
-def unpack_masks(words: NDArray[np.uint64], masks: NDArray[np.bool_]) -> None: ...
+def num_mask_words(actions: int) -> int:
+    """Words of a mask of so many actions."""
+
+def pack_masks(masks: NDArray[np.bool_]) -> NDArray[np.uint64]:
+    """Words [B, num_mask_words(A)] of masks [B, A], as they lie in a slot: 64 actions a word, the lowest first."""
+
+def unpack_masks(words: NDArray[np.uint64], masks: NDArray[np.bool_]) -> None:
+    """Writes words [B, num_mask_words(A)] into masks [B, A]."""
+
 def memory_file(name: str) -> int: ...
 def segment_bytes(
     servers: int,
@@ -432,6 +452,31 @@ def overwrite_slot(
 def slot_views(
     segment: Segment, worker: int, slot: int
 ) -> tuple[NDArray[Any], NDArray[np.uint64], NDArray[np.float32], NDArray[np.float32]]: ...
+def die_with_parent(parent_pid: int, signal: int = ...) -> None: ...
+def merge_double_interrupts(double_s: float) -> None: ...
+def bench_round_trip(trips: int) -> float: ...
+def bench_rows(rows_per_slot: int, num_slots: int, total_rows: int) -> float: ...
+
+# --- workers (bind_play.cpp) ---
+
+def pack_grant(unit: int, first_round: int = 0, totals: Sequence[int] = ()) -> bytes:
+    """A unit as a worker reads it from its pipe: at most MAX_GRANTS_PER_WRITE in one write.
+
+    `first_round`: of its game; `totals`: what the seats have scored in the rounds before.
+    """
+
+def pack_frame(unit: int, record: bytes, last: bool) -> bytes:
+    """A record as a worker writes it to its pipe, and as the learner reads it. `last`: of its unit."""
+
+def read_frames(data: bytes) -> tuple[list[tuple[int, bytes, bool]], int]:
+    """The frames that `data` begins with, as (unit, record, last), and the bytes that they take.
+
+    What follows is part of a frame whose rest has not come. Raises ValueError where no frame begins so.
+    """
+
+def rows_of_other_network(masks: NDArray[np.uint64]) -> NDArray[np.int64]:
+    """Places in masks [B] of the rows that the other network shall answer."""
+
 def run_worker(
     segment: Segment,
     worker: int,
@@ -441,7 +486,3 @@ def run_worker(
     settings: PlaySettings,
     spin_us: float = 0.0,
 ) -> None: ...
-def die_with_parent(parent_pid: int, signal: int = ...) -> None: ...
-def merge_double_interrupts(double_s: float) -> None: ...
-def bench_round_trip(trips: int) -> float: ...
-def bench_rows(rows_per_slot: int, num_slots: int, total_rows: int) -> float: ...

@@ -150,7 +150,7 @@ class Fleet:
         total: dict[str, int] = {}
         for index in range(self.plan.workers):
             for name, value in self.segment.worker_counters(index).items():
-                if name not in ("pid", "progress", "playing"):
+                if name not in ("pid", "progress"):
                     key = f"worker_{name}" if name in ("rows", "busy_ns", "wait_ns") else name
                     total[key] = total.get(key, 0) + value
         for index in range(len(self.plan.devices)):

@@ -16,8 +16,6 @@ from shmzero.shm.segment import PrivateSegment
 
 LOOK_S = 0.2
 """How often the children are looked at for one that is stuck."""
-HELD = {"ready", "taken", "orphaned"}
-"""States of slots that an inference process has to move on."""
 
 
 class StallWatch:
@@ -51,9 +49,7 @@ class StallWatch:
 
     def _why_worker(self, worker: Worker) -> str | None:
         """What a worker has not done for too long, None where it may go on."""
-        states = set(self._segment.slot_states(worker.index))
-        # With nothing answered and something held by a server it waits; if for too long, that is the server's.
-        waits = bool(states & HELD) and states <= HELD | {"free"}
+        waits = self._segment.waits_for_servers(worker.index)  # if for too long, that is a server's doing
         progress = self._segment.worker_counters(worker.index)["progress"]
         worker.child.watch.look(progress, bool(worker.outstanding) and not waits)
         limit_s = worker.child.watch.stuck_s(self._stall_s)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import fcntl
 import os
 import signal
-import struct
 from collections import Counter, deque
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
@@ -26,12 +25,6 @@ from shmzero.processes.deaths import Deaths
 from shmzero.processes.selector import ChildSelector
 from shmzero.shm.segment import PrivateSegment
 
-GRANT = struct.Struct("=QI4x8h")
-"""A unit as the workers read it: id, first round, points of the seats before that (csrc/play/lane.h, Unit)."""
-GRANT_UNITS = 4096 // GRANT.size
-"""Units in one write: 4096 bytes, which a pipe takes whole or not at all."""
-FRAME = struct.Struct("=IQI")
-"""What precedes a record: bytes that follow this number, unit, 1 where it is the unit's last (csrc/play/worker.h)."""
 PIPE_BYTES = 1 << 20
 MOST_BLAMED = 2
 """How many workers may end by what they play of one unit."""
@@ -135,7 +128,7 @@ class WorkerPool:
         share = -(-self._units.left // len(self.workers))
         most = min(self._plan.lanes + self._plan.lanes // 8 + 1, share)
         for worker in self.workers:
-            while (room := min(most - len(worker.outstanding), GRANT_UNITS)) > 0:
+            while (room := min(most - len(worker.outstanding), _core.MAX_GRANTS_PER_WRITE)) > 0:
                 units = self._units.hand_out(room)
                 if not units:
                     return
@@ -149,12 +142,11 @@ class WorkerPool:
     def _granted(self, unit: int) -> bytes:
         """A unit as its worker reads it."""
         records = self._units.in_progress.get(unit)
-        totals = [0] * _core.MAX_PLAYERS
-        if records:
-            last = _core.decode_record(records[-1])
-            for seat, (before, score) in enumerate(zip(last["totals_before"], last["scores"], strict=True)):
-                totals[seat] = before + score
-        return GRANT.pack(unit, len(records or ()), *totals)
+        if not records:
+            return _core.pack_grant(unit)
+        last = _core.decode_record(records[-1])
+        totals = [before + score for before, score in zip(last["totals_before"], last["scores"], strict=True)]
+        return _core.pack_grant(unit, len(records), totals)
 
     def _read_frames(self, worker: Worker) -> None:
         parts = [worker.buffer]
@@ -168,19 +160,14 @@ class WorkerPool:
                 break
             parts.append(part)
         data = b"".join(parts)
-        at = 0
-        while len(data) - at >= FRAME.size:
-            size, unit, is_last = FRAME.unpack_from(data, at)
-            if len(data) - at - 4 < size:
-                break
-            record = data[at + FRAME.size : at + 4 + size]
-            at += 4 + size
+        frames, used = _core.read_frames(data)
+        worker.buffer = data[used:]
+        for unit, record, is_last in frames:
             if unit in worker.outstanding:
                 self._deaths.went_on()
-                self._units.add_record(unit, record, bool(is_last))
+                self._units.add_record(unit, record, is_last)
                 if is_last:
                     worker.outstanding.remove(unit)
-        worker.buffer = data[at:]
 
     # --- deaths -----------------------------------------------------------------------------------
 
@@ -189,13 +176,13 @@ class WorkerPool:
         self._read_frames(worker)  # to the end: only then may its units be given out again
         self._selector.remove(worker.record_fd)
         self._selector.remove(worker.child.end_fd)
-        played = self._memory.segment.worker_counters(worker.index)["playing"] - 1
+        played = self._memory.segment.playing_unit(worker.index)
         to_blame = played in worker.outstanding and worker.has_ended_itself()
         self._memory.segment.reclaim_worker(worker.index)
         self._units.give_back(sorted(worker.outstanding))
         worker.outstanding.clear()
         self._events.append(self._deaths.count(worker.child.name, worker.child))
-        if to_blame:
+        if played is not None and to_blame:
             self._blame(played, worker.child)
         self.workers[worker.index] = self._start(worker.index)
         worker.child.close()

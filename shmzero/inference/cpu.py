@@ -49,8 +49,8 @@ class CpuNetDevice(NetDevice):
                 policies, values = call(self._features[:padded], self._masks[:padded], *self.weights)
                 self._policies[:rows].copy_(policies[:rows])
                 self._values[:rows].copy_(values[:rows])
-                places = (self._masks[:rows] < 0).nonzero()[:, 0]  # bit 63 is the sign
-                self._answer_others(places, self._features, self._masks, self._policies, self._values)
+                marked = self._staging.masks[:rows]
+                self._answer_others(marked, self._features, self._masks, self._policies, self._values)
         except RuntimeError as error:
             raise ModelFailed(f"a batch of {rows} rows failed on the CPU: {error}") from error
 

@@ -55,9 +55,8 @@ class CudaNetDevice(NetDevice):
                 at.masks[:bucket].copy_(at.host_masks[:bucket], non_blocking=True)
                 graph.replay()
                 if self._other is not None:
-                    places = (at.host_masks[:rows] < 0).nonzero()[:, 0].to(self.device)
                     with torch.inference_mode():
-                        self._answer_others(places, at.features, at.masks, at.policies, at.values)
+                        self._answer_others(at.staging.masks[:rows], at.features, at.masks, at.policies, at.values)
                 at.host_policies[:rows].copy_(at.policies[:rows], non_blocking=True)
                 at.host_values[:rows].copy_(at.values[:rows], non_blocking=True)
                 at.done.record(at.stream)

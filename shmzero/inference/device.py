@@ -18,7 +18,7 @@ class Staging:
     features: NDArray[Any]
     """[B, state_dim] of the wire's type; the engine's are float16 [B, 256]"""
     masks: NDArray[np.uint64]
-    """[B] or [B, ceil(action_dim / 64)] legal actions; 0 asks for the value alone"""
+    """[B] or [B, num_mask_words(action_dim)] legal actions; 0 asks for the value alone"""
     policies: NDArray[np.float32]
     """[B, action_dim]"""
     values: NDArray[np.float32]
@@ -54,7 +54,7 @@ class BatchDevice(Protocol):
 
 
 class OtherDevice(BatchDevice, Protocol):
-    """Has a second network, which answers the rows whose mask has bit 63 set."""
+    """Has a second network, which answers the rows that are marked as its own (_core.OTHER_NETWORK)."""
 
     def seat_other(self, weights: Any) -> None:
         """Take this checkpoint for it. As `swap`, only with nothing in flight. Raises ConfigError."""

@@ -7,9 +7,12 @@ import subprocess
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from shmzero import _core
 from shmzero.errors import ConfigError, NotCompiled
 from shmzero.nets.blob_net import BlobNet
 from shmzero.nets.checkpoint import check_searchable, load_checkpoint
@@ -113,15 +116,24 @@ class NetDevice:
         return self.inference_net.weights(net, self.device)
 
     def seat_other(self, path: str) -> None:
-        """Have this checkpoint's network, of any sizes, answer the rows whose mask has bit 63 set."""
+        """Have this checkpoint's network, of any sizes, answer the rows that carry its mark (_core.OTHER_NETWORK)."""
         net = load_checkpoint(path)
         serving = InferenceNet(net.config, self.inference_net.precision)
         self._other = serving, serving.weights(net, self.device)
 
-    def _answer_others(self, places: Tensor, features: Tensor, masks: Tensor, policies: Tensor, values: Tensor) -> None:
-        """Put the other network's answers in `places`. Until there is one, they keep this one's."""
-        if self._other is None or not len(places):
+    def _answer_others(
+        self, marked: NDArray[np.uint64], features: Tensor, masks: Tensor, policies: Tensor, values: Tensor
+    ) -> None:
+        """Put the other network's answers in its rows. Until there is one, they keep this one's.
+
+        `marked` [B] are the masks in this process's memory, `masks` the same on the device.
+        """
+        if self._other is None:
             return
+        rows = _core.rows_of_other_network(marked)
+        if len(rows) == 0:
+            return
+        places = torch.from_numpy(rows).to(self.device)
         net, weights = self._other
         found = net(features[places], masks[places], *weights)
         policies.index_copy_(0, places, found[0])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import struct
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -34,15 +33,9 @@ class RecordPipe:
         except BlockingIOError:
             pass
         data = b"".join(parts)
-        records, at = [], 0
-        while len(data) - at >= 4:
-            (size,) = struct.unpack_from("=I", data, at)
-            if len(data) - at - 4 < size:
-                break
-            records.append(data[at + 4 : at + 4 + size])
-            at += 4 + size
-        self._left = data[at:]
-        return records
+        frames, used = _core.read_frames(data)
+        self._left = data[used:]
+        return [record for _, record, _ in frames]
 
 
 def newest_records(folder: Path, rows: int) -> Iterator[list[bytes]]:

@@ -15,6 +15,7 @@ from shmzero import _core
 from shmzero.errors import ConfigError
 from shmzero.files import is_folder
 from shmzero.game.bots import BUILT_IN, built_in_bot
+from shmzero.game.masks import masks_of
 from shmzero.machine import cores
 from shmzero.mcts.config import SearchConfig
 from shmzero.mcts.search import Evaluator
@@ -140,11 +141,8 @@ def _served(
 
 
 def _widened(evaluator: Evaluator) -> Callable[[NDArray[np.float16], NDArray[np.uint64]], Rows]:
-    places = np.arange(_core.NUM_ACTIONS, dtype=np.uint64)
-
     def evaluate(features: NDArray[np.float16], masks: NDArray[np.uint64]) -> Rows:
-        wide = (masks[:, None] >> places & np.uint64(1)).astype(np.bool_)
-        policies, values = evaluator.evaluate_many(features.astype(np.float32), wide)
+        policies, values = evaluator.evaluate_many(features.astype(np.float32), masks_of(masks))
         return np.asarray(policies, np.float32), np.asarray(values, np.float32)
 
     return evaluate

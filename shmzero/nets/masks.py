@@ -16,6 +16,6 @@ def masked_softmax(logits: Tensor, masks: Tensor) -> Tensor:
 
 
 def bits(words: Tensor) -> Tensor:
-    """bool [..., 52] out of int64 words [...]."""
+    """bool [..., 52] out of int64 words [...], as _core.unpack_masks has it: here for tensors on any device."""
     places = torch.arange(_core.NUM_ACTIONS, dtype=torch.int64, device=words.device)
     return ((words[..., None] >> places) & 1).bool()

@@ -189,6 +189,8 @@ class Host:
             "version": self.control.version,
             "wait_p50_us": percentile_us(waits, 0.50),
             "wait_p99_us": percentile_us(waits, 0.99),
-            "batch_histogram": {2**i: n for i, n in enumerate(counters["histogram"]) if n},
+            "batch_histogram": {
+                rows: n for rows, n in zip(_core.BATCH_BINS_ROWS, counters["histogram"], strict=True) if n
+            },
             "waits": waits,
         }

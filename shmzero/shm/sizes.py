@@ -25,7 +25,7 @@ class Widths(NamedTuple):
     @property
     def mask_words(self) -> int:
         """Words of 64 actions in a mask."""
-        return (self.action_dim + 63) // 64
+        return _core.num_mask_words(self.action_dim)
 
 
 ENGINE_WIDTHS = Widths(_core.NUM_FEATURES, _core.NUM_ACTIONS, 1, "float16")

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import socket
-import struct
 from collections import deque
 from collections.abc import Iterable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from shmzero import _core
 from shmzero.errors import ConfigError, RecordError
 from shmzero.processes.child import Child, start_child, starting
 from shmzero.processes.deaths import Deaths
@@ -88,9 +88,9 @@ class LearnerHandle:
 
     def feed(self, units: Iterable[tuple[int, list[bytes]]]) -> None:
         """Hand over committed records; never blocks."""
-        for _, records in units:
-            for record in records:
-                self._unsent += struct.pack("=I", len(record)) + record
+        for unit, records in units:
+            for number, record in enumerate(records, 1):
+                self._unsent += _core.pack_frame(unit, record, last=number == len(records))
 
     def tell(self, **command: Any) -> None:
         """Send one command; one to a learner that is gone is lost. Never blocks."""

@@ -102,7 +102,7 @@ def test_marked_rows_are_the_other_networks_also_after_it_changes(tmp_path: Path
     staging.features[:] = rng.random(staging.features.shape)
     staging.masks[:] = rng.integers(1, 1 << 52, 64, dtype=np.uint64)
     marked = rng.random(64) < 0.4
-    staging.masks[marked] |= np.uint64(1) << np.uint64(63)
+    staging.masks[marked] |= np.uint64(_core.OTHER_NETWORK)
 
     def answers(net: BlobNet) -> tuple[np.ndarray, np.ndarray]:
         words = torch.from_numpy(staging.masks.view(np.int64))

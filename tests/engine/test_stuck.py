@@ -250,7 +250,7 @@ def test_fleet_workers_that_somebody_else_kills_cost_no_round(poisoned: None, tm
     )
     with Fleet(config, range(4), 4) as fleet:
         for _ in range(deaths.MOST_DEATHS - 2):
-            wait_for(lambda: fleet.poll(0.02) is None or fleet.segment.worker_counters(0)["playing"] == 3)
+            wait_for(lambda: fleet.poll(0.02) is None or fleet.segment.playing_unit(0) == 2)
             (worker,) = fleet.pids()["workers"]
             os.kill(worker, signal.SIGKILL)
             wait_for(lambda pid=worker: fleet.poll(0.02) is None or fleet.pids()["workers"] != [pid])

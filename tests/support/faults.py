@@ -75,7 +75,7 @@ def poisoned_loop(segment: _core.Segment, worker: int, *more: Any) -> None:
         began = None
         while True:
             now = segment.worker_counters(worker)
-            if now["playing"] != 3:
+            if segment.playing_unit(worker) != 2:
                 began = None
             elif began is None or now["decisions"] != began["decisions"] or now["rows"] != began["rows"]:
                 began = now

@@ -19,7 +19,6 @@ import numpy as np
 import pytest
 
 from shmzero import Client, InferenceServer, SearchConfig, _core
-from shmzero.engine.worker_pool import GRANT
 from shmzero.mcts.play import play_settings
 from shmzero.service.client import unpickled
 from tests.support.service_programs import ACTION_DIM, STATE_DIM, VALUE_DIM, echo, rows
@@ -38,7 +37,7 @@ def worker_in_thread(segment: _core.Segment) -> Iterator[Future[None]]:
     records, recorded = os.pipe()
     settings = play_settings(SearchConfig(determinizations=1, simulations=4))
     try:
-        os.write(granted, bytes(GRANT.size))  # unit 0, from its first round
+        os.write(granted, _core.pack_grant(0))
         with ThreadPoolExecutor(1) as pool:
             yield pool.submit(_core.run_worker, segment, 0, grants, recorded, 1, settings)
     finally:

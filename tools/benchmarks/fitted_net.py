@@ -8,19 +8,14 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from shmzero import SearchConfig, _core, play_rounds
+from shmzero.game.masks import masks_of
 from shmzero.mcts.evaluators import UniformEvaluator
 from shmzero.nets.blob_net import BlobNet
 from shmzero.nets.config import NetConfig
 
 BATCH = 512
-
-
-def wide_masks(masks: NDArray[np.uint64]) -> NDArray[np.bool_]:
-    """bool [B, 52] out of uint64 [B]."""
-    return (masks[:, None] >> np.arange(_core.NUM_ACTIONS, dtype=np.uint64) & np.uint64(1)).astype(bool)
 
 
 def fitted_net(
@@ -39,7 +34,7 @@ def fitted_net(
     rows = _core.replay(play_rounds(UniformEvaluator(), rounds, search, seed=seed))
     net = BlobNet(config, seed=seed)
     states, seat_states = (torch.from_numpy(rows[name].astype(np.float32)) for name in ("features", "seat_features"))
-    masks = torch.from_numpy(wide_masks(rows["masks"]))
+    masks = torch.from_numpy(masks_of(rows["masks"]))
     seat_values = torch.from_numpy(rows["seat_values"])
     targets = torch.from_numpy(rows["policies"]) ** sharpness
     targets /= targets.sum(dim=1, keepdim=True)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from shmzero import SearchConfig, _core, play_rounds
+from shmzero.game.masks import masks_of
 from shmzero.inference.device import BatchDevice
 from shmzero.machine import cores
 from shmzero.nets.config import NETS
@@ -40,7 +41,7 @@ def measure(given: argparse.Namespace) -> list[Result]:
     import torch
 
     from shmzero.nets.checkpoint import load_checkpoint, save_checkpoint
-    from tools.benchmarks.fitted_net import fitted_net, wide_masks
+    from tools.benchmarks.fitted_net import fitted_net
 
     device = device_name(given)
     torch.set_num_threads(cores())
@@ -54,7 +55,7 @@ def measure(given: argparse.Namespace) -> list[Result]:
         # Rounds that the network itself plays: what it is asked when it serves.
         rounds = play_rounds(NetEvaluator(net), 20, SearchConfig(determinizations=2, simulations=20), seed=77)
         rows = _core.replay(rounds)
-        wide = wide_masks(rows["masks"])
+        wide = masks_of(rows["masks"])
         reference, _ = NetEvaluator(net).evaluate_many(rows["features"].astype(np.float32), wide)
         best = reference.max(axis=1)
         results = [

@@ -87,11 +87,11 @@ def main(seconds: float) -> None:
     """One plain loop: says when it is ready, begins when told to, prints its rows/s."""
     import torch
 
+    from shmzero.game.masks import masks_of
     from shmzero.nets.blob_net import BlobNet
-    from tools.benchmarks.fitted_net import wide_masks
 
     features, words = real_rows(ROWS)
-    net, states, masks = BlobNet(NETS["plan"]), torch.from_numpy(features).float(), torch.from_numpy(wide_masks(words))
+    net, states, masks = BlobNet(NETS["plan"]), torch.from_numpy(features).float(), torch.from_numpy(masks_of(words))
 
     def call() -> int:
         with torch.inference_mode():

@@ -6,6 +6,7 @@ PYBIND11_MODULE(_core, m) {
   shmzero::bind_game(m);
   shmzero::bind_search(m);
   shmzero::bind_shm(m);
+  shmzero::bind_play(m);
   shmzero::bind_echo(m);
   shmzero::bind_arena(m);
   shmzero::bind_train(m);

@@ -5,10 +5,13 @@
 #include <pybind11/pybind11.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstddef>
+#include <cstdint>
 #include <string>
 
 #include "game/cards.h"
+#include "shm/shm_layout.h"
 
 namespace shmzero {
 
@@ -18,6 +21,7 @@ struct SearchConfig;
 void bind_arena(pybind11::module_& m);
 void bind_echo(pybind11::module_& m);
 void bind_game(pybind11::module_& m);
+void bind_play(pybind11::module_& m);
 void bind_search(pybind11::module_& m);
 void bind_shm(pybind11::module_& m);
 void bind_train(pybind11::module_& m);
@@ -28,6 +32,18 @@ inline void check_range(const char* what, long long value, long long low, long l
     throw pybind11::value_error(std::string(what) + " is " + std::to_string(value) +
                                 "; allowed: " + std::to_string(low) + ".." + std::to_string(high));
   }
+}
+
+inline void check_index(const char* what, std::uint32_t index, std::uint32_t size) {
+  if (index >= size) {
+    throw pybind11::value_error(std::string(what) + " is " + std::to_string(index) +
+                                "; allowed: 0.." + std::to_string(size - 1));
+  }
+}
+
+/// 0 for what is negative or no number; at most what any clock here will ever show.
+inline std::uint64_t ns_of_ms(double ms) {
+  return ms > 0.0 ? static_cast<std::uint64_t>(std::min(ms * 1e6, 1e18)) : 0;
 }
 
 /// Raises ValueError for what the core cannot run with. What is sensible, config.py says.
@@ -64,6 +80,17 @@ class GilRelease {
   const pybind11::object type = pybind11::module_::import("shmzero.errors").attr(name);
   PyErr_SetString(type.ptr(), message.c_str());
   throw pybind11::error_already_set();
+}
+
+/// For a worker, whose slots nobody takes away: a word that it did not leave is a stray one.
+template <class Body>
+auto sound(Body&& body) {
+  try {
+    return body();
+  } catch (const CorruptSegment& error) {
+    raise_error("SegmentCorrupt",
+                std::string("something wrote over shared memory: ") + error.what());
+  }
 }
 
 using Floats = pybind11::array_t<float, pybind11::array::c_style | pybind11::array::forcecast>;

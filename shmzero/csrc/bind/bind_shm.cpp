@@ -1,4 +1,4 @@
-// Python's face of the segment, the ports and the worker's loop.
+// Python's face of the segment and its ports.
 #include <pybind11/numpy.h>
 #include <pybind11/stl.h>
 #include <sys/mman.h>
@@ -18,8 +18,9 @@
 #include <tuple>
 
 #include "bind/bind.h"
-#include "play/worker.h"
+#include "game/encode.h"
 #include "shm/client.h"
+#include "shm/masks.h"
 #include "shm/slot.h"
 
 namespace py = pybind11;
@@ -64,17 +65,6 @@ auto translated(Body&& body) {
   }
 }
 
-/// For a worker, whose slots nobody takes away: a word that it did not leave is a stray one.
-template <class Body>
-auto sound(Body&& body) {
-  try {
-    return body();
-  } catch (const CorruptSegment& error) {
-    raise_error("SegmentCorrupt",
-                std::string("something wrote over shared memory: ") + error.what());
-  }
-}
-
 /// Which SIGINT reaches the handler that Python has for it: the first. One within `double_ns_` of
 /// it is the same wish; a later one ends the process at once, also where Python's main thread waits
 /// in C and would not look.
@@ -113,11 +103,6 @@ class FirstInterrupt {
   static inline std::atomic<std::uint64_t> first_ns_ = 0;  ///< Relaxed: publishes nothing else.
 };
 
-/// 0 for what is negative or no number; at most what any clock here will ever show.
-std::uint64_t ns_of_ms(double ms) {
-  return ms > 0.0 ? static_cast<std::uint64_t>(std::min(ms * 1e6, 1e18)) : 0;
-}
-
 py::dict worker_counters(const Segment& segment, std::uint32_t worker) {
   const WorkerBlock& block = segment.worker(worker);
   const auto get = [](const std::atomic<std::uint64_t>& c) {
@@ -135,7 +120,6 @@ py::dict worker_counters(const Segment& segment, std::uint32_t worker) {
   d["wait_ns"] = get(block.wait_ns);
   d["lanes"] = get(block.lanes);
   d["progress"] = get(block.progress);
-  d["playing"] = get(block.playing);
   return d;
 }
 
@@ -180,13 +164,6 @@ int memory_file(const std::string& name) {
   if (fd < 0 && errno == EINVAL) fd = syscall(SYS_memfd_create, name.c_str(), kFlags);
   if (fd < 0) raise_os_error(errno);
   return static_cast<int>(fd);
-}
-
-void check_index(const char* what, std::uint32_t index, std::uint32_t size) {
-  if (index >= size) {
-    throw py::value_error(std::string(what) + " is " + std::to_string(index) + "; allowed: 0.." +
-                          std::to_string(size - 1));
-  }
 }
 
 /// `body(port, slot)` as a function that looks at `slot` first.
@@ -477,6 +454,21 @@ void bind_shm(py::module_& m) {
           },
           py::arg("worker"))
       .def(
+          "playing_unit",
+          [](const Segment& s, std::uint32_t w) -> std::optional<std::uint64_t> {
+            check_index("worker", w, s.sizes().num_workers);
+            const std::uint64_t playing = s.worker(w).playing.load(std::memory_order_relaxed);
+            return playing == 0 ? std::nullopt : std::optional(playing - 1);
+          },
+          py::arg("worker"))
+      .def(
+          "waits_for_servers",
+          [](const Segment& s, std::uint32_t w) {
+            check_index("worker", w, s.sizes().num_workers);
+            return waits_for_servers(s, w);
+          },
+          py::arg("worker"))
+      .def(
           "reclaim_worker",
           [](const Segment& s, std::uint32_t w) {
             check_index("worker", w, s.sizes().num_workers);
@@ -604,14 +596,21 @@ void bind_shm(py::module_& m) {
   py::tuple edges(kWaitBins);
   for (std::uint32_t bin = 0; bin < kWaitBins; ++bin) edges[bin] = wait_bin_ns(bin);
   m.attr("WAIT_BINS_NS") = edges;
+  py::tuple sizes(kHistogramBins);
+  for (std::uint32_t bin = 0; bin < kHistogramBins; ++bin) sizes[bin] = batch_bin_rows(bin);
+  m.attr("BATCH_BINS_ROWS") = sizes;
+  py::tuple states(std::size(kStateNames));
+  for (std::size_t s = 0; s < std::size(kStateNames); ++s) states[s] = kStateNames[s];
+  m.attr("SLOT_STATES") = states;
 
+  m.def("num_mask_words", &num_mask_words, py::arg("actions"));
   m.def(
       "pack_masks",
       [](const Bools& masks) {
         if (masks.ndim() != 2) throw py::value_error("masks must have 2 dimensions");
         const auto actions = static_cast<std::uint32_t>(masks.shape(1));
         py::array_t<std::uint64_t> words(
-            {masks.shape(0), static_cast<py::ssize_t>((actions + 63) / 64)});
+            {masks.shape(0), static_cast<py::ssize_t>(num_mask_words(actions))});
         for (py::ssize_t r = 0; r < masks.shape(0); ++r) {
           pack_mask(reinterpret_cast<const std::uint8_t*>(masks.data(r, 0)), actions,
                     words.mutable_data(r, 0));
@@ -623,7 +622,7 @@ void bind_shm(py::module_& m) {
       "unpack_masks",
       [](const py::array_t<std::uint64_t, py::array::c_style>& words, Bools masks) {
         if (words.ndim() != 2 || masks.ndim() != 2 || masks.shape(0) != words.shape(0) ||
-            words.shape(1) != (masks.shape(1) + 63) / 64) {
+            words.shape(1) != num_mask_words(static_cast<std::uint32_t>(masks.shape(1)))) {
           throw py::value_error("words and masks differ in rows or actions");
         }
         for (py::ssize_t r = 0; r < masks.shape(0); ++r) {
@@ -690,31 +689,6 @@ void bind_shm(py::module_& m) {
       .def("split", &PyServerPort::split, py::arg("batch"))
       .def("refill", &PyServerPort::refill, py::arg("batch"), py::arg("states").noconvert(),
            py::arg("masks").noconvert(), py::arg("limit_rows"));
-
-  m.def(
-      "run_worker",
-      [](Segment& segment, std::uint32_t worker, int grant_fd, int record_fd, std::uint32_t lanes,
-         const PlaySettings& settings, double spin_us) {
-        const SegmentSizes& sizes = segment.sizes();
-        check_index("worker", worker, sizes.num_workers);
-        check_range("lanes", lanes, 1, 1'000'000);
-        check_play(settings);
-        if (sizes.wire != Wire::kFloat16 || sizes.state_dim != kNumFeatures ||
-            sizes.action_dim != kNumActions || sizes.value_dim != 1) {
-          throw py::value_error("a worker asks for " + std::to_string(kNumActions) +
-                                " actions and 1 value of rows of " + std::to_string(kNumFeatures) +
-                                " float16 features; the segment is made for others");
-        }
-        Worker loop(segment, worker, grant_fd, record_fd, lanes, ns_of_ms(spin_us / 1000.0),
-                    settings);
-        sound([&] {
-          const GilRelease release;
-          loop.run();
-          return 0;
-        });
-      },
-      py::arg("segment"), py::arg("worker"), py::arg("grant_fd"), py::arg("record_fd"),
-      py::arg("lanes"), py::arg("settings"), py::arg("spin_us") = 0.0);
 
   m.def(
       "die_with_parent",

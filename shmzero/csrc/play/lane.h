@@ -18,6 +18,7 @@
 #include "game/encode.h"
 #include "game/rules.h"
 #include "play/bots.h"
+#include "play/pipes.h"
 #include "play/record.h"
 #include "play/rows.h"
 #include "search/search.h"
@@ -30,8 +31,6 @@ using Weighted = std::vector<std::pair<int, double>>;
 /// Who may hold a seat instead of the agent: a bot, or (none) the other network of the inference
 /// process, which plays its policy's best action. With the chance that it does.
 using Other = std::pair<std::optional<BotConfig>, double>;
-/// Set in the mask of a row that is the other network's to answer.
-inline constexpr std::uint64_t kOtherNetwork = std::uint64_t{1} << 63;
 
 /// What self-play plays, and how.
 struct PlaySettings {
@@ -79,23 +78,6 @@ inline RoundSettings draw_settings(const PlaySettings& play, std::uint64_t unit)
   drawn.rules = play.rules.round;
   return drawn;
 }
-
-/// A unit to play: a round, or a game, from its start or from a later round on. Crosses a pipe as
-/// it is.
-struct Unit {
-  std::uint64_t id;
-  std::uint32_t first_round = 0;
-  std::uint32_t unused = 0;
-  std::array<std::int16_t, kMaxPlayers> totals = {};  ///< Points before that round, by seat.
-};
-static_assert(sizeof(Unit) == 32 && std::is_trivially_copyable_v<Unit>);
-
-/// A finished round; those of a unit come in order.
-struct FinishedRound {
-  std::uint64_t unit;
-  std::string record;
-  bool last;  ///< The unit is finished with it.
-};
 
 /// Sums since the start, of one process.
 struct PlayCounters {

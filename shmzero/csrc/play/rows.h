@@ -21,6 +21,10 @@ struct RowView {
   std::uint32_t capacity;
 };
 
+/// Set in the mask of a row that is the other network's to answer, beside the legal actions.
+inline constexpr std::uint64_t kOtherNetwork = std::uint64_t{1} << 63;
+static_assert(kNumActions < 64);
+
 /// Answers, to be read. policies [R, 52], values [R, 1].
 struct AnswerView {
   const float* policies;

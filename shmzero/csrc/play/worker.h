@@ -1,7 +1,7 @@
 // The loop of a worker process: lanes on one side, slots on the other, without the GIL.
 //
-// Units come on one pipe, finished rounds leave as frames on another: u32 bytes that follow, u64
-// unit, u32 1 for the unit's last, the record. Which worker plays a unit makes no difference to it.
+// Units come on one pipe, finished rounds leave on another (pipes.h). Which worker plays a unit
+// makes no difference to it.
 #pragma once
 
 #include <poll.h>
@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "play/lane.h"
+#include "play/pipes.h"
 #include "shm/slot.h"
 
 namespace shmzero {
@@ -140,8 +141,8 @@ class Worker {
     while (!no_more_grants_) {
       pollfd grants = {grant_fd_, POLLIN, 0};
       if (poll(&grants, 1, 0) <= 0) return;
-      Unit units[4096 / sizeof(Unit)];
-      // The parent writes whole units, at most PIPE_BUF bytes a time: reads are whole as well.
+      Unit units[kMaxGrantsPerWrite];
+      // The parent writes whole units, at most so many a time: reads are whole as well.
       const ssize_t bytes = read(grant_fd_, units, sizeof units);
       if (bytes < 0 && (errno == EINTR || errno == EAGAIN)) continue;
       if (bytes < 0) throw std::runtime_error(std::string("grant pipe: ") + std::strerror(errno));
@@ -161,14 +162,8 @@ class Worker {
   void write_finished() {
     if (queue_.finished.empty()) return;
     std::string out;
-    const auto put = [&](auto value) {
-      out.append(reinterpret_cast<const char*>(&value), sizeof value);
-    };
     for (const FinishedRound& round : queue_.finished) {
-      put(static_cast<std::uint32_t>(12 + round.record.size()));
-      put(round.unit);
-      put(std::uint32_t{round.last});
-      out += round.record;
+      append_frame(out, round.unit, round.last, round.record);
     }
     queue_.finished.clear();
     for (std::size_t at = 0; at < out.size();) {

@@ -10,6 +10,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "shm/masks.h"
 #include "shm/slot.h"
 
 namespace shmzero {
@@ -18,26 +19,6 @@ namespace shmzero {
 struct FailedRequest : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
-
-/// Bits of `num_actions` bools (one byte each, 0 or 1), 64 to a word, lowest first.
-inline void pack_mask(const std::uint8_t* bools, std::uint32_t num_actions, std::uint64_t* words) {
-  std::memset(words, 0, (num_actions + 63) / 64 * sizeof *words);
-  std::uint32_t action = 0;
-  for (; action + 8 <= num_actions; action += 8) {
-    std::uint64_t bytes;
-    std::memcpy(&bytes, bools + action, sizeof bytes);
-    // Byte i moves its lowest bit to bit 56 + i of the product.
-    words[action / 64] |= (bytes & 0x0101010101010101u) * 0x0102040810204080u >> 56 << action % 64;
-  }
-  for (; action < num_actions; ++action) {
-    words[action / 64] |= static_cast<std::uint64_t>(bools[action] & 1) << action % 64;
-  }
-}
-
-inline void unpack_mask(const std::uint64_t* words, std::uint32_t num_actions,
-                        std::uint8_t* bools) {
-  for (std::uint32_t a = 0; a < num_actions; ++a) bools[a] = words[a / 64] >> a % 64 & 1;
-}
 
 /// Throws std::invalid_argument naming the first state of `num_rows` that is not finite.
 inline void check_finite(const std::byte* states, std::size_t num_rows, const SegmentSizes& sizes) {

@@ -23,6 +23,7 @@
 #include <system_error>
 
 #include "shm/doorbell.h"
+#include "shm/masks.h"
 #include "shm/process.h"
 
 namespace shmzero {
@@ -54,7 +55,7 @@ struct SegmentSizes {
   std::uint32_t value_dim;
   Wire wire;
 
-  std::uint32_t mask_words() const { return (action_dim + 63) / 64; }
+  std::uint32_t mask_words() const { return num_mask_words(action_dim); }
   std::size_t state_bytes() const {
     return static_cast<std::size_t>(state_dim) * static_cast<std::size_t>(wire);
   }
@@ -133,6 +134,13 @@ struct alignas(kLine) SlotHeader {
 static_assert(std::atomic<std::uint64_t>::is_always_lock_free, "words are shared by processes");
 static_assert(sizeof(std::atomic<std::uint64_t>) == 8);
 static_assert(sizeof(WorkerBlock::words) == kLine);
+
+/// The bin of a batch's rows, and where a bin begins.
+inline std::uint32_t batch_bin(std::uint32_t rows) {
+  return std::min(31u - static_cast<std::uint32_t>(std::countl_zero(rows | 1u)),
+                  kHistogramBins - 1);
+}
+inline std::uint32_t batch_bin_rows(std::uint32_t bin) { return 1u << bin; }
 
 /// The bin of a waiting time: octave and two bits more.
 inline std::uint32_t wait_bin(std::uint64_t ns) {

@@ -528,8 +528,7 @@ class ServerPort {
     }
     block_.last_batch_ns.store(now, std::memory_order_relaxed);  // a report
     block_.version.store(version, std::memory_order_relaxed);    // likewise
-    const std::uint32_t bin = 31u - static_cast<std::uint32_t>(std::countl_zero(rows | 1u));
-    add(block_.histogram[std::min(bin, kHistogramBins - 1)], 1);
+    add(block_.histogram[batch_bin(rows)], 1);
     batches_.erase(found);
   }
 
@@ -760,7 +759,25 @@ inline void reclaim_server(const Segment& segment, std::uint32_t server) {
   });
 }
 
-/// A slot that waits for its server: ready, taken or orphaned.
+/// Whether a slot waits for its server: only that can move it on.
+inline bool is_held(SlotState state) {
+  return state == SlotState::kReady || state == SlotState::kTaken || state == SlotState::kOrphaned;
+}
+
+/// Whether a worker has nothing to do but to wait for its servers: they hold some of its slots, and
+/// the others are free.
+inline bool waits_for_servers(const Segment& segment, std::uint32_t worker) {
+  bool waits = false;
+  for (std::uint32_t slot = 0; slot < segment.sizes().slots_per_worker; ++slot) {
+    const SlotState state =
+        SlotWord{segment.worker(worker).words[slot].load(std::memory_order_acquire)}.state();
+    if (!is_held(state) && state != SlotState::kFree) return false;
+    waits |= is_held(state);
+  }
+  return waits;
+}
+
+/// A slot that waits for its server, see is_held.
 struct HeldSlot {
   std::uint32_t worker, slot, generation;
 };
@@ -768,15 +785,12 @@ struct HeldSlot {
 /// The slots of a server that only it can move on.
 inline std::vector<HeldSlot> held_slots(const Segment& segment, std::uint32_t server) {
   std::vector<HeldSlot> held;
-  segment.for_each_slot(server, [&](std::uint32_t w, std::uint32_t s,
-                                    std::atomic<std::uint64_t>& cell) {
-    const SlotWord word{cell.load(std::memory_order_acquire)};
-    const SlotState state = word.state();
-    if (state == SlotState::kReady || state == SlotState::kTaken || state == SlotState::kOrphaned) {
-      held.push_back({w, s, word.generation()});
-    }
-    return true;
-  });
+  segment.for_each_slot(server,
+                        [&](std::uint32_t w, std::uint32_t s, std::atomic<std::uint64_t>& cell) {
+                          const SlotWord word{cell.load(std::memory_order_acquire)};
+                          if (is_held(word.state())) held.push_back({w, s, word.generation()});
+                          return true;
+                        });
   return held;
 }
 
