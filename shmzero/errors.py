@@ -39,6 +39,10 @@ class WorkerDied(ShmzeroError):
     """A child process keeps dying; carries the child's own last words."""
 
 
+class MessageError(ShmzeroError):
+    """A message of a process of another version; exit code 1."""
+
+
 class ServerGone(ShmzeroError, RuntimeError):
     """The inference process is not there any more."""
 

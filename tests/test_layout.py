@@ -24,11 +24,11 @@ MAY_USE: dict[str, set[str]] = {
     "processes": {"shm"},
     "inference": {"nets", "shm", "processes"},
     "runs": {"game", "nets"},
-    "engine": {"game", "mcts", "nets", "shm", "processes", "runs"},
+    "engine": {"game", "mcts", "nets", "shm", "processes", "inference", "runs"},
     "service": {"cli", "nets", "shm", "inference"},
     "learner": {"nets", "processes", "runs"},
     "matches": {"game", "mcts", "nets", "processes", "inference", "runs", "learner"},
-    "training": {"game", "nets", "processes", "runs", "engine", "matches"},
+    "training": {"game", "nets", "processes", "runs", "engine", "learner", "matches"},
 }
 """What each room may import besides the ground, lowest first: a room stands above all that it uses."""
 DOORS = {"arena", "evaluators", "plot", "records", "selfplay", "serve", "train"}

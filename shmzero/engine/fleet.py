@@ -17,13 +17,14 @@ from shmzero.engine.config import SelfPlayConfig, to_flags
 from shmzero.engine.inference_pool import InferencePool
 from shmzero.engine.plan import plan_fleet
 from shmzero.engine.stalls import StallWatch
-from shmzero.engine.units import FinishedUnit, Units
+from shmzero.engine.units import Units
 from shmzero.engine.weights import Weights, WeightsVersions
 from shmzero.engine.worker_pool import WorkerPool
 from shmzero.game.bots import OLDER
 from shmzero.processes.child import starting
 from shmzero.processes.deaths import Deaths
 from shmzero.processes.selector import ChildSelector
+from shmzero.runs.recorder import Unit
 from shmzero.shm.segment import create_private
 
 
@@ -100,7 +101,7 @@ class Fleet:
         """Whether every unit has been returned by `poll`."""
         return self._units.left == 0
 
-    def poll(self, timeout_s: float) -> list[FinishedUnit]:
+    def poll(self, timeout_s: float) -> list[Unit]:
         """Units finished within at most `timeout_s`, as (unit, records); each once.
 
         Grants work, replaces the dead. Raises WorkerDied when children keep dying, ConfigError where
@@ -166,7 +167,7 @@ class Fleet:
             "servers": [server.child.pid for server in self._inference.servers],
         }
 
-    def close(self) -> list[FinishedUnit]:
+    def close(self) -> list[Unit]:
         """End every child at once and return what was finished and not yet returned."""
         self._workers.kill()
         self._inference.kill()

@@ -8,15 +8,28 @@ from __future__ import annotations
 
 from collections import deque
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from shmzero.engine.config import SelfPlayConfig
 from shmzero.engine.plan import FleetPlan
 from shmzero.engine.weights import Weights, WeightsVersions
 from shmzero.errors import ConfigError
 from shmzero.game.bots import OLDER
+from shmzero.inference.messages import (
+    EVENTS,
+    DeviceRefused,
+    DeviceSpec,
+    Event,
+    InferenceSpec,
+    NetworkCompiled,
+    OtherRefused,
+    Ready,
+    TakeOther,
+    TakeWeights,
+    WeightsRefused,
+    WeightsTaken,
+)
 from shmzero.nets.config import NETS
 from shmzero.processes.child import Child, start_child, starting
 from shmzero.processes.deaths import Deaths
@@ -35,7 +48,7 @@ class Server:
 
     index: int
     child: Child
-    lines: LineSocket
+    lines: LineSocket[Event]
     epoch: int
     settled: int
     """The version of the weights that it last took, refused or was started with: it reads no older ones."""
@@ -74,7 +87,7 @@ class InferencePool:
     def _start(self, index: int, epoch: int) -> Server:
         name = f"inference process {index}"
         with starting(name) as held, ExitStack() as theirs:
-            lines, control_fd = LineSocket.pair(held, theirs)
+            lines, control_fd = LineSocket.pair(EVENTS, held, theirs)
             fds = [self._memory.fd, control_fd]
             spec = self._spec(index, epoch, *fds)
             child = start_child(name, "shmzero.inference.process", spec, fds, self._plan.threads, held)
@@ -85,28 +98,31 @@ class InferencePool:
             self._offer(server, offered)  # the process before it may have died without taking them
         return server
 
-    def _spec(self, index: int, epoch: int, segment_fd: int, control_fd: int) -> dict[str, Any]:
-        config, served = self._config, self._weights.served
-        return {
-            "segment_fd": segment_fd,
-            "server": index,
-            "epoch": epoch,
-            "control_fd": control_fd,
-            "threads": self._plan.threads,
-            "evaluator": config.evaluator,
-            "device": self._plan.devices[index],
-            "precision": config.precision,
-            "compile": config.compile,
-            "max_batch": self._plan.max_batch,
-            "timeout_ms": config.timeout_ms,
-            "spin_us": self._plan.spin_us,
-            "net": asdict(NETS[config.net]),
-            "checkpoint": served.name,
-            "searched": config.search().simulations > 0,
-            "other": self.other,
-            "seed": config.seed,
-            "version": served.version,
-        }
+    def _spec(self, index: int, epoch: int, segment_fd: int, control_fd: int) -> InferenceSpec:
+        config, plan, served = self._config, self._plan, self._weights.served
+        device = DeviceSpec(
+            device=plan.devices[index],
+            max_batch=plan.max_batch,
+            threads=plan.threads,
+            evaluator=config.evaluator,
+            precision=config.precision,
+            compile=config.compile,
+            checkpoint=served.name,
+            net=NETS[config.net],
+            seed=config.seed,
+            searched=config.search().simulations > 0,
+            other=self.other,
+        )
+        return InferenceSpec(
+            segment_fd=segment_fd,
+            control_fd=control_fd,
+            server=index,
+            epoch=epoch,
+            device=device,
+            version=served.version,
+            timeout_ms=config.timeout_ms,
+            spin_us=plan.spin_us,
+        )
 
     @property
     def ready(self) -> bool:
@@ -126,13 +142,13 @@ class InferencePool:
             self._offer(server, weights)
 
     def _offer(self, server: Server, weights: Weights) -> None:
-        server.lines.post(cmd="weights", weights=weights.name, version=weights.version)
+        server.lines.post(TakeWeights(weights.name, weights.version))
 
     def offer_other(self, path: Path) -> None:
         """Have every process take a checkpoint for the other network from its next batch on."""
         self._others = [*self._others[-1:], str(path)]
         for server in self.servers:
-            server.lines.post(cmd="other", weights=str(path))
+            server.lines.post(TakeOther(str(path)))
 
     def flush(self) -> None:
         """Send what a process had no room for before: it is busy, or hangs and will be replaced."""
@@ -149,25 +165,27 @@ class InferencePool:
         for event in events:
             self._act(server, event)
 
-    def _act(self, server: Server, event: dict[str, Any]) -> None:
+    def _act(self, server: Server, event: Event) -> None:
         name = server.child.name
-        message = self._weights.with_paths(event.get("message", ""))
-        if event["event"] == "error":
-            raise ConfigError(message)
-        if event["event"] == "ready":
-            server.ready = True
-            self._events.append(f"{name} serves {event['description']}")
-        elif event["event"] in ("refused", "compiled"):
-            self._events.append(f"{name}: {message}")
-            if "other" in event:
-                self._others = [path for path in self._others if path != event["other"]]
-            elif "version" in event:
-                self._weights.set_refused(event["version"])
-                self._settle(server, event["version"])
-        elif event["event"] == "weights":
-            self._weights.set_taken(event["version"])
-            self._settle(server, event["version"])
-            self._events.append(f"{name} serves weights {event['version']}")
+        match event:
+            case DeviceRefused(message):
+                raise ConfigError(self._weights.with_paths(message))
+            case Ready(description):
+                server.ready = True
+                self._events.append(f"{name} serves {description}")
+            case WeightsTaken(version):
+                self._weights.set_taken(version)
+                self._settle(server, version)
+                self._events.append(f"{name} serves weights {version}")
+            case WeightsRefused(version, message):
+                self._events.append(f"{name}: {self._weights.with_paths(message)}")
+                self._weights.set_refused(version)
+                self._settle(server, version)
+            case OtherRefused(checkpoint, message):
+                self._events.append(f"{name}: {message}")
+                self._others = [path for path in self._others if path != checkpoint]
+            case NetworkCompiled(message):
+                self._events.append(f"{name}: {message}")
 
     def _settle(self, server: Server, version: int) -> None:
         """Note that a process is done with a version; what no process can be about to read any more is closed."""

@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 
-FinishedUnit = tuple[int, list[bytes]]
-"""Id of the unit, and the records of its rounds in order."""
+from shmzero.runs.recorder import Unit
 
 
 class Units:
@@ -24,7 +23,7 @@ class Units:
         """Units that are not finished."""
         self._fresh: Iterator[int] = iter(fresh)
         self._returned: deque[int] = deque()
-        self._finished: list[FinishedUnit] = []  # kept until they are taken: an error on the way must not cost them
+        self._finished: list[Unit] = []  # kept until they are taken: an error on the way must not cost them
 
     def hand_out(self, most: int) -> list[int]:
         """Up to `most` units to be played; those that were given back come first."""
@@ -48,7 +47,7 @@ class Units:
         self.left -= 1
         self._finished.append((unit, [*self.in_progress.pop(unit, []), record]))
 
-    def take_finished(self) -> list[FinishedUnit]:
+    def take_finished(self) -> list[Unit]:
         """The units that were finished since the last call."""
         finished, self._finished = self._finished, []
         return finished

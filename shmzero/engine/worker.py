@@ -2,30 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from shmzero import _core
-from shmzero.mcts.config import SearchConfig
+from shmzero.engine.messages import WorkerSpec
 from shmzero.mcts.play import play_settings
 from shmzero.processes.child import child_main
 from shmzero.processes.seam import replaceable
 
 
-def run(spec: dict[str, Any]) -> int:
+def run(spec: WorkerSpec) -> int:
     """Play the units that the parent grants until there are no more."""
-    settings = play_settings(SearchConfig(**spec["search"]), **spec["play"])
-    segment = _core.Segment.attach(spec["segment_fd"])
+    settings = play_settings(
+        spec.search, spec.seed, spec.players, spec.cards, spec.trump, spec.dealer, spec.games, others=spec.others
+    )
+    segment = _core.Segment.attach(spec.segment_fd)
     replaceable(_core.run_worker, "SHMZERO_WORKER_LOOP")(
         segment,
-        spec["worker"],
-        spec["grant_fd"],
-        spec["record_fd"],
-        spec["lanes"],
+        spec.worker,
+        spec.grant_fd,
+        spec.record_fd,
+        spec.lanes,
         settings,
-        spec["spin_us"],
+        spec.spin_us,
     )
     return 0
 
 
 if __name__ == "__main__":
-    child_main(run)
+    child_main(WorkerSpec, run)

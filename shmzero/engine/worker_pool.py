@@ -12,11 +12,11 @@ import signal
 from collections import Counter, deque
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import dataclass, field
 
 from shmzero import _core
 from shmzero.engine.config import SelfPlayConfig
+from shmzero.engine.messages import WorkerSpec
 from shmzero.engine.plan import FleetPlan
 from shmzero.engine.units import Units
 from shmzero.errors import WorkerDied
@@ -97,26 +97,24 @@ class WorkerPool:
         self._selector.add_end(child, lambda: self._reap(worker))
         return worker
 
-    def _spec(self, index: int, segment_fd: int, grant_fd: int, record_fd: int) -> dict[str, Any]:
+    def _spec(self, index: int, segment_fd: int, grant_fd: int, record_fd: int) -> WorkerSpec:
         config = self._config
-        return {
-            "segment_fd": segment_fd,
-            "worker": index,
-            "grant_fd": grant_fd,
-            "record_fd": record_fd,
-            "lanes": self._plan.lanes,
-            "spin_us": self._plan.spin_us,
-            "search": asdict(config.search()),
-            "play": {
-                "seed": config.seed,
-                "players": config.players,
-                "cards": config.cards,
-                "trump": config.trump,
-                "dealer": config.dealer,
-                "games": config.games is not None,
-                "others": config.others,
-            },
-        }
+        return WorkerSpec(
+            segment_fd=segment_fd,
+            grant_fd=grant_fd,
+            record_fd=record_fd,
+            worker=index,
+            lanes=self._plan.lanes,
+            spin_us=self._plan.spin_us,
+            search=config.search(),
+            seed=config.seed,
+            players=config.players,
+            cards=config.cards,
+            trump=config.trump,
+            dealer=config.dealer,
+            games=config.games is not None,
+            others=config.others,
+        )
 
     @property
     def is_idle(self) -> bool:

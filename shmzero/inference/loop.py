@@ -12,6 +12,16 @@ from shmzero import _core
 from shmzero.errors import ConfigError, ModelFailed
 from shmzero.inference.batches import Batches
 from shmzero.inference.device import BatchDevice, OtherDevice
+from shmzero.inference.messages import (
+    Command,
+    LoopEvent,
+    NetworkCompiled,
+    OtherRefused,
+    TakeOther,
+    TakeWeights,
+    WeightsRefused,
+    WeightsTaken,
+)
 
 
 class ServeControl(Protocol):
@@ -20,9 +30,9 @@ class ServeControl(Protocol):
     closed: bool
     """Whether the loop shall end, because there is nobody left who could tell it so."""
 
-    def commands(self) -> list[dict[str, Any]]: ...
+    def commands(self) -> list[Command]: ...
 
-    def send(self, **event: Any) -> None: ...
+    def send(self, event: LoopEvent) -> None: ...
 
     def failed(self, error: ModelFailed) -> None:
         """A batch, or a request of it, failed. Raises where the loop shall end, with its slots unanswered."""
@@ -49,18 +59,19 @@ class BatchLoop:
         self._device = device
         self._control = control
         self._batches = Batches(port, device, version, timeout_ms, spin_us, check_finite, control.failed)
-        self._wanted: tuple[Any, int] | None = None  # weights to take up and their version
-        self._wanted_other: Any = None  # weights of the second network to take up
+        self._wanted: TakeWeights | None = None
+        self._wanted_other: str | None = None  # checkpoint of the second network to take up
 
     def run(self) -> None:
-        """Serve until told to stop, or until `control` is closed; batches at hand are finished."""
+        """Serve until `control` is closed; batches at hand are finished."""
         while self._turn():
             pass
 
     def _turn(self) -> bool:
         """Read commands, launch a batch, finish a batch. Returns whether to go on."""
         batches = self._batches
-        is_over = self._is_told_to_stop() or self._control.closed
+        self._read_commands()
+        is_over = self._control.closed
         if is_over or self._wanted is not None or self._wanted_other is not None or batches.any_failed:
             batches.finish_all()
         if is_over:
@@ -70,41 +81,40 @@ class BatchLoop:
         if self._wanted is not None:
             self._take_up()
         if not batches.any_in_flight and (line := self._device.poll()):
-            self._control.send(event="compiled", message=line)
+            self._control.send(NetworkCompiled(line))
         batches.gather()
         batches.finish_ready()
         return True
 
-    def _is_told_to_stop(self) -> bool:
-        """Read the commands. Of several for new weights the last counts."""
+    def _read_commands(self) -> None:
+        """Note what is wanted. Of several commands for new weights the last counts."""
         for command in self._control.commands():
-            if command["cmd"] == "stop":
-                return True
-            if command["cmd"] == "other":
-                self._wanted_other = command["weights"]
-            else:
-                self._wanted = (command["weights"], command["version"])
-        return False
+            match command:
+                case TakeWeights():
+                    self._wanted = command
+                case TakeOther(checkpoint):
+                    self._wanted_other = checkpoint
 
     def _take_up(self) -> None:
         """Serve the wanted weights, or say why not and go on with the old ones. Nothing may be in flight."""
         assert self._wanted is not None
-        (weights, version), self._wanted = self._wanted, None
+        wanted, self._wanted = self._wanted, None
         try:
-            take_up(self._device, weights)
+            take_up(self._device, wanted.weights)
         except ConfigError as error:
-            self._control.send(event="refused", version=version, message=str(error))
+            self._control.send(WeightsRefused(wanted.version, str(error)))
         else:
-            self._batches.version = max(self._batches.version, version)
-            self._control.send(event="weights", version=self._batches.version)
+            self._batches.version = max(self._batches.version, wanted.version)
+            self._control.send(WeightsTaken(self._batches.version))
 
     def _take_up_other(self) -> None:
         """The same for the second network."""
-        weights, self._wanted_other = self._wanted_other, None
+        checkpoint, self._wanted_other = self._wanted_other, None
+        assert checkpoint is not None
         try:
-            cast(OtherDevice, self._device).seat_other(weights)
+            cast(OtherDevice, self._device).seat_other(checkpoint)
         except ConfigError as error:
-            self._control.send(event="refused", other=weights, message=str(error))
+            self._control.send(OtherRefused(checkpoint, str(error)))
 
 
 def take_up(device: BatchDevice, weights: Any) -> None:

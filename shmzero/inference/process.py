@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from shmzero import _core
 from shmzero.errors import ConfigError, ModelFailed
 from shmzero.inference.factory import make_device
 from shmzero.inference.loop import BatchLoop
+from shmzero.inference.messages import COMMANDS, Command, DeviceRefused, InferenceSpec, Ready
 from shmzero.processes.child import child_main
 from shmzero.processes.line_socket import LineSocket
 
 
-class ParentControl(LineSocket):
+class ParentControl(LineSocket[Command]):
     """The parent's word in the batch loop: it sends the commands and hears the events."""
 
-    def commands(self) -> list[dict[str, Any]]:
+    def commands(self) -> list[Command]:
         return self.receive()
 
     def failed(self, error: ModelFailed) -> None:
@@ -23,20 +22,20 @@ class ParentControl(LineSocket):
         raise error
 
 
-def run(spec: dict[str, Any]) -> int:
+def run(spec: InferenceSpec) -> int:
     """The process: attach, make the device, shake hands, serve. Returns the exit code."""
-    control = ParentControl(spec["control_fd"])
+    control = ParentControl(spec.control_fd, COMMANDS)
     try:
-        device = make_device(spec)
+        device = make_device(spec.device)
     except ConfigError as error:
-        control.send(event="error", message=str(error))
+        control.send(DeviceRefused(str(error)))
         return 2
-    segment = _core.Segment.attach(spec["segment_fd"])
-    port = _core.ServerPort(segment, spec["server"], spec["epoch"])
-    control.send(event="ready", description=getattr(device, "description", spec["evaluator"]))
-    BatchLoop(port, device, control, spec["version"], spec["timeout_ms"], spec["spin_us"]).run()
+    segment = _core.Segment.attach(spec.segment_fd)
+    port = _core.ServerPort(segment, spec.server, spec.epoch)
+    control.send(Ready(getattr(device, "description", spec.device.evaluator)))
+    BatchLoop(port, device, control, spec.version, spec.timeout_ms, spec.spin_us).run()
     return 0
 
 
 if __name__ == "__main__":
-    child_main(run)
+    child_main(InferenceSpec, run)

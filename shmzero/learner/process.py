@@ -1,6 +1,6 @@
 """The learner process: records in, weights out.
 
-Finished rounds come over one pipe as frames (u32 bytes, record), JSON lines go both ways over a socket.
+Finished rounds come over one socket as frames (u32 bytes, record), messages go both ways over another.
 A learner that starts takes up the state and the newest records of the run folder, so one that was
 killed is simply started again. A second thread does the critic's half of a step while the first does the
 policy's half of the step before. Read next: learner/algorithm.py (the arithmetic), train.py (the parent).
@@ -11,7 +11,6 @@ from __future__ import annotations
 import select
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,6 +21,20 @@ from shmzero.files import make_folder, remove_unfinished
 from shmzero.learner.algorithm import METRICS, Learner, Valued
 from shmzero.learner.buffer import ReplayBuffer
 from shmzero.learner.feed import RecordPipe, ends_game, newest_records
+from shmzero.learner.messages import (
+    COMMANDS,
+    CheckpointSaved,
+    Command,
+    Finish,
+    Finished,
+    FolderFailed,
+    Learned,
+    LearnerSpec,
+    PauseWanted,
+    Ready,
+    SettingsRefused,
+    WeightsPublished,
+)
 from shmzero.learner.schedule import Schedule
 from shmzero.learner.state import load_state, save_state
 from shmzero.nets.checkpoint import save_checkpoint
@@ -30,7 +43,6 @@ from shmzero.processes.line_socket import LineSocket
 from shmzero.processes.watch import Pulse
 from shmzero.runs.checkpoints import newest_version, numbered_path, weights_path
 from shmzero.runs.folder import CHECKPOINT_FOLDER, RECORDS_NAME, STATE_NAME, WEIGHTS_FOLDER
-from shmzero.training.config import TrainConfig
 
 WAIT_S = 0.05
 METRICS_S = 1.0
@@ -44,22 +56,22 @@ the buffer, and goes on below the first: its rounds take a while to come, and no
 class LearnerProcess:
     """The loop around a Learner."""
 
-    def __init__(self, spec: dict[str, Any], parent: LineSocket) -> None:
-        torch.set_num_threads(spec["threads"])
-        self._second = ThreadPoolExecutor(1, "critic", torch.set_num_threads, (spec["threads"],))
+    def __init__(self, spec: LearnerSpec, parent: LineSocket[Command]) -> None:
+        torch.set_num_threads(spec.threads)
+        self._second = ThreadPoolExecutor(1, "critic", torch.set_num_threads, (spec.threads,))
         self._ahead: Future[Valued] | None = None
         """The critic's half of the next step."""
         self._parent = parent
-        self._folder = Path(spec["folder"])
-        self._config = TrainConfig(**spec["config"])
-        self._pipe = RecordPipe(spec["record_fd"])
-        self._pulse = Pulse(spec["pulse_fd"])
-        self._learner = Learner(self._config, spec["device"], self._pulse.beat)
+        self._folder = spec.folder
+        self._config = spec.config
+        self._pipe = RecordPipe(spec.record_fd)
+        self._pulse = Pulse(spec.pulse_fd)
+        self._learner = Learner(self._config, spec.device, self._pulse.beat)
         self._buffer = ReplayBuffer(self._config.buffer, self._config.seed)
-        self._progress = spec["progress"]
+        self._progress = spec.progress
         self._rows_new = 0
-        self._version = max(newest_version(self._folder), spec["version"])
-        self._played_version = spec["version"]
+        self._version = max(newest_version(self._folder), spec.version)
+        self._played_version = spec.version
         """The version of the weights that self-play has; with a gate it counts those that passed."""
         self._paused = False
         self._wait_s = 0.0
@@ -73,7 +85,7 @@ class LearnerProcess:
             facts = load_state(self._learner, state)
             self._rows_new = facts["rows"]
             self._first_step = self._learner.steps
-        if spec["refill"]:
+        if spec.refill:
             # What is committed meanwhile comes over the pipe as well: a few rows may be there twice.
             try:
                 for records in newest_records(self._folder, self._config.buffer):
@@ -92,7 +104,7 @@ class LearnerProcess:
         """Learn until the parent says stop or is gone, and save the last state."""
         config, learner = self._config, self._learner
         self._pulse.beat()
-        self._parent.send(event="ready", steps=learner.steps, rows=len(self._buffer))
+        self._parent.send(Ready(learner.steps, len(self._buffer)))
         if learner.steps:
             self._publish()
         started = published_at = saved_at = metrics_at = time.monotonic()
@@ -102,10 +114,10 @@ class LearnerProcess:
         while True:
             self._take()
             for command in self._parent.receive():
-                self._progress, self._played_version = command["progress"], command["version"]
-                if command["cmd"] == "stop":
+                self._progress, self._played_version = command.progress, command.version
+                if isinstance(command, Finish):
                     stopping = True
-                    self._to_the_end = command["to_the_end"]
+                    self._to_the_end = command.to_the_end
             if self._parent.closed:
                 return  # the parent is gone; the folder holds the last saved state
             if stopping and not (self._to_the_end and (self._may_step() or not self._pipe.ended)):
@@ -177,7 +189,7 @@ class LearnerProcess:
         lead = self._rows_new - trained
         if (lead > LEAD_SHARES[not self._paused] * self._config.buffer) != self._paused:
             self._paused = not self._paused
-            self._parent.send(event="pause", on=self._paused)
+            self._parent.send(PauseWanted(self._paused))
 
     def _report(self, pending: list[Any], seconds: float) -> None:
         import torch
@@ -185,8 +197,7 @@ class LearnerProcess:
         means = torch.stack(pending).mean(dim=0).tolist()
         learner, rows = self._learner, len(self._buffer)
         versions = self._buffer.tensors["versions"][:rows].float()
-        self._parent.send(
-            event="metrics",
+        learned = Learned(
             steps=learner.steps,
             rows=self._rows_new,
             skipped=learner.skipped,
@@ -195,8 +206,9 @@ class LearnerProcess:
             replay_age_versions=self._played_version - float(versions.mean()),
             learner_waits=self._wait_s / seconds,
             learning_rate=Schedule.at(self._config, self._progress).learning_rate,
-            **dict(zip(METRICS, means, strict=True)),
+            means=dict(zip(METRICS, means, strict=True)),
         )
+        self._parent.send(learned)
 
     def _publish(self) -> None:
         self._version += 1
@@ -204,7 +216,7 @@ class LearnerProcess:
         make_folder(path.parent)
         save_checkpoint(self._learner.ema, path, self._config.utility)
         self._pulse.beat()
-        self._parent.send(event="weights", path=str(path), version=self._version)
+        self._parent.send(WeightsPublished(path, self._version))
 
     def _save(self) -> None:
         """The state to go on from, and a checkpoint that stays."""
@@ -217,31 +229,31 @@ class LearnerProcess:
         self._pulse.beat()
         save_state(self._learner, self._folder / STATE_NAME, {"rows": self._rows_new})
         self._pulse.beat()
-        self._parent.send(event="checkpoint", path=str(path), steps=self._learner.steps)
+        self._parent.send(CheckpointSaved(self._learner.steps))
 
     def _finish(self) -> None:
         if self._learner.steps:
             self._publish()
             self._save()
-        self._parent.send(event="stopped", steps=self._learner.steps)
+        self._parent.send(Finished(self._learner.steps))
 
 
-def run(spec: dict[str, Any]) -> int:
+def run(spec: LearnerSpec) -> int:
     """The process. Returns the exit code."""
-    parent = LineSocket(spec["control_fd"])
+    parent = LineSocket(spec.control_fd, COMMANDS)
     try:
         LearnerProcess(spec, parent).run()
     except ConfigError as error:
-        parent.send(event="error", message=str(error))
+        parent.send(SettingsRefused(str(error)))
         return 2
     except RecordError as error:
-        parent.send(event="folder", message=str(error))
+        parent.send(FolderFailed(str(error)))
         return 1
     except OSError as error:
-        parent.send(event="folder", message=f"run folder {spec['folder']} cannot be written: {error.strerror}")
+        parent.send(FolderFailed(f"run folder {spec.folder} cannot be written: {error.strerror}"))
         return 1
     return 0
 
 
 if __name__ == "__main__":
-    child_main(run)
+    child_main(LearnerSpec, run)

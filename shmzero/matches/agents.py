@@ -16,6 +16,7 @@ from shmzero.errors import ConfigError
 from shmzero.files import is_folder
 from shmzero.game.bots import BUILT_IN, built_in_bot
 from shmzero.game.masks import masks_of
+from shmzero.inference.messages import DeviceSpec
 from shmzero.machine import cores
 from shmzero.mcts.config import SearchConfig
 from shmzero.mcts.search import Evaluator
@@ -110,8 +111,7 @@ def _served(
 
     on_cpu = device == "cpu"
     batch = CPU_BATCH if on_cpu else CUDA_BATCH
-    spec = {"checkpoint": path, "device": device, "threads": 1, "precision": "auto", "compile": False,
-            "max_batch": batch, "searched": searched}  # fmt: skip
+    spec = DeviceSpec(device=device, max_batch=batch, threads=1, checkpoint=path, searched=searched)
     nets = [make_net_device(spec) for _ in range(threads if on_cpu else 1)]
     pool = ThreadPoolExecutor(len(nets), "arena-net")
 

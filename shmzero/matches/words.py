@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final, Literal
 
-GATE = "gate"
+GATE: Final = "gate"
 """Mode of a match that decides whether self-play gets a checkpoint."""
+Mode = Literal["one", "rest", "gate"]
+"""Who sits where in a match, or what it is for: see SEATS."""
 SEATS = {"one": "one seat against all others", "rest": "all seats but one", GATE: "the gate"}
 
 

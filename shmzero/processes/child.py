@@ -8,19 +8,18 @@ from __future__ import annotations
 import argparse
 import errno
 import functools
-import json
 import os
 import signal
 import subprocess
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
 
 from shmzero import _core
 from shmzero.errors import StartError
+from shmzero.processes.messages import Kinds, M, Message, encode
 from shmzero.processes.watch import Watch
 from shmzero.shm.names import nameless_file
 
@@ -112,9 +111,7 @@ def has_pidfd() -> bool:
     return True
 
 
-def start_child(
-    name: str, module: str, spec: dict[str, Any], fds: Sequence[int], threads: int, held: ExitStack
-) -> Child:
+def start_child(name: str, module: str, spec: Message, fds: Sequence[int], threads: int, held: ExitStack) -> Child:
     """Start `python -m module` with `spec` in a file, inheriting `fds`; it dies with this process.
 
     `name` is the child's in lines for people. What `held` closes becomes the child's, and is closed with it.
@@ -129,7 +126,7 @@ def start_child(
     with ExitStack() as undo, ExitStack() as theirs:
         spec_fd = nameless_file("shmzero-spec")
         theirs.callback(os.close, spec_fd)
-        os.write(spec_fd, json.dumps(spec | {"parent_pid": os.getpid()}).encode())
+        os.write(spec_fd, encode(spec))
         os.lseek(spec_fd, 0, os.SEEK_SET)
         stderr_fd = nameless_file("shmzero-stderr")
         undo.callback(os.close, stderr_fd)
@@ -141,7 +138,7 @@ def start_child(
             theirs.callback(os.close, life)
             inherited.append(life)
         process = subprocess.Popen(
-            [sys.executable, "-m", module, "--spec-fd", str(spec_fd)],
+            [sys.executable, "-m", module, "--spec-fd", str(spec_fd), "--parent-pid", str(os.getpid())],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=stderr_fd,
@@ -161,16 +158,21 @@ def start_child(
     return Child(name, process, end_fd, stderr_fd, held.pop_all())
 
 
-def child_main(run_spec: Any) -> None:
-    """Entry of a child process: reads its spec from an inherited file, dies with its parent."""
+def child_main(kind: type[M], run: Callable[[M], int]) -> None:
+    """Entry of a child process: reads its spec from an inherited file, runs, and dies with its parent.
+
+    `run` gets the spec and returns the exit code.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
     parser = argparse.ArgumentParser(description="Started by shmzero itself.")
     parser.add_argument("--spec-fd", type=int, required=True)
-    with os.fdopen(parser.parse_args().spec_fd) as pipe:
-        spec = json.load(pipe)
-    _core.die_with_parent(spec["parent_pid"])
+    parser.add_argument("--parent-pid", type=int, required=True)
+    arguments = parser.parse_args()
+    _core.die_with_parent(arguments.parent_pid)
     try:
-        code = run_spec(spec)
+        with os.fdopen(arguments.spec_fd, "rb") as file:
+            spec = Kinds(kind).decode(file.read())
+        code = run(spec)
     except Exception:  # the entry point: the traceback is what the parent shows
         traceback.print_exc()
         code = 1

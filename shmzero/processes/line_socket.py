@@ -1,27 +1,32 @@
-"""JSON lines between a child and its parent, over a socket of which each holds one end."""
+"""Messages between a child and its parent, over a socket of which each holds one end.
+
+Read next: messages.py.
+"""
 
 from __future__ import annotations
 
-import json
 import socket
 from contextlib import ExitStack
-from typing import Any
+from typing import Generic
+
+from shmzero.processes.messages import Kinds, M, Message, encode
 
 
-class LineSocket:
+class LineSocket(Generic[M]):
     """One end of the socket. Receiving never blocks; a sender chooses whether to wait."""
 
-    def __init__(self, fd: int) -> None:
-        """`fd` is the end that a child has inherited. This object closes it."""
+    def __init__(self, fd: int, received: Kinds[M]) -> None:
+        """The end `fd`, which this object closes; `received` is what arrives here."""
         self._socket = socket.socket(fileno=fd)
         self._socket.setblocking(False)
-        self._received = b""
+        self._kinds = received
+        self._buffer = b""
         self._unsent = b""
         self.closed = False
         """Whether the other end is known to be gone."""
 
     @classmethod
-    def pair(cls, held: ExitStack, theirs: ExitStack) -> tuple[LineSocket, int]:
+    def pair(cls, received: Kinds[M], held: ExitStack, theirs: ExitStack) -> tuple[LineSocket[M], int]:
         """The parent's end, which `held` closes, and the descriptor of the child's, which `theirs` closes.
 
         Raises OSError.
@@ -29,7 +34,7 @@ class LineSocket:
         ours, other = socket.socketpair()
         held.callback(ours.close)
         theirs.callback(other.close)
-        lines = cls(ours.detach())
+        lines = cls(ours.detach(), received)
         held.callback(lines.close)
         return lines, other.fileno()
 
@@ -37,9 +42,9 @@ class LineSocket:
         """The descriptor, which becomes readable when something has arrived."""
         return self._socket.fileno()
 
-    def receive(self) -> list[dict[str, Any]]:
-        """The messages that have arrived since the last call. Never blocks."""
-        parts = [self._received]
+    def receive(self) -> list[M]:
+        """The messages that have arrived since the last call. Never blocks. Raises MessageError."""
+        parts = [self._buffer]
         try:
             while part := self._socket.recv(65536):
                 parts.append(part)
@@ -48,22 +53,22 @@ class LineSocket:
             pass
         except ConnectionResetError:
             self.closed = True
-        *lines, self._received = b"".join(parts).split(b"\n")
-        return [json.loads(line) for line in lines]
+        *lines, self._buffer = b"".join(parts).split(b"\n")
+        return [self._kinds.decode(line) for line in lines]
 
-    def send(self, **message: Any) -> None:
+    def send(self, message: Message) -> None:
         """Send one message and wait until it is on its way. Where the other end is gone it is lost."""
         self._socket.setblocking(True)
         try:
-            self._socket.sendall(json.dumps(message).encode() + b"\n")
+            self._socket.sendall(encode(message))
         except (BrokenPipeError, ConnectionResetError):
             self.closed = True
         finally:
             self._socket.setblocking(False)
 
-    def post(self, **message: Any) -> None:
+    def post(self, message: Message) -> None:
         """Send one message as far as there is room; `flush` sends the rest. Never blocks."""
-        self._unsent += json.dumps(message).encode() + b"\n"
+        self._unsent += encode(message)
         self.flush()
 
     def flush(self) -> None:

@@ -16,6 +16,15 @@ from shmzero import _core
 from shmzero.errors import ConfigError, ModelFailed, ServerGone
 from shmzero.inference.device import BatchDevice
 from shmzero.inference.loop import BatchLoop
+from shmzero.inference.messages import (
+    Command,
+    LoopEvent,
+    NetworkCompiled,
+    OtherRefused,
+    TakeWeights,
+    WeightsRefused,
+    WeightsTaken,
+)
 from shmzero.service.options import ServiceOptions, spin_us_or_default
 from shmzero.service.reaper import LOOK_MS, Reaper
 from shmzero.service.stats import percentile_us
@@ -34,13 +43,13 @@ class LoopControl:
         self.failures = 0
         self.last_failure = ""
         self.events: deque[str] = deque(maxlen=100)
-        self._command: dict[str, Any] | None = None
+        self._command: TakeWeights | None = None
         self._last_version = version  # that of the last swap that was asked for
         self._outcome = (version, "")  # of the last swap that the loop has tried: its version and what was wrong
         self._is_swapping = False  # whether a thread waits for a swap: one at a time; guarded by `_done`
         self._done = threading.Condition()
 
-    def commands(self) -> list[dict[str, Any]]:
+    def commands(self) -> list[Command]:
         if self._command is None:
             return []
         with self._done:
@@ -51,14 +60,21 @@ class LoopControl:
         self.failures += 1
         self.last_failure = str(error)
 
-    def send(self, **event: Any) -> None:
-        if event["event"] == "compiled":
-            self.events.append(event["message"])
-            return
+    def send(self, event: LoopEvent) -> None:
+        match event:
+            case NetworkCompiled(message) | OtherRefused(_, message):
+                self.events.append(message)
+            case WeightsTaken(version):
+                self._settle(version, "")
+            case WeightsRefused(version, message):
+                self._settle(version, message)
+
+    def _settle(self, version: int, refusal: str) -> None:
+        """Wake the swap that waits for the loop; `refusal` is what was wrong, if anything."""
         with self._done:
-            if event["event"] == "weights":
-                self.version = event["version"]
-            self._outcome = (event["version"], event.get("message", ""))
+            if not refusal:
+                self.version = version
+            self._outcome = (version, refusal)
             self._done.notify_all()
 
     def swap(self, weights: Any, timeout: float) -> int:
@@ -77,7 +93,7 @@ class LoopControl:
             try:
                 self._is_swapping = True
                 self._last_version += 1
-                self._command = {"cmd": "weights", "weights": weights, "version": self._last_version}
+                self._command = TakeWeights(weights, self._last_version)
                 while self._outcome[0] != self._last_version:
                     if self.closed:
                         raise ServerGone("the server has been closed")

@@ -7,7 +7,6 @@ import os
 import sys
 import threading
 import time
-from dataclasses import asdict
 from typing import Any
 
 from shmzero.cli.interrupts import Interrupt
@@ -16,6 +15,7 @@ from shmzero.files import file_stamp
 from shmzero.inference.device import BatchDevice
 from shmzero.inference.factory import make_net_device
 from shmzero.inference.loop import take_up
+from shmzero.inference.messages import DeviceSpec
 from shmzero.inference.model_factory import make_model_device
 from shmzero.machine import cores, has_cuda
 from shmzero.nets.config import NETS
@@ -85,16 +85,15 @@ def blob_device(config: ServeConfig, threads: int) -> BatchDevice:
     if device == "auto":
         device = "cuda:0" if has_cuda() else "cpu"
     return make_net_device(
-        {
-            "device": "cuda:0" if device == "cuda" else device,
-            "precision": config.precision,
-            "compile": config.compile,
-            "max_batch": config.max_batch,
-            "threads": threads,
-            "net": asdict(NETS[config.net]),
-            "checkpoint": str(config.weights) if config.weights else None,
-            "seed": 0,
-        }
+        DeviceSpec(
+            device="cuda:0" if device == "cuda" else device,
+            max_batch=config.max_batch,
+            threads=threads,
+            precision=config.precision,
+            compile=config.compile,
+            checkpoint=str(config.weights) if config.weights else None,
+            net=NETS[config.net],
+        )
     )
 
 

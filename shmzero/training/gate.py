@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from shmzero.matches.messages import MatchPlayed
 from shmzero.matches.words import GATE
 from shmzero.runs.checkpoints import checkpoint_path, newest_checkpoint
 
@@ -51,7 +52,7 @@ class Gate:
             return None
         return self.best_path()
 
-    def judge(self, match: dict[str, Any]) -> None:
+    def judge(self, match: MatchPlayed) -> None:
         """Let the checkpoint through that played this match, if it was one for the gate and was won."""
-        if match.get("mode") == GATE and match["low"] > LEAST_WON:
-            self.best = match["steps"]
+        if match.mode == GATE and match.low > LEAST_WON:
+            self.best = match.steps

@@ -6,16 +6,25 @@ Read next: learner/process.py, training/run.py.
 
 from __future__ import annotations
 
-import dataclasses
 import socket
 from collections import deque
 from collections.abc import Iterable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 from shmzero import _core
 from shmzero.errors import ConfigError, RecordError
+from shmzero.learner.messages import (
+    EVENTS,
+    CheckpointSaved,
+    Event,
+    Finish,
+    FolderFailed,
+    Learned,
+    LearnerSpec,
+    RunProgress,
+    SettingsRefused,
+)
 from shmzero.processes.child import Child, start_child, starting
 from shmzero.processes.deaths import Deaths
 from shmzero.processes.line_socket import LineSocket
@@ -29,7 +38,8 @@ class LearnerHandle:
     def __init__(self, config: TrainConfig, folder: Path) -> None:
         self.config = config
         self.folder = folder
-        self.events: deque[dict[str, Any]] = deque()
+        self.events: deque[Event] = deque()
+        """What it has told, oldest first; whoever acts on an event takes it out."""
         self._deaths = Deaths()
         self._child: Child | None = None
 
@@ -41,26 +51,26 @@ class LearnerHandle:
         """
         name, threads = "the learner", self.config.learner_threads
         with starting(name) as held, ExitStack() as theirs:
-            self._lines, control_fd = LineSocket.pair(held, theirs)
+            self._lines, control_fd = LineSocket.pair(EVENTS, held, theirs)
             self._records, record_end = socket.socketpair()
             held.callback(self._records.close)
             theirs.callback(record_end.close)
             self._records.setblocking(False)
             self._pulse = Pulse()
             held.callback(self._pulse.close)
-            spec = {
-                "folder": str(self.folder),
-                "config": dataclasses.asdict(self.config),
-                "device": self.config.learner_device(),
-                "threads": threads,
-                "control_fd": control_fd,
-                "record_fd": record_end.fileno(),
-                "pulse_fd": self._pulse.fd,
-                "progress": progress,
-                "version": version,
-                "refill": refill,
-            }
             fds = [control_fd, record_end.fileno(), self._pulse.fd]
+            spec = LearnerSpec(
+                control_fd=control_fd,
+                record_fd=record_end.fileno(),
+                pulse_fd=self._pulse.fd,
+                folder=self.folder,
+                config=self.config,
+                device=self.config.learner_device(),
+                threads=threads,
+                progress=progress,
+                version=version,
+                refill=refill,
+            )
             self._child = start_child(name, "shmzero.learner.process", spec, fds, threads, held)
         self._unsent = bytearray()
         self._ending = self._ended = False
@@ -92,16 +102,16 @@ class LearnerHandle:
             for number, record in enumerate(records, 1):
                 self._unsent += _core.pack_frame(unit, record, last=number == len(records))
 
-    def tell(self, **command: Any) -> None:
-        """Send one command; one to a learner that is gone is lost. Never blocks."""
-        self._lines.post(**command)
+    def tell(self, progress: float, version: int) -> None:
+        """Say what share of the run is done, and which weights self-play has. Never blocks."""
+        self._lines.post(RunProgress(progress, version))
 
     def end(self, progress: float, version: int, to_the_end: bool) -> None:
         """Have it save its last state and go; `to_the_end`: after it has learned from all that it was fed.
 
         `to_the_end` may change while it learns: call this again until it has gone.
         """
-        self.tell(cmd="stop", progress=progress, version=version, to_the_end=to_the_end)
+        self._lines.post(Finish(progress, version, to_the_end))
         self._ending = True
 
     def poll(self) -> bool:
@@ -112,12 +122,13 @@ class LearnerHandle:
         self._lines.flush()
         self._send_records()
         for event in self._lines.receive():
-            if event["event"] == "error":
-                raise ConfigError(event["message"])
-            if event["event"] == "folder":
-                raise RecordError(event["message"])
-            if event["event"] in ("metrics", "checkpoint"):
-                self._deaths.went_on()
+            match event:
+                case SettingsRefused(message):
+                    raise ConfigError(message)
+                case FolderFailed(message):
+                    raise RecordError(message)
+                case Learned() | CheckpointSaved():
+                    self._deaths.went_on()
             self.events.append(event)
         return self._living.is_running()
 

@@ -6,6 +6,7 @@ the next one is due. Read next: matches/process.py (the process), training/gate.
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -13,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from shmzero.machine import cores
-from shmzero.matches.words import GATE
+from shmzero.matches.messages import EVENTS, MatchesSpec, MatchPlayed
+from shmzero.matches.words import GATE, Mode
 from shmzero.processes.child import Child, start_child, starting
 from shmzero.processes.line_socket import LineSocket
 from shmzero.processes.watch import Pulse
@@ -133,7 +135,7 @@ class MatchRunner:
         self,
         deals: int,
         niceness: int,
-        modes: tuple[str, ...] = ("one",),
+        modes: tuple[Mode, ...] = ("one",),
         rate: bool = False,
         against: list[str] | None = None,
         threads: int = 1,
@@ -149,39 +151,42 @@ class MatchRunner:
 
         name = "the matches"
         with starting(name) as held, ExitStack() as theirs:
-            self._lines, control_fd = LineSocket.pair(held, theirs)
+            self._lines, control_fd = LineSocket.pair(EVENTS, held, theirs)
             self._pulse = Pulse()
             held.callback(self._pulse.close)
-            spec = {
-                "control_fd": control_fd,
-                "pulse_fd": self._pulse.fd,
-                "checkpoint": str(checkpoint),
-                "opponents": opponents,
-                "modes": list(modes),
-                "deals": units(deals),
-                "deals_rated": units(self.config.deals),
-                "players": self.config.players,
-                "cards": self.config.cards,
-                "trump": self.config.trump,
-                "games": self.config.games,
-                "niceness": niceness,
-                "rate": rate,
-                "threads": threads,
-            }
             fds = [control_fd, self._pulse.fd]
+            spec = MatchesSpec(
+                control_fd=control_fd,
+                pulse_fd=self._pulse.fd,
+                checkpoint=checkpoint,
+                opponents=tuple(opponents),
+                modes=modes,
+                deals=units(deals),
+                deals_rated=units(self.config.deals),
+                players=self.config.players,
+                cards=self.config.cards,
+                trump=self.config.trump,
+                games=self.config.games,
+                niceness=niceness,
+                rate=rate,
+                threads=threads,
+            )
             self._child = start_child(name, "shmzero.matches.process", spec, fds, threads, held)
         self._child.watch.look(self._pulse.value, has_work=False)
 
     def _read(self) -> list[dict[str, Any]]:
-        if self._child is None:
-            return []
-        found = self._lines.receive()
-        for line in found:
-            self._note(line)
-            self.gate.judge(line.get("match", {}))
-        return found
+        """What the process has told since the last call, as lines of the metrics."""
+        lines: list[dict[str, Any]] = []
+        for event in self._lines.receive() if self._child is not None else ():
+            if isinstance(event, MatchPlayed):
+                self.gate.judge(event)
+            name = "match" if isinstance(event, MatchPlayed) else "rating"
+            lines.append({name: dataclasses.asdict(event)})
+            self._note(lines[-1])
+        return lines
 
     def _note(self, line: dict[str, Any]) -> None:
+        """Keep what a line of the metrics says of the last match against each opponent, and of the last rating."""
         if line.get("match", {}).get("mode") == "one":
             self.last[line["match"]["opponent"]] = line["match"]
         self.rating = line.get("rating", self.rating)

@@ -17,6 +17,7 @@ from shmzero.engine.plan import plan_fleet
 from shmzero.engine.progress import Meter, Progress
 from shmzero.errors import WorkerDied
 from shmzero.game.bots import OLDER
+from shmzero.learner.messages import CheckpointSaved, Finished, Learned, PauseWanted, Ready, WeightsPublished
 from shmzero.matches.agents import make_agent
 from shmzero.runs.checkpoints import checkpoints, newest_checkpoint, newest_version, remove_old_weights, weights_path
 from shmzero.runs.folder import RunFolder
@@ -223,7 +224,7 @@ class Run:
             self._commit()
             self._committed_at = now
         if now - self._told_at >= TELL_S:
-            self._learner.tell(cmd="progress", progress=self.done, version=fleet.version)
+            self._learner.tell(self.done, fleet.version)
             self._told_at = now
         if stalled := self._learner.kill_stalled(fleet.config.stall_s, self._learner_is_behind):
             self._say(stalled)
@@ -289,28 +290,28 @@ class Run:
     def _hear(self, fleet: Fleet | None) -> None:
         """Act on what the learner says."""
         while self._learner.events:
-            event = self._learner.events.popleft()
-            kind = event.pop("event")
-            if kind == "weights" and fleet is not None:
-                if not self.config.gate:
-                    fleet.publish(event["path"], event["version"])
-                if fleet.ready:
-                    remove_old_weights(self.folder, WEIGHTS_KEPT)
-            elif kind == "checkpoint":
-                self._writer.sync()  # it has learned from these rounds
-                if fleet is not None:
-                    self._seat_older(fleet)
-            elif kind == "pause":
-                self._learner_is_behind = event["on"]
-            elif kind == "metrics":
-                self._report = event
-            elif kind == "stopped":
-                self._report["steps"] = event["steps"]
-                self._learner_stopped = True
-            elif kind == "ready":
-                self._learner_is_ready = True
-                if event["steps"]:
-                    self._say(f"the learner goes on from step {event['steps']:,} with {event['rows']:,} positions")
+            match self._learner.events.popleft():
+                case WeightsPublished(path, version) if fleet is not None:
+                    if not self.config.gate:
+                        fleet.publish(path, version)
+                    if fleet.ready:
+                        remove_old_weights(self.folder, WEIGHTS_KEPT)
+                case CheckpointSaved():
+                    self._writer.sync()  # it has learned from these rounds
+                    if fleet is not None:
+                        self._seat_older(fleet)
+                case PauseWanted(on):
+                    self._learner_is_behind = on
+                case Learned() as learned:
+                    self._report = dataclasses.asdict(learned)
+                    self._report |= self._report.pop("means")
+                case Finished(steps):
+                    self._report["steps"] = steps
+                    self._learner_stopped = True
+                case Ready(steps, rows):
+                    self._learner_is_ready = True
+                    if steps:
+                        self._say(f"the learner goes on from step {steps:,} with {rows:,} positions")
 
     def _seat_older(self, fleet: Fleet) -> None:
         """Give the seats that `others` leaves to older checkpoints to one of them, another each time."""

@@ -20,6 +20,7 @@ from shmzero.inference import net_device
 from shmzero.inference.cpu import PAD_FROM_ROWS, PAD_ROWS_TO, CpuNetDevice
 from shmzero.inference.device import Staging, new_staging
 from shmzero.inference.loop import BatchLoop
+from shmzero.inference.messages import COMMANDS, TakeWeights
 from shmzero.inference.process import ParentControl
 from shmzero.mcts.evaluators import HashEvaluator
 from shmzero.nets import compiled, precision
@@ -27,6 +28,7 @@ from shmzero.nets.blob_net import BlobNet
 from shmzero.nets.checkpoint import load_checkpoint, save_checkpoint
 from shmzero.nets.evaluator import NetEvaluator
 from shmzero.nets.precision import resolve_precision
+from shmzero.processes.messages import encode
 from shmzero.shm.segment import create_private
 from tests.support.compiled import COMPILED, compiled_precision, copied
 
@@ -284,7 +286,7 @@ def serve_under_load(
     last = len(want) - 1
     pairs = [socket.socketpair() for _ in devices]
     loops = [
-        BatchLoop(_core.ServerPort(memory.segment, i, 1), device, ParentControl(pair[1].detach()), 0, 1.0)
+        BatchLoop(_core.ServerPort(memory.segment, i, 1), device, ParentControl(pair[1].detach(), COMMANDS), 0, 1.0)
         for i, (device, pair) in enumerate(zip(devices, pairs, strict=True))
     ]
     threads = [threading.Thread(target=loop.run) for loop in loops]
@@ -297,9 +299,9 @@ def serve_under_load(
     while any(versions[-20:] != [last] * 20 for versions in seen.values()):
         if published < last and all(versions[-10:] == [published] * 10 for versions in seen.values()) and between():
             published += 1
-            line = {"cmd": "weights", "weights": str(folder / f"{published}.safetensors"), "version": published}
+            line = encode(TakeWeights(str(folder / f"{published}.safetensors"), published))
             for ours, _ in pairs:
-                ours.sendall(json.dumps(line).encode() + b"\n")
+                ours.sendall(line)
         for slot in range(4):
             if slot in out and not port.answered(slot):
                 continue

@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -16,8 +17,18 @@ from shmzero.processes import deaths
 from shmzero.processes.child import Child, start_child, starting
 from shmzero.processes.deaths import Deaths
 from shmzero.processes.line_socket import LineSocket
+from shmzero.processes.messages import Kinds, Message, encode
 from shmzero.processes.watch import Pulse, Watch
 from tests.support.processes import wait_for
+
+
+@dataclass(frozen=True)
+class Note(Message):
+    number: int
+    text: str = ""
+
+
+NOTES = Kinds(Note)
 
 
 @pytest.fixture(autouse=True)
@@ -32,7 +43,7 @@ def started(code: str, held: ExitStack | None = None) -> Child:
     folder = Path(os.environ["PYTHONPATH"].split(os.pathsep)[0])
     (folder / "tried.py").write_text(code)
     with starting("worker 0") as stack:
-        return start_child("worker 0", "tried", {}, [], 1, held or stack)
+        return start_child("worker 0", "tried", Note(0), [], 1, held or stack)
     raise AssertionError
 
 
@@ -93,14 +104,14 @@ def test_child_that_cannot_be_started_leaves_no_descriptor_open(monkeypatch: pyt
     ):
         pulse = Pulse()
         held.callback(pulse.close)
-        start_child("worker 0", "tried", {}, [], 1, held)
+        start_child("worker 0", "tried", Note(0), [], 1, held)
     assert set(os.listdir("/proc/self/fd")) == before
 
 
 def test_child_handle_closes_what_was_held_for_it() -> None:
     before = set(os.listdir("/proc/self/fd"))
     with ExitStack() as held, ExitStack() as theirs:
-        lines, _ = LineSocket.pair(held, theirs)
+        lines, _ = LineSocket.pair(NOTES, held, theirs)
         child = started("import time; time.sleep(600)", held)
     assert child.is_running() and lines.fileno() >= 0
     child.kill()
@@ -127,34 +138,34 @@ def test_last_words_are_what_a_child_wrote_to_standard_error() -> None:
 
 
 @pytest.fixture
-def ends() -> tuple[LineSocket, socket.socket]:
+def ends() -> tuple[LineSocket[Note], socket.socket]:
     with ExitStack() as stack:
         ours, theirs = socket.socketpair()
         stack.callback(theirs.close)
-        yield LineSocket(ours.detach()), theirs
+        yield LineSocket(ours.detach(), NOTES), theirs
 
 
-def test_messages_arrive_whole_however_they_are_cut(ends: tuple[LineSocket, socket.socket]) -> None:
+def test_messages_arrive_whole_however_they_are_cut(ends: tuple[LineSocket[Note], socket.socket]) -> None:
     lines, other = ends
     found = []
-    for byte in b'{"a": 1}\n{"b": "\\n"}\n{"c"':
+    for byte in encode(Note(1)) + encode(Note(2, "\n")) + b'{"c"':
         other.sendall(bytes([byte]))
         found += lines.receive()
-    assert found == [{"a": 1}, {"b": "\n"}] and not lines.closed
+    assert found == [Note(1), Note(2, "\n")] and not lines.closed
     other.close()
     assert lines.receive() == [] and lines.closed
 
 
-def test_posted_messages_wait_where_there_is_no_room(ends: tuple[LineSocket, socket.socket]) -> None:
+def test_posted_messages_wait_where_there_is_no_room(ends: tuple[LineSocket[Note], socket.socket]) -> None:
     lines, other = ends
     for number in range(2000):
-        lines.post(number=number, text="x" * 1000)
-    reader, found = LineSocket(other.detach()), []
+        lines.post(Note(number, "x" * 1000))
+    reader, found = LineSocket(other.detach(), NOTES), []
     while len(found) < 2000:
         found += reader.receive()
         lines.flush()
-    assert [message["number"] for message in found] == list(range(2000))
+    assert [note.number for note in found] == list(range(2000))
     reader.close()
-    lines.post(number=0)
+    lines.post(Note(0))
     assert lines.closed
-    lines.send(number=0)  # lost as well
+    lines.send(Note(0))  # lost as well

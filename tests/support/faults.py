@@ -17,6 +17,7 @@ from shmzero import _core
 from shmzero.errors import ModelFailed
 from shmzero.inference.device import BatchDevice
 from shmzero.inference.factory import make_built_in_device
+from shmzero.inference.messages import DeviceSpec
 
 DEVICE, WORKER_LOOP, GIVEN = "SHMZERO_DEVICE", "SHMZERO_WORKER_LOOP", "SHMZERO_FAULT"
 
@@ -42,7 +43,7 @@ class SlowDevice(Wrapped):
         self.inner.launch(buffer, rows)
 
 
-def slow_device(spec: dict[str, Any]) -> Any:
+def slow_device(spec: DeviceSpec) -> Any:
     """Takes SHMZERO_FAULT seconds longer for each batch, on every machine, and gives the same answers."""
     return SlowDevice(make_built_in_device(spec))
 
@@ -58,7 +59,7 @@ class DeviceThatFailsOnce(Wrapped):
         self.inner.launch(buffer, rows)
 
 
-def device_that_fails_once(spec: dict[str, Any]) -> Any:
+def device_that_fails_once(spec: DeviceSpec) -> Any:
     """Fails at the 150th batch, unless the file SHMZERO_FAULT says that it has."""
     return DeviceThatFailsOnce(make_built_in_device(spec))
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 
+from shmzero.matches.messages import MatchPlayed
 from shmzero.runs.checkpoints import checkpoint_path
 from shmzero.training.gate import Gate
 
@@ -36,6 +38,7 @@ def test_first_checkpoint_passes_without_a_match_and_later_ones_are_tried_once(r
 def test_checkpoint_passes_where_even_the_low_end_of_its_interval_is_won(run: Path, low: float, passes: bool) -> None:
     gate = Gate(run)
     gate.recall([{"gate": {"steps": 5, "version": 1}}, {"gate": {"steps": 6, "version": 2}}])
-    gate.judge({"mode": "gate", "steps": 9, "low": low})
-    gate.judge({"mode": "one", "steps": 11, "low": 5.0})
+    match = MatchPlayed("best:policy", "gate", False, 100, 0.2, low, 0.3, {}, 0.5, 0.5, steps=9, seconds=1.0)
+    gate.judge(match)
+    gate.judge(dataclasses.replace(match, mode="one", steps=11, low=5.0))
     assert gate.best == (9 if passes else 6) and gate.best_version == 2

@@ -23,7 +23,9 @@ from shmzero.cli import terminal
 from shmzero.errors import ConfigError, RecordError, WorkerDied
 from shmzero.files import append_line, write_whole
 from shmzero.learner.algorithm import Learner
+from shmzero.learner.messages import Ready
 from shmzero.learner.state import save_state
+from shmzero.matches.messages import MatchesSpec
 from shmzero.matches.words import GATE
 from shmzero.mcts.evaluators import HashEvaluator
 from shmzero.nets.blob_net import BlobNet
@@ -233,7 +235,7 @@ def test_learner_that_stands_still_is_ended_and_another_goes_on(tmp_path: Path) 
     link.start(0.0, 0, refill=False)
     try:
         wait_for(lambda: not link.poll() or bool(link.events))
-        assert link.events.popleft()["event"] == "ready" and link.kill_stalled(0.5, False) is None
+        assert isinstance(link.events.popleft(), Ready) and link.kill_stalled(0.5, False) is None
         os.kill(link.pid, signal.SIGSTOP)
         while not link.behind_bytes:
             link.feed(records)
@@ -334,8 +336,8 @@ def test_matches_compute_in_one_thread_beside_the_run_and_in_all_after_it(
     class Started(Exception):
         pass
 
-    def start_child(name: str, module: str, spec: dict, fds: list[int], number: int, held: ExitStack) -> None:
-        threads.append((spec["threads"], number))
+    def start_child(name: str, module: str, spec: MatchesSpec, fds: list[int], number: int, held: ExitStack) -> None:
+        threads.append((spec.threads, number))
         raise Started
 
     monkeypatch.setattr("shmzero.training.match_runner.start_child", start_child)

@@ -7,7 +7,6 @@ next: selfplay.py.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import os
 import signal
 import time
@@ -20,6 +19,7 @@ from typing import Any
 
 from shmzero.engine.config import SelfPlayConfig
 from shmzero.engine.fleet import Fleet
+from shmzero.inference.messages import DeviceSpec
 from shmzero.machine import cores
 from shmzero.nets.config import NETS
 from tools.benchmarks.measure import Spread, interleaved
@@ -43,17 +43,19 @@ def settings_of(given: argparse.Namespace, **changes: Any) -> SelfPlayConfig:
     return SelfPlayConfig(**(chosen | {"stall_s": 86_400.0} | changes))
 
 
-def device_spec(config: SelfPlayConfig, max_batch: int) -> dict[str, Any]:
-    """What a serving process of this run is told (see engine/fleet.py), as far as serving alone needs it."""
-    return {
-        "evaluator": config.evaluator,
-        "precision": config.precision,
-        "compile": config.compile,
-        "max_batch": max_batch,
-        "net": dataclasses.asdict(NETS[config.net]),
-        "seed": config.seed,
-        "checkpoint": str(config.checkpoint) if config.checkpoint else None,
-    }
+def device_spec(config: SelfPlayConfig, max_batch: int) -> DeviceSpec:
+    """What a serving process of this run serves from, on one thread of a CPU."""
+    return DeviceSpec(
+        device="cpu",
+        max_batch=max_batch,
+        threads=1,
+        evaluator=config.evaluator,
+        precision=config.precision,
+        compile=config.compile,
+        checkpoint=str(config.checkpoint) if config.checkpoint else None,
+        net=NETS[config.net],
+        seed=config.seed,
+    )
 
 
 def device_text(devices: Sequence[str]) -> str:

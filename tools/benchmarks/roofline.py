@@ -11,14 +11,16 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 from shmzero import _core
 from shmzero.engine.config import SelfPlayConfig
 from shmzero.errors import ConfigError, WorkerDied
+from shmzero.inference.messages import DeviceSpec
 from shmzero.machine import cores
+from shmzero.processes.messages import Kinds, Message, encode
 from tools.benchmarks.engines import device_spec
 from tools.benchmarks.measure import Result, interleaved, ratio
 from tools.benchmarks.serving import padded_rows_per_s, ready_device, rows_per_s, unfolded_rows_per_s
@@ -59,10 +61,18 @@ def layouts(devices: Sequence[str], num_cores: int) -> list[Layout]:
     return [Layout(("cpu",) * n, max(1, num_cores // n)) for n in sorted(numbers)]
 
 
+@dataclass(frozen=True)
+class ServingSpec(Message):
+    """How a serving process is to be started."""
+
+    parent_pid: int
+    device: DeviceSpec
+
+
 class Pool:
     """The processes of a layout, idle between `measure` calls. Use as a context manager."""
 
-    def __init__(self, layout: Layout, spec: dict[str, Any]) -> None:
+    def __init__(self, layout: Layout, spec: DeviceSpec) -> None:
         """Starts them and waits until they are ready to serve. Raises ConfigError, WorkerDied."""
         self.layout = layout
         environment = os.environ | {"OMP_NUM_THREADS": str(layout.threads), "MKL_NUM_THREADS": str(layout.threads)}
@@ -72,7 +82,7 @@ class Pool:
                     sys.executable,
                     "-m",
                     "tools.benchmarks.roofline",
-                    json.dumps(spec | {"device": device, "threads": layout.threads, "parent_pid": os.getpid()}),
+                    encode(ServingSpec(os.getpid(), replace(spec, device=device, threads=layout.threads))).decode(),
                 ],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
@@ -158,11 +168,11 @@ class Roofline:
         self._pool.close()
 
 
-def main(spec: dict[str, Any]) -> None:
+def main(spec: ServingSpec) -> None:
     """The child: says what it has, then answers lines of rows and seconds until its input ends."""
-    _core.die_with_parent(spec["parent_pid"])
+    _core.die_with_parent(spec.parent_pid)
     try:
-        device = ready_device(spec)
+        device = ready_device(spec.device)
     except ConfigError as error:
         print(json.dumps({"error": str(error)}), flush=True)
         return
@@ -175,4 +185,4 @@ def main(spec: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    main(json.loads(sys.argv[1]))
+    main(Kinds(ServingSpec).decode(sys.argv[1].encode()))

@@ -8,11 +8,12 @@ from __future__ import annotations
 import argparse
 import time
 from collections import deque
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from shmzero.inference.device import BatchDevice
 from shmzero.inference.factory import make_device
+from shmzero.inference.messages import DeviceSpec
 from shmzero.machine import cores
 from tools.benchmarks.engines import device_spec, settings_of
 from tools.benchmarks.measure import real_rows
@@ -21,8 +22,8 @@ COMPILE_S = 900.0
 """Longest wait for the compile helper; what is not compiled by then is served eagerly."""
 
 
-def ready_device(spec: dict[str, Any]) -> BatchDevice:
-    """The device of an inference process's spec, compiled if it asks for that, real rows in its staging."""
+def ready_device(spec: DeviceSpec) -> BatchDevice:
+    """The device of a spec, compiled if it asks for that, real rows in its staging."""
     device = make_device(spec)
     give_up = time.monotonic() + COMPILE_S
     while getattr(device, "compiling", False) and time.monotonic() < give_up:
@@ -93,4 +94,4 @@ def serving_device(
     config = settings_of(given, precision=precision, compile=compiled, checkpoint=checkpoint)
     threads = 1 if given.name == "inference" else cores()
     spec = device_spec(config, max_batch)
-    return ready_device(spec | {"device": device_name(given), "threads": threads})
+    return ready_device(replace(spec, device=device_name(given), threads=threads))

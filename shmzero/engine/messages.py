@@ -1,0 +1,28 @@
+"""What a worker is told when it starts. While it plays, it and its parent exchange grants and frames only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from shmzero.mcts.config import SearchConfig
+from shmzero.processes.messages import Message
+
+
+@dataclass(frozen=True)
+class WorkerSpec(Message):
+    """How the process is to be started."""
+
+    segment_fd: int
+    grant_fd: int
+    record_fd: int
+    worker: int
+    lanes: int
+    spin_us: float
+    search: SearchConfig
+    seed: int
+    players: str
+    cards: str
+    trump: str
+    dealer: str
+    games: bool
+    others: str
