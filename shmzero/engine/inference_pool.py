@@ -166,26 +166,28 @@ class InferencePool:
             self._act(server, event)
 
     def _act(self, server: Server, event: Event) -> None:
-        name = server.child.name
         match event:
             case DeviceRefused(message):
                 raise ConfigError(self._weights.with_paths(message))
             case Ready(description):
                 server.ready = True
-                self._events.append(f"{name} serves {description}")
+                self._events.append(f"{server.child.name} serves {description}")
             case WeightsTaken(version):
                 self._weights.set_taken(version)
                 self._settle(server, version)
-                self._events.append(f"{name} serves weights {version}")
+                self._events.append(f"{server.child.name} serves weights {version}")
             case WeightsRefused(version, message):
-                self._events.append(f"{name}: {self._weights.with_paths(message)}")
+                self._pass_on(server, message)
                 self._weights.set_refused(version)
                 self._settle(server, version)
             case OtherRefused(checkpoint, message):
-                self._events.append(f"{name}: {message}")
+                self._pass_on(server, message)
                 self._others = [path for path in self._others if path != checkpoint]
             case NetworkCompiled(message):
-                self._events.append(f"{name}: {message}")
+                self._pass_on(server, message)
+
+    def _pass_on(self, server: Server, message: str) -> None:
+        self._events.append(f"{server.child.name}: {self._weights.with_paths(message)}")
 
     def _settle(self, server: Server, version: int) -> None:
         """Note that a process is done with a version; what no process can be about to read any more is closed."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -20,6 +21,8 @@ from shmzero import SearchConfig, _core, play_rounds
 from shmzero.engine import run as engine_run
 from shmzero.engine.config import SelfPlayConfig
 from shmzero.engine.fleet import Fleet
+from shmzero.engine.messages import WorkerSpec
+from shmzero.engine.worker_pool import WorkerPool
 from shmzero.errors import RecordError
 from shmzero.mcts.evaluators import HashEvaluator
 from shmzero.nets.blob_net import BlobNet
@@ -321,12 +324,12 @@ def test_selfplay_child_that_keeps_dying_ends_the_run_with_its_words(monkeypatch
     from shmzero.errors import WorkerDied
 
     config = SelfPlayConfig(evaluator="hash", rounds=100)
-    real = Fleet._start
+    real = WorkerPool._spec
 
-    def broken(self, module, spec, fds, threads):  # type: ignore[no-untyped-def]
-        return real(self, module, spec | {"lanes": 10**6} if "lanes" in spec else spec, fds, threads)
+    def too_large(self: WorkerPool, *how: int) -> WorkerSpec:
+        return dataclasses.replace(real(self, *how), lanes=10**6)
 
-    monkeypatch.setattr(Fleet, "_start", broken)
+    monkeypatch.setattr(WorkerPool, "_spec", too_large)
     with pytest.raises(WorkerDied, match="lanes need"), Fleet(config, range(100), 100) as fleet:
         while not fleet.done:
             fleet.poll(0.1)
