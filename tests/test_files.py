@@ -18,6 +18,7 @@ from shmzero.engine.config import SelfPlayConfig
 from shmzero.errors import RecordError
 from shmzero.files import append_line, make_folder, remove_unfinished, write_whole
 from shmzero.learner.algorithm import Learner
+from shmzero.learner.messages import CheckpointSaved
 from shmzero.learner.state import save_state
 from shmzero.matches.rating import Ratings
 from shmzero.mcts.evaluators import HashEvaluator
@@ -230,6 +231,5 @@ def test_training_syncs_the_rounds_that_a_checkpoint_has_learned_from(tmp_path: 
     with run_folder(tmp_path / "run", config.identity()) as writer:
         writer.write([(0, played[:1])])
         run = training_run.Run(config, tmp_path / "run", writer, print, lambda progress: None, lambda: False, 0.0)
-        run._learner.events.append({"event": "checkpoint", "path": "", "steps": 1})
-        run._hear(None)
+        run._act([CheckpointSaved(steps=1)], None)
         assert main_file_alone(tmp_path / "run", tmp_path / "copy") == 1

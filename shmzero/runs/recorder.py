@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal, Protocol
 
+from shmzero.runs.metrics import Board
 from shmzero.runs.record_writer import RecordWriter
 
 Unit = tuple[int, list[bytes]]
@@ -55,12 +56,13 @@ class Recorder:
         grain: Literal["round", "unit"] = "round",
         commit_s: float = COMMIT_S,
         committed: Callable[[list[Unit]], None] = lambda units: None,
+        board: Board | None = None,
     ) -> None:
         """`units` are those that the folder is to hold in the end.
 
         With `grain` "round" the rounds of a game are committed as they are finished, with "unit" all together.
-        `committed` is called with units that are finished, once they are committed. Raises RecordError where the
-        folder's records cannot be read.
+        `committed` is called with units that are finished, once they are committed. A `board` gets the metrics as
+        well. Raises RecordError where the folder's records cannot be read.
         """
         self.units = units
         self.writer = writer
@@ -79,6 +81,7 @@ class Recorder:
         self._commit_s = commit_s
         self._committed_at = time.monotonic()
         self._tell = committed
+        self._board = board
         self._waiting: list[Unit] = []
         self._known = {unit: len(records) for unit, records in self.in_progress.items()}
         """Of how many rounds the records are committed, by game in progress."""
@@ -149,10 +152,19 @@ class Recorder:
 
     # --- the folder -----------------------------------------------------------------------------------
 
-    def log(self, line: dict[str, Any]) -> None:
-        """Add a line to the metrics. Raises RecordError."""
+    def log(self, line: dict[str, Any], steps: int = 0) -> None:
+        """Add a line to the metrics; `steps`: of the learner by now. Raises RecordError."""
         self.writer.folder.append_metrics(line)
+        if self._board is not None:
+            self._board.add(line, steps)
 
     def sync(self) -> None:
         """Have what is committed on the disk. Raises RecordError."""
         self.writer.sync()
+
+    def close(self) -> None:
+        """Commit what waits and have it on the disk. Raises RecordError."""
+        if self._board is not None:
+            self._board.close()
+        self.commit()
+        self.sync()

@@ -210,7 +210,7 @@ def test_train_ctrl_c_in_the_last_matches_is_an_interruption(tmp_path: Path) -> 
 def test_learner_that_never_saves_its_last_state_ends_the_run_with_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(training_run, "STOP_S", 1.0)
+    monkeypatch.setattr("shmzero.training.learning.STOP_S", 1.0)
     config = TrainConfig(rounds=10**9, minutes=30, lanes=64, batch=64, opponents="")
     stopped: list[int] = []
 
@@ -319,7 +319,7 @@ def test_run_is_over_when_every_opponents_last_match_and_the_rating_are_kept(tmp
         with run_folder(tmp_path, config.identity()) as writer:
             return training_run.Run(
                 config, tmp_path, writer, print, lambda progress: None, lambda: False, 0.0
-            )._judged()
+            )._last_matches_are_kept()
 
     found = [judged({"match": {"opponent": name, "mode": mode, "steps": steps}}) for name, mode, steps in (
         ("threshold", "rest", 1), ("random", "one", 1), ("random", "rest", 0), ("random", "rest", 1),
