@@ -3,12 +3,11 @@
 The critic sees every hand and is used here only: it values each legal action of a decision on the true
 deal (a bid, with `redeals`, on equally likely ones as well), and the policy is moved towards what is
 better *on average over the deals it cannot tell apart*.
-That needs a loss linear in the advantage. Read next: learner/process.py (the process), train.py (the run).
+That needs a loss linear in the advantage. Read next: losses.py, process.py (the process around it).
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -19,12 +18,12 @@ from torch.nn import functional as F
 from shmzero import _core
 from shmzero.learner.buffer import ReplayBuffer
 from shmzero.learner.critic import Critic
-from shmzero.learner.losses import action_weights, push
+from shmzero.learner.losses import action_weights, calibration, loss_by_critic
 from shmzero.learner.optimiser import Optimiser
 from shmzero.learner.schedule import Schedule
 from shmzero.nets.blob_net import FLOATS, BlobNet
 from shmzero.nets.config import NETS
-from shmzero.nets.masks import bits, masked_softmax
+from shmzero.nets.masks import masked_softmax, unpack_masks
 from shmzero.nets.precision import bf16_is_faster
 from shmzero.training.config import TrainConfig
 
@@ -40,8 +39,8 @@ METRICS = (
     "value_slope",
     "value_bias",
 )
-"""What `Learner.step` returns, in order. `policy_loss`: with a critic what the policy leaves to the best action, by
-the critic's word; else the cross entropy with the target. Losses of value and critic are mean squares, well below
+"""What `Learner.step` returns, in order. `policy_loss`: with a critic what the policy leaves to the best action, as
+the critic values them; else the cross entropy with the target. Losses of value and critic are mean squares, well below
 `utility_variance` where they explain anything. `advantage` is its root mean square over the legal actions.
 `value_slope`: of outcomes over values, 1 where the value is calibrated, less where it is too sure; `value_bias`:
 mean value less mean outcome."""
@@ -58,7 +57,7 @@ class Valued:
     q: Tensor | None
     """[B, 52] before it learned from them, on average over the redeals; None without a critic."""
     loss: Tensor
-    """Mean square of Q less what came of the actions taken."""
+    """Mean square of Q of the actions taken less the utility of their rounds."""
 
 
 class Learner:
@@ -137,7 +136,7 @@ class Learner:
         return self.policy_step(self.critic_step(batch, schedule), schedule)
 
     def critic_step(self, batch: dict[str, Tensor], schedule: Schedule) -> Valued:
-        """Value every action of a batch's rows, then learn from what came of those taken."""
+        """Value every action of a batch's rows, then learn from the utilities of those taken."""
         if self.critic_optimiser is None:
             return Valued(batch, None, torch.zeros((), dtype=torch.float32, device=self.device))
         q = self.critic_values(batch)
@@ -173,50 +172,46 @@ class Learner:
 
     def policy_step(self, valued: Valued, schedule: Schedule) -> Tensor | None:
         """Move policy and value; see `step`."""
-        config, batch, q = self.config, valued.batch, valued.q
-        masks = bits(batch["masks"])
+        config, batch = self.config, valued.batch
+        masks = unpack_masks(batch["masks"])
         value_rows = max(1, round(config.value_share * len(masks)))
         with torch.autocast(*self._autocast):
             features = batch["features"].float()
             stream = self.net.stream(features)
             logits = self.net.logits_of(features, stream)
-            said = self.tricks(stream) if self.tricks else None
+            trick_logits = self.tricks(stream) if self.tricks else None
             values = self.net.values(batch["seat_features"][:value_rows].float())
         self._went_on()
         policies = masked_softmax(logits, masks)
         log_policies = torch.log(policies.clamp(min=1e-9))
         entropy = -(policies * log_policies).sum(dim=1).mean()
-        value, came = values.float()[:, 0], batch["seat_utilities"][:value_rows]
-        value_loss = F.mse_loss(value, came)
-        if q is not None:
-            # Linear in Q: a softmax over it would teach what only a clairvoyant can know.
-            left = (q.masked_fill(~masks, -math.inf).amax(dim=1, keepdim=True) - q) * masks
-            policy_loss = (policies * left).sum(dim=1).mean()
-            with torch.no_grad():
-                advantages = ((policies * left).sum(dim=1, keepdim=True) - left) * masks
-                spread = (advantages.square().sum(dim=1) / masks.sum(dim=1)).mean().sqrt()
-            pushes = push(policies, log_policies, left, masks, schedule.entropy_weight, config.neurd_share)
-            moved = (pushes * log_policies).sum(dim=1).mean()
-            aim = (policy_loss - schedule.entropy_weight * entropy).detach()
-            loss = aim - (moved - moved.detach()) + config.value_weight * value_loss
+        value, utilities = values.float()[:, 0], batch["seat_utilities"][:value_rows]
+        value_loss = F.mse_loss(value, utilities)
+        if valued.q is not None:
+            loss, policy_loss, advantage = loss_by_critic(
+                policies, valued.q, masks, entropy, log_policies, schedule.entropy_weight, config.neurd_share
+            )
         else:
-            spread = torch.zeros((), dtype=torch.float32, device=self.device)
-            policy_loss = -(batch["policies"].float() * log_policies).sum(dim=1).mean()
-            loss = policy_loss + config.value_weight * value_loss
-        if said is not None:
-            loss = loss + config.tricks_weight * F.cross_entropy(said.float(), batch["tricks"].long())
+            advantage = torch.zeros((), dtype=torch.float32, device=self.device)
+            loss = policy_loss = -(batch["policies"].float() * log_policies).sum(dim=1).mean()
+        loss = loss + config.value_weight * value_loss
+        if trick_logits is not None:
+            loss = loss + config.tricks_weight * F.cross_entropy(trick_logits.float(), batch["tricks"].long())
         norm = self.optimiser.step(loss, schedule.learning_rate)
         self._went_on()
         self.steps += 1
         if norm is None:
             return None
-        decay = min(config.ema, (1 + self.steps) / (10 + self.steps))
+        self._follow_average()
         with torch.no_grad():
-            torch._foreach_lerp_(list(self.ema.parameters()), list(self.net.parameters()), 1 - decay)
             variance = batch["utilities"].var(correction=0)
-            bias = value.mean() - came.mean()
-            together = ((value - value.mean()) * (came - came.mean())).mean()
-            slope = together / value.var(correction=0).clamp(min=1e-9)
+            slope, bias = calibration(value, utilities)
         return torch.stack(
-            [loss, policy_loss, value_loss, valued.loss, entropy, norm, variance, spread, slope, bias]
+            [loss, policy_loss, value_loss, valued.loss, entropy, norm, variance, advantage, slope, bias]
         ).detach()
+
+    @torch.no_grad()
+    def _follow_average(self) -> None:
+        """Move the average of the weights towards them, in the first steps faster than later."""
+        decay = min(self.config.ema, (1 + self.steps) / (10 + self.steps))
+        torch._foreach_lerp_(list(self.ema.parameters()), list(self.net.parameters()), 1 - decay)

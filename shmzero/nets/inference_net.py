@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from shmzero import _core
 from shmzero.nets.blob_net import BlobNet
 from shmzero.nets.config import NetConfig
-from shmzero.nets.masks import bits, masked_softmax
+from shmzero.nets.masks import masked_softmax, unpack_masks
 from shmzero.nets.precision import DTYPES
 
 
@@ -69,7 +69,7 @@ class InferenceNet:
         bids, cards, value = [(next(left), next(left)) for _ in range(3)]
         playing = features[:, _core.PLAYING_FEATURE, None] > 0.5
         logits = torch.where(playing, F.linear(streams[0], *cards), F.linear(streams[0], *bids))
-        policies = masked_softmax(logits, bits(masks))
+        policies = masked_softmax(logits, unpack_masks(masks))
         if self.trunks < self.config.trunks:
             return policies, torch.zeros_like(policies[:, :1])
         return policies, F.linear(streams[-1], *value)

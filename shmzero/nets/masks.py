@@ -15,7 +15,7 @@ def masked_softmax(logits: Tensor, masks: Tensor) -> Tensor:
     return policies * masks
 
 
-def bits(words: Tensor) -> Tensor:
-    """bool [..., 52] out of int64 words [...], as _core.unpack_masks has it: here for tensors on any device."""
+def unpack_masks(words: Tensor) -> Tensor:
+    """Legal actions, bool [..., 52], of mask words int64 [...]: _core.unpack_masks for tensors on any device."""
     places = torch.arange(_core.NUM_ACTIONS, dtype=torch.int64, device=words.device)
     return ((words[..., None] >> places) & 1).bool()

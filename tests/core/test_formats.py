@@ -11,7 +11,7 @@ import torch
 from shmzero import _core
 from shmzero.game.masks import mask_words, masks_of
 from shmzero.inference.device import new_staging
-from shmzero.nets.masks import bits
+from shmzero.nets.masks import unpack_masks
 from shmzero.shm.segment import create_private
 
 FRAMES = [(0, b"first", False), (2**64 - 1, b"", True), (7, bytes(range(256)) * 300, True)]
@@ -46,7 +46,7 @@ def test_masks_are_the_same_packed_by_the_core_and_unpacked_by_core_and_torch() 
     assert np.array_equal(masks_of(words), masks)
     marked = words | np.uint64(_core.OTHER_NETWORK)
     assert np.array_equal(masks_of(marked), masks), "the mark is no action"
-    assert np.array_equal(bits(torch.from_numpy(marked.view(np.int64))).numpy(), masks)
+    assert np.array_equal(unpack_masks(torch.from_numpy(marked.view(np.int64))).numpy(), masks)
     assert [_core.num_mask_words(actions) for actions in (1, 64, 65, 129)] == [1, 1, 2, 3]
 
 

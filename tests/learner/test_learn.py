@@ -14,13 +14,13 @@ from shmzero.errors import ConfigError, ModelFailed
 from shmzero.game.deals import DEALS
 from shmzero.learner.algorithm import METRICS, Learner
 from shmzero.learner.buffer import ReplayBuffer
-from shmzero.learner.losses import action_weights, push
+from shmzero.learner.losses import action_weights, policy_gradient
 from shmzero.learner.optimiser import MOST_SKIPPED
 from shmzero.learner.schedule import Schedule
 from shmzero.learner.state import load_state, save_state
 from shmzero.nets.blob_net import BlobNet
 from shmzero.nets.config import NetConfig
-from shmzero.nets.masks import bits, masked_softmax
+from shmzero.nets.masks import masked_softmax, unpack_masks
 from shmzero.training.config import TrainConfig
 from shmzero.training.presets import TRAIN_PRESETS
 from tests.support import oracle
@@ -293,7 +293,7 @@ def test_learner_policy_moves_towards_the_critics_better_actions() -> None:
     one = learner(dataclasses.replace(SMALL, entropy_first=0.0, entropy_last=0.0))
     steps(one, buffer, 60)
     rows = {name: t[:2000] for name, t in buffer.tensors.items()}
-    masks = bits(rows["masks"])
+    masks = unpack_masks(rows["masks"])
     with torch.no_grad():
         q = one.critic_values(rows)
         policies, _ = one.net.policy_value(rows["features"].float(), masks)
@@ -310,7 +310,7 @@ def test_push_by_probabilities_is_the_gradient_of_what_the_policy_comes_to() -> 
     policies = masked_softmax(logits, masks)
     log_policies = torch.log(policies.clamp(min=1e-9))
     comes_to = -(policies * left).sum() - 0.05 * (policies * log_policies).sum()
-    moved = (push(policies, log_policies, left, masks, 0.05, 0.0) * log_policies).sum()
+    moved = (policy_gradient(policies, log_policies, left, masks, 0.05, 0.0) * log_policies).sum()
     wanted, found = (torch.autograd.grad(one, logits, retain_graph=True)[0] for one in (comes_to, moved))
     assert torch.allclose(found, wanted, atol=1e-5) and wanted.abs().max() > 0.01
 
@@ -331,7 +331,7 @@ def test_push_rests_at_the_softmax_and_leaves_a_wrong_certainty(share: float) ->
         for _ in range(steps):
             policies = masked_softmax(logits, masks)
             log_policies = torch.log(policies.clamp(min=1e-9))
-            moved = (push(policies, log_policies, left, masks, 0.05, share) * log_policies).sum()
+            moved = (policy_gradient(policies, log_policies, left, masks, 0.05, share) * log_policies).sum()
             (gradient,) = torch.autograd.grad(moved, logits)
             logits = (logits + gradient).detach().requires_grad_()
         return masked_softmax(logits, masks).detach()[0, :3]
