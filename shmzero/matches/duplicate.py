@@ -1,7 +1,9 @@
 """Matches between agents by duplicate deals.
 
 Every deal is played once in each rotation of the seats, so that luck of the cards falls on all alike; the
-deal is the unit of every interval. The rounds are played by csrc/play/match.h."""
+deal is the unit of every interval. The rounds are played by csrc/play/match.h. Read next: agents.py (who plays),
+pool.py (more than two agents).
+"""
 
 from __future__ import annotations
 
@@ -130,51 +132,69 @@ def play_match(
 def _result(
     agents: Sequence[Agent], mode: str, games: bool, deals: int, rounds: dict[str, NDArray[Any]], seconds: float
 ) -> MatchResult:
-    odd_seat = rounds["rotation"]  # the odd one out sits at place 0 of the table
-    num = rounds["players"]
-    seated = np.arange(_core.MAX_PLAYERS) < num[:, None]
-    at_odd = np.arange(_core.MAX_PLAYERS) == odd_seat[:, None]
-
-    # Points and wins by unit: a round, or a game.
+    """What the columns of `play_tables` say of the hero, who is the odd one out in mode "one"."""
+    num_players = rounds["players"]
+    seats = np.arange(_core.MAX_PLAYERS)
+    seated = seats < num_players[:, None]
+    at_odd = seats == rounds["rotation"][:, None]  # the odd one out sits at place 0 of the table
     first = np.flatnonzero(rounds["round_of_game"] == 0)
-    length = np.diff(np.append(first, len(num)))
-    totals = np.add.reduceat(np.where(seated, rounds["scores"], 0), first)
-    players, seats = num[first], seated[first]
-    odd_points = totals[at_odd[first]]
-    lead = (odd_points - (totals.sum(1) - odd_points) / (players - 1)) / length
-    highest = np.where(seats, totals, np.iinfo(totals.dtype).min)
-    winners = (highest == highest.max(1, keepdims=True)) & seats
-    odd_win = winners[at_odd[first]] / winners.sum(1)
-
-    deal = rounds["deal"][first]
-    sign = 1 if mode == "one" else -1
-    by_deal = sign * np.bincount(deal, lead, deals) / np.bincount(deal, minlength=deals)
-    margin = NORMAL_95 * float(by_deal.std(ddof=1)) / math.sqrt(deals)
-    mean = float(by_deal.mean())
-
-    exact = rounds["bids"] == rounds["tricks"]
-    most = np.broadcast_to((1 - 1 / num)[:, None], exact.shape)
-
-    def by_size(of_seats: NDArray[Any], mask: NDArray[np.bool_]) -> dict[int, float]:
-        sizes = rounds["cards"][:, None]
-        return {int(size): float(of_seats[mask & (sizes == size)].mean()) for size in np.unique(sizes)}
+    players = num_players[first]
+    odd_lead, odd_win = _by_unit(rounds["scores"], seated, at_odd, first)
+    lead = odd_lead if mode == "one" else -odd_lead
+    win = odd_win if mode == "one" else (1 - odd_win) / (players - 1)
+    mean, low, high = _mean_over_deals(lead, rounds["deal"][first], deals)
 
     others = seated & ~at_odd
     hero, villain = (at_odd, others) if mode == "one" else (others, at_odd)
-    win = odd_win if mode == "one" else (1 - odd_win) / (players - 1)
+    exact = rounds["bids"] == rounds["tricks"]
+    most = np.broadcast_to((1 - 1 / num_players)[:, None], exact.shape)
     return MatchResult(
         hero=agents[0].name,
         villain=agents[1].name,
         mode=mode,
         deals=deals,
-        rounds=len(num),
+        rounds=len(num_players),
         mean=mean,
-        low=mean - margin,
-        high=mean + margin,
-        exact_bid=by_size(exact, hero),
-        villain_exact_bid=by_size(exact, villain),
-        ceiling=by_size(most, hero),
+        low=low,
+        high=high,
+        exact_bid=_mean_by_size(exact, hero, rounds["cards"]),
+        villain_exact_bid=_mean_by_size(exact, villain, rounds["cards"]),
+        ceiling=_mean_by_size(most, hero, rounds["cards"]),
         win_share=float(win.mean()),
         fair_share=float((1 / players).mean()),
         seconds=seconds,
     )
+
+
+def _by_unit(
+    scores: NDArray[Any], seated: NDArray[np.bool_], at_odd: NDArray[np.bool_], first: NDArray[np.integer[Any]]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """(lead, win) [U] of the odd one out by unit, which is a round, or a game.
+
+    lead: points a round more than the mean of the others. win: its share of the most points. scores, seated, at_odd
+    [N, 8] by round and seat; first [U]: the first round of each unit.
+    """
+    rounds = np.diff(np.append(first, len(scores)))
+    totals = np.add.reduceat(np.where(seated, scores, 0), first)
+    there, odd = seated[first], at_odd[first]
+    odd_points = totals[odd]
+    lead = (odd_points - (totals.sum(1) - odd_points) / (there.sum(1) - 1)) / rounds
+    highest = np.where(there, totals, np.iinfo(totals.dtype).min)
+    winners = (highest == highest.max(1, keepdims=True)) & there
+    return lead, winners[odd] / winners.sum(1)
+
+
+def _mean_over_deals(
+    lead: NDArray[np.float64], deal: NDArray[np.integer[Any]], deals: int
+) -> tuple[float, float, float]:
+    """(mean, low, high) over the deals, each the mean of its units: normal, 95 %."""
+    by_deal = np.bincount(deal, lead, deals) / np.bincount(deal, minlength=deals)
+    margin = NORMAL_95 * float(by_deal.std(ddof=1)) / math.sqrt(deals)
+    mean = float(by_deal.mean())
+    return mean, mean - margin, mean + margin
+
+
+def _mean_by_size(of_seats: NDArray[Any], mask: NDArray[np.bool_], cards: NDArray[np.integer[Any]]) -> dict[int, float]:
+    """The mean of `of_seats` [N, 8] over the seats of `mask` [N, 8], by the rounds' hand size `cards` [N]."""
+    sizes = cards[:, None]
+    return {int(size): float(of_seats[mask & (sizes == size)].mean()) for size in np.unique(cards)}
