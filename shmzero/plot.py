@@ -12,6 +12,7 @@ import itertools
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 from shmzero.cli.command import run_command
 from shmzero.cli.flags import Parser
@@ -43,53 +44,72 @@ def plot(folder: Path, out: Path) -> None:
     figure = Figure(figsize=(9, 12 if rated else 10), layout="constrained")
     heights = (3, 2, 2, 2) if rated else (3, 2, 2)
     strength, losses, entropy, *more = figure.subplots(len(heights), 1, sharex=True, height_ratios=heights)
-    opponents = list(dict.fromkeys(m["match"]["opponent"] for m in matches))
-    for opponent, mode in itertools.product(opponents, ("one", "rest")):
-        own = [m for m in matches if (m["match"]["opponent"], m["match"]["mode"]) == (opponent, mode)]
-        if not own:
-            continue
-        mean = [m["match"]["mean"] for m in own]
-        below = [m["match"]["mean"] - m["match"]["low"] for m in own]
-        above = [m["match"]["high"] - m["match"]["mean"] for m in own]
-        minutes = [m["elapsed_s"] / 60 for m in own]
-        seats = "one seat" if mode == "one" else "all seats but one"
-        strength.errorbar(
-            minutes,
-            mean,
-            yerr=[below, above],
-            capsize=3,
-            label=f"{_label(opponent)}, {seats}",
-            color=f"C{opponents.index(opponent)}",
-            marker="o" if mode == "one" else "s",
-            markerfacecolor=None if mode == "one" else "white",
-        )
-    strength.axhline(0, color="grey", linewidth=0.8)
-    strength.set_ylabel("points a round more than the others")
+    _draw_strength(strength, matches)
     strength.set_title(_label(folder.resolve().name))
     if matches:
         figure.legend(*strength.get_legend_handles_labels(), loc="outside upper center", ncols=2)
-    minutes = [report["elapsed_s"] / 60 for report in reports]
-    for name, label in LOSSES.items():
-        losses.plot(minutes, [report["learner"][name] for report in reports], label=label)
-    losses.set_ylabel("mean squared error of the utility")
-    losses.set_ylim(bottom=0)
-    losses.legend()
-    entropy.plot(minutes, [report["learner"]["entropy"] for report in reports])
-    entropy.set_ylabel("entropy of the policy, nats")
-    entropy.set_ylim(bottom=0)
+    _draw_learning(losses, entropy, reports)
     if rated:
-        ratings = [line["rating"] for line in rated]
-        below = [r["rating"] - r["low"] for r in ratings]
-        above = [r["high"] - r["rating"] for r in ratings]
-        more[0].errorbar([line["elapsed_s"] / 60 for line in rated], [r["rating"] for r in ratings],
-                         yerr=[below, above], marker="o", capsize=3)  # fmt: skip
-        more[0].set_ylabel("rating, threshold = 0")
+        _draw_rating(more[0], rated)
     (more[0] if rated else entropy).set_xlabel("minutes")
     try:
         figure.savefig(out)
     except (OSError, ValueError) as error:
         why = error.strerror if isinstance(error, OSError) else error
         raise ConfigError(f"the picture cannot be written to {out}: {why}; choose a file with --out") from None
+
+
+def _minutes(lines: list[dict[str, Any]]) -> list[float]:
+    return [line["elapsed_s"] / 60 for line in lines]
+
+
+def _draw_strength(axes: Any, matches: list[dict[str, Any]]) -> None:
+    """Points of a round above the others: a colour for each opponent, a marker for each way to seat them."""
+    opponents = list(dict.fromkeys(m["match"]["opponent"] for m in matches))
+    for opponent, mode in itertools.product(opponents, ("one", "rest")):
+        own = [m for m in matches if (m["match"]["opponent"], m["match"]["mode"]) == (opponent, mode)]
+        if not own:
+            continue
+        seats = "one seat" if mode == "one" else "all seats but one"
+        axes.errorbar(
+            _minutes(own),
+            [m["match"]["mean"] for m in own],
+            yerr=_margins([m["match"] for m in own], "mean"),
+            capsize=3,
+            label=f"{_label(opponent)}, {seats}",
+            color=f"C{opponents.index(opponent)}",
+            marker="o" if mode == "one" else "s",
+            markerfacecolor=None if mode == "one" else "white",
+        )
+    axes.axhline(0, color="grey", linewidth=0.8)
+    axes.set_ylabel("points a round more than the others")
+
+
+def _margins(intervals: list[dict[str, Any]], middle: str) -> list[list[float]]:
+    """How far the ends of intervals lie below and above their middle, as matplotlib takes it."""
+    below = [interval[middle] - interval["low"] for interval in intervals]
+    above = [interval["high"] - interval[middle] for interval in intervals]
+    return [below, above]
+
+
+def _draw_learning(losses: Any, entropy: Any, reports: list[dict[str, Any]]) -> None:
+    """Losses beside that of a constant guess, and the policy's entropy."""
+    for name, label in LOSSES.items():
+        losses.plot(_minutes(reports), [report["learner"][name] for report in reports], label=label)
+    losses.set_ylabel("mean squared error of the utility")
+    losses.set_ylim(bottom=0)
+    losses.legend()
+    entropy.plot(_minutes(reports), [report["learner"]["entropy"] for report in reports])
+    entropy.set_ylabel("entropy of the policy, nats")
+    entropy.set_ylim(bottom=0)
+
+
+def _draw_rating(axes: Any, rated: list[dict[str, Any]]) -> None:
+    ratings = [line["rating"] for line in rated]
+    axes.errorbar(
+        _minutes(rated), [r["rating"] for r in ratings], yerr=_margins(ratings, "rating"), marker="o", capsize=3
+    )
+    axes.set_ylabel("rating, threshold = 0")
 
 
 def main(arguments: list[str] | None = None) -> int:
