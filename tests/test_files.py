@@ -151,7 +151,7 @@ def test_unfinished_file_goes_when_its_writer_is_gone_and_no_other_does(tmp_path
             os.write(asked[1], b"x")
             os.read(answer[0], 1)
 
-        os.fsync = held_up
+        os.fsync = held_up  # type: ignore[assignment]
         write_whole(tmp_path / "file", "new")
         os._exit(0)
     os.read(asked[0], 1)

@@ -76,7 +76,7 @@ def test_answers_of_another_width_or_for_no_batch_are_refused() -> None:
         ((batch + 7, policies, values), f"batch {batch + 7} is none that was gathered"),
     ):
         with pytest.raises(ValueError, match=said):
-            server.scatter(*args, 1)  # type: ignore[arg-type]
+            server.scatter(*args, version=1)
     for array in (policies.astype(np.float64), policies[::2], np.asfortranarray(policies), policies.tolist()):
         with pytest.raises(TypeError):
             server.scatter(batch, array, values, 1)  # type: ignore[arg-type]

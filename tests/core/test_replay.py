@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
+from typing import Any
 
 import numpy as np
 import pytest
@@ -203,7 +204,8 @@ def test_temperature_first_decisions_vary_and_later_ones_are_the_best() -> None:
     config = SearchConfig(
         determinizations=2, simulations=8, temperature=1.0, temperature_decisions=3, final_temperature=0.0
     )
-    early, late = [], []
+    early: list[Any] = []
+    late: list[Any] = []
     for data in play_rounds(HashEvaluator(), 60, config, seed=14):
         record = _core.decode_record(data)
         for index, one in enumerate(record["searched"]):

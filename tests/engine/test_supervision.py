@@ -20,7 +20,6 @@ from pathlib import Path
 import pytest
 
 from shmzero import NetConfig, _core, play_rounds
-from shmzero.engine import worker_pool
 from shmzero.engine.config import SelfPlayConfig
 from shmzero.engine.fleet import Fleet
 from shmzero.engine.progress import Progress, decisions_in_a_unit
@@ -454,7 +453,7 @@ def test_fleet_plays_with_small_pipes_where_large_ones_are_refused(monkeypatch: 
             raise PermissionError(errno.EPERM, "Operation not permitted")
         return real(fd, command, value)
 
-    monkeypatch.setattr(worker_pool.fcntl, "fcntl", fcntl_of_a_user)
+    monkeypatch.setattr(fcntl, "fcntl", fcntl_of_a_user)
     found: dict[int, list[bytes]] = {}
     with Fleet(SelfPlayConfig(evaluator="hash", preset="light", workers=2), range(500), 500) as fleet:
         while not fleet.done:

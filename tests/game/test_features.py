@@ -99,7 +99,8 @@ def encode(view: View) -> np.ndarray:
     for c, seat in view.gone.items():
         f[104 + c] = (seat + 1) / 9
     for i in range(view.players):
-        f[156 + i] = 0 if view.bids[i] is None else (view.bids[i] + 1) / 14
+        bid = view.bids[i]
+        f[156 + i] = 0 if bid is None else (bid + 1) / 14
         f[164 + i] = view.tricks_won[i] / 13
         f[172 + i] = view.needed[i] / 13
         f[208 + i] = view.total_differences[i] / 100
@@ -146,7 +147,7 @@ def view_of(truth: oracle.Position, ego: int, suits: SuitMap) -> View:
         gone={canonical(c): relative(seat) for trick in truth.tricks for seat, c in trick},
         bids=[truth.bids[s] for s in by_ego],
         tricks_won=[truth.tricks_won[s] for s in by_ego],
-        needed=[0 if truth.bids[s] is None else truth.bids[s] - truth.tricks_won[s] for s in by_ego],
+        needed=[0 if bid is None else bid - truth.tricks_won[s] for s in by_ego for bid in (truth.bids[s],)],
         voids={(relative(s), suits[v]) for s in by_ego[1:] for v in truth.voids[s]},
         total_differences=[0] * n,
         dealer=relative(truth.dealer),

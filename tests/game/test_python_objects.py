@@ -133,9 +133,9 @@ def test_round_pickled_with_what_cannot_be_is_refused() -> None:
     ):
         with pytest.raises(ValueError, match=said):
             Round.__new__(Round).__setstate__(state)
-    for state in ((), (1,), "state", (hands, trump, dealer, None, game, actions)):
+    for bad in ((), (1,), "state", (hands, trump, dealer, None, game, actions)):
         with pytest.raises(TypeError):
-            Round.__new__(Round).__setstate__(state)  # type: ignore[arg-type]
+            Round.__new__(Round).__setstate__(bad)  # type: ignore[arg-type]
 
 
 def test_game_pickled_with_what_cannot_be_is_refused() -> None:

@@ -120,7 +120,7 @@ def test_redeal_wrong_arrays_are_refused() -> None:
             _core.redeal(*bad)
     for converted in ((hands.astype(np.int64), silent), (hands, silent.astype(np.int64))):
         with pytest.raises(TypeError, match="redeal"):
-            _core.redeal(*converted, 1)
+            _core.redeal(*converted, times=1)
 
 
 def test_replay_buffer_wraps_round_and_keeps_the_newest() -> None:
@@ -273,7 +273,8 @@ def test_learner_critic_learns_most_from_what_is_rarely_done_where_that_counts_f
 
 
 def test_broad_deals_have_as_many_decisions_of_every_hand_size() -> None:
-    weights = dict(tuple(map(int, part.split(":"))) for part in DEALS["broad"]["cards"].split(","))
+    parts = (part.split(":") for part in DEALS["broad"]["cards"].split(","))
+    weights = {int(cards): int(weight) for cards, weight in parts}
     assert set(weights) == set(range(1, 9)) and {cards * weight for cards, weight in weights.items()} == {840}
 
 

@@ -123,7 +123,9 @@ def test_figures_equal_plain_python(mode: Any, games: bool) -> None:
     units: dict[tuple[int, int], list[int]] = defaultdict(list)
     for i in range(len(rounds["deal"])):
         units[int(rounds["deal"][i]), int(rounds["rotation"][i])].append(i)
-    leads, shares, exact = defaultdict(list), [], defaultdict(list)
+    leads: dict[Any, list[Any]] = defaultdict(list)
+    exact: dict[Any, list[Any]] = defaultdict(list)
+    shares: list[Any] = []
     for (deal, rotation), indices in units.items():
         n = int(rounds["players"][indices[0]])
         totals = [int(sum(rounds["scores"][i][s] for i in indices)) for s in range(n)]
@@ -202,9 +204,9 @@ def test_evaluator_plays_its_policy_in_the_seat_it_has() -> None:
 def test_checkpoint_plays_with_and_without_search(tmp_path: Path) -> None:
     path = tmp_path / "net.safetensors"
     save_checkpoint(BlobNet(NetConfig(width=16, hidden=16, blocks=1), seed=1), path)
-    agent = make_agent(f"{path}:2x8+halving+maximise+solver8").config
-    assert isinstance(agent, SearchConfig)
-    assert (agent.root, agent.opponents, agent.solved_cards) == ("halving", "maximise", 8)
+    search = make_agent(f"{path}:2x8+halving+maximise+solver8").config
+    assert isinstance(search, SearchConfig)
+    assert (search.root, search.opponents, search.solved_cards) == ("halving", "maximise", 8)
     with pytest.raises(ConfigError, match="in this order"):
         make_agent(f"{path}:2x8+solver8+halving")
     for suffix, simulations in ((":policy", 0), (":2x8", 8), (":2x8+halving", 8), ("", 30)):

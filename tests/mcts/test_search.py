@@ -564,7 +564,7 @@ def test_search_beats_the_policy_of_its_own_barely_trained_network_in_duplicate_
         in_step(fitted, [duplicate_round(deal, config, str(index)) for index, deal in enumerate(deals)])
         for config in (SearchConfig(determinizations=3, simulations=30), SearchConfig(simulations=0))
     ]
-    differences = np.subtract(*scores)
+    differences = np.subtract(scores[0], scores[1])
     mean, error = differences.mean(), differences.std(ddof=1) / math.sqrt(len(differences))
     assert mean - 1.96 * error > 0, f"{mean:.2f} +- {1.96 * error:.2f} points a round"
 

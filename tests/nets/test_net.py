@@ -6,6 +6,7 @@ import json
 import os
 import socket
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -109,7 +110,7 @@ def test_padding_rows_change_no_answer(count: int, rows: dict[str, np.ndarray]) 
 def test_precision_auto_is_bf16_where_the_cpu_has_it_and_it_is_faster(
     flags: set[str], faster: bool, want: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    product, seconds = precision.F.linear, iter(range(0, 10**6))
+    product, seconds = torch.nn.functional.linear, iter(range(0, 10**6))
     slow = torch.float32 if faster else torch.bfloat16
 
     def linear(x: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
@@ -118,8 +119,8 @@ def test_precision_auto_is_bf16_where_the_cpu_has_it_and_it_is_faster(
         return product(x, *rest)
 
     monkeypatch.setattr(precision, "cpu_flags", lambda: flags)
-    monkeypatch.setattr(precision.F, "linear", linear)
-    monkeypatch.setattr(precision.time, "perf_counter", lambda: next(seconds))
+    monkeypatch.setattr(torch.nn.functional, "linear", linear)
+    monkeypatch.setattr(time, "perf_counter", lambda: next(seconds))
     precision.bf16_is_faster.cache_clear()
     assert resolve_precision("auto", "cpu") == want
     precision.bf16_is_faster.cache_clear()

@@ -55,12 +55,13 @@ DEFAULTS = pytest.mark.parametrize("changed", ["float64", "float16", "meta"])
 def test_networks_and_checkpoints_do_not_follow_torchs_defaults(changed: str, tmp_path: Path) -> None:
     plain = BlobNet(SMALL, seed=3), Critic(SMALL, seed=3)
     with default(changed):
-        nets = BlobNet(SMALL, seed=3), Critic(SMALL, seed=3)
-        save_checkpoint(nets[0], tmp_path / "net.safetensors")
-        nets += (load_checkpoint(tmp_path / "net.safetensors"),)
-    for net, right in zip(nets, (*plain, plain[0]), strict=True):
+        net = BlobNet(SMALL, seed=3)
+        save_checkpoint(net, tmp_path / "net.safetensors")
+        nets = net, Critic(SMALL, seed=3), load_checkpoint(tmp_path / "net.safetensors")
+    for made, right in zip(nets, (*plain, plain[0]), strict=True):
         for name, tensor in right.state_dict().items():
-            assert torch.equal(net.state_dict()[name], tensor) and net.state_dict()[name].dtype == tensor.dtype, name
+            found = made.state_dict()[name]
+            assert torch.equal(found, tensor) and found.dtype == tensor.dtype, name
 
 
 @DEFAULTS

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import subprocess
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,6 @@ from pathlib import Path
 import pytest
 
 from shmzero.errors import StartError, WorkerDied
-from shmzero.processes import child as children
 from shmzero.processes import deaths
 from shmzero.processes.child import Child, start_child, starting
 from shmzero.processes.deaths import Deaths
@@ -96,7 +96,7 @@ def test_child_that_cannot_be_started_leaves_no_descriptor_open(monkeypatch: pyt
     def no_room(*how: object, **more: object) -> None:
         raise OSError(11, "Resource temporarily unavailable")
 
-    monkeypatch.setattr(children.subprocess, "Popen", no_room)
+    monkeypatch.setattr(subprocess, "Popen", no_room)
     before = set(os.listdir("/proc/self/fd"))
     with (
         pytest.raises(StartError, match="worker 0 cannot be started: Resource temporarily unavailable; "),
@@ -160,7 +160,8 @@ def test_posted_messages_wait_where_there_is_no_room(ends: tuple[LineSocket[Note
     lines, other = ends
     for number in range(2000):
         lines.post(Note(number, "x" * 1000))
-    reader, found = LineSocket(other.detach(), NOTES), []
+    reader = LineSocket(other.detach(), NOTES)
+    found: list[Note] = []
     while len(found) < 2000:
         found += reader.receive()
         lines.flush()

@@ -59,7 +59,7 @@ MODULES = (inference, learner, matches)
 
 def all_kinds() -> set[type[Message]]:
     """Every class of messages that the rooms declare."""
-    found = {WorkerSpec}
+    found: set[type[Message]] = {WorkerSpec}
     for module in MODULES:
         found |= {
             one for one in vars(module).values()

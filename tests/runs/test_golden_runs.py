@@ -107,7 +107,8 @@ def test_old_runs_were_interrupted_in_the_middle(tmp_path: Path) -> None:
     assert begun and ended
     for name in ("critic", "visits"):
         run = lay_out(name, tmp_path)
-        assert read_facts(run / STATE_NAME)["steps"] == int(newest_checkpoint(run).stem) > 0
+        newest = newest_checkpoint(run)
+        assert newest is not None and read_facts(run / STATE_NAME)["steps"] == int(newest.stem) > 0
         assert any("match" in line for line in metrics(run))
 
 
@@ -138,6 +139,7 @@ def test_old_config_file_gives_the_settings_of_its_command(
     flags, file = words(name)[1:], str(run / "config.toml")
     config: Any
     again: Any
+    lengths: tuple[str, ...]
     if name in TRAINED:
         (config, *_), (again, *_) = train.parse(flags), train.parse(["run", "--config", file])
         lengths = ("minutes", "rounds")
@@ -235,7 +237,8 @@ def test_old_training_goes_on_from_its_step_to_its_end(name: str, tmp_path: Path
     facts = read_facts(run / STATE_NAME)
     last = [line["match"] for line in lines if "match" in line][-2:]
     assert [(match["mode"], match["steps"]) for match in last] == [("one", facts["steps"]), ("rest", facts["steps"])]
-    assert facts["steps"] > steps and int(newest_checkpoint(run).stem) == facts["steps"]
+    newest = newest_checkpoint(run)
+    assert newest is not None and facts["steps"] > steps and int(newest.stem) == facts["steps"]
 
     state = load_file(run / STATE_NAME)
     np.testing.assert_array_equal(state["net.input_scale"], first["net.input_scale"])  # measured once, at the beginning

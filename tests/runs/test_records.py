@@ -92,7 +92,7 @@ def test_records_are_open_to_the_end_of_their_block(folder: Path, capsys: pytest
         len(records)
     reading = newest_records(folder, 100)  # a generator that is not read to its end
     next(reading)
-    reading.close()
+    del reading
     assert still_open() == before
     assert main([str(folder)]) == 0 and still_open() == before
 

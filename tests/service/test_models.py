@@ -8,13 +8,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+import torch
+from torch import Tensor
 
 from shmzero import BatchedEvaluator, ConfigError, InferenceServer
 from tests.support.service_programs import ACTION_DIM, STATE_DIM, VALUE_DIM, check, echo, rows
 from tests.support.services import WIDTHS
-
-torch = pytest.importorskip("torch")
-Tensor = torch.Tensor
 
 
 class Net(torch.nn.Module):
@@ -155,7 +154,7 @@ def test_swap_to_weights_that_answer_nan_is_refused(rng: np.random.Generator) ->
     [
         (lambda m: m, lambda m: torch.compile(m, backend="eager")),
         (lambda m: torch.compile(m, backend="eager"), lambda m: m),
-        (lambda m: m, lambda m: torch.nn.DataParallel(torch.compile(m, backend="eager"))),
+        (lambda m: m, lambda m: torch.nn.DataParallel(torch.compile(m, backend="eager"))),  # type: ignore[type-var]
         (lambda m: torch.nn.DataParallel(m), lambda m: m),
     ],
     ids=["compiled", "plain into compiled", "parallel of compiled", "plain into parallel"],

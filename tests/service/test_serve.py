@@ -25,7 +25,7 @@ from tests.support.services import ROOT, Holding, held, start_server, unattached
 
 
 def test_serve_stats_follow_and_leaving_on_a_signal(name: str, tmp_path: Path) -> None:
-    torch = pytest.importorskip("torch")
+    import torch
     from safetensors.torch import save_file
 
     weights = tmp_path / "w.safetensors"
@@ -87,7 +87,7 @@ def test_serve_stats_fit_a_terminal_of_80_columns(name: str) -> None:
 def test_serve_follow_goes_on_after_weights_that_were_not_taken_up_in_time(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    torch = pytest.importorskip("torch")
+    import torch
     from safetensors.torch import save_file
 
     from shmzero.service import config as service_config
@@ -135,7 +135,8 @@ def test_serve_follow_goes_on_after_weights_that_were_not_taken_up_in_time(
 
 
 def test_serve_without_a_model_serves_blobs_own_network_and_swaps_its_checkpoint(name: str, tmp_path: Path) -> None:
-    torch = pytest.importorskip("torch")
+    import torch
+
     from shmzero.nets.blob_net import BlobNet
     from shmzero.nets.checkpoint import save_checkpoint
     from shmzero.nets.config import NETS
@@ -170,7 +171,7 @@ def test_serve_auto_is_the_cpu_unless_device_and_torch_are_both_of_cuda(monkeypa
     asked = ServeConfig(name="unused", net="quick", compile=False, precision="fp32")
     monkeypatch.setattr(machine, "has_nvidia", lambda: True)
     monkeypatch.setattr(machine, "torch_has_cuda", lambda: False)
-    assert blob_device(asked, 1).description.startswith("cpu")
+    assert blob_device(asked, 1).description.startswith("cpu")  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(

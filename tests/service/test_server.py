@@ -14,7 +14,7 @@ import pytest
 
 from shmzero import BatchedEvaluator, ConfigError, InferenceServer, ModelFailed, _core
 from shmzero.inference.device import Staging
-from shmzero.inference.messages import WeightsTaken
+from shmzero.inference.messages import TakeWeights, WeightsTaken
 from shmzero.inference.stand_in import RowFunctionDevice
 from shmzero.service.host import LoopControl
 from shmzero.service.stats import percentile_us
@@ -408,6 +408,7 @@ def test_swap_that_is_interrupted_after_any_call_leaves_the_next_one_free() -> N
             swap = pool.submit(control.swap, {}, timeout=60.0)
             while not swap.done():
                 for command in control.commands():
+                    assert isinstance(command, TakeWeights)
                     control.send(WeightsTaken(command.version))
             assert swap.result() == control.version
         call += 1

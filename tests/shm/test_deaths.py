@@ -228,7 +228,7 @@ def answer(server: _core.ServerPort) -> None:
     batch, _ = server.gather(states, masks, 4, timeout_ms=0.0, wait_ms=0.0)
     bools = np.zeros((4, WIDTHS[1]), np.bool_)
     _core.unpack_masks(masks, bools)
-    server.scatter(batch, *(np.ascontiguousarray(part, np.float32) for part in echo(states, bools)), 1)
+    server.scatter(batch, *(np.ascontiguousarray(part, np.float32) for part in echo(states, bools)), version=1)
 
 
 @pytest.mark.parametrize("moment", ["free", "ready", "taken", "answered", "resting"])
@@ -334,6 +334,7 @@ def test_client_that_ends_while_it_copies_has_published_nothing(
         signal.signal(signal.SIGBUS, signal.SIG_DFL)
         port = _core.RequestPort.claim(segment, _core.own_identity())
         os.ftruncate(fd, 0)
+        assert port is not None
         port.submit(states, masks)
         os._exit(0)
     assert os.WTERMSIG(os.waitpid(pid, 0)[1]) == signal.SIGBUS

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -53,7 +54,7 @@ class Pair:
 
 
 @pytest.fixture
-def pair():
+def pair() -> Iterator[Pair]:
     made = Pair(workers=2)
     yield made
     made.memory.close()

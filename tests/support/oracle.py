@@ -298,7 +298,7 @@ class MaxnSolver:
         """(seat to act, the states that its legal actions lead to)."""
         if len(bids) < self.players:
             seat = (self.dealer + 1 + len(bids)) % self.players
-            legal = range(self.cards + 1)
+            legal = list(range(self.cards + 1))
             if seat == self.dealer and self.hook:
                 legal = [bid for bid in legal if sum(bids) + bid != self.cards]
             return seat, [(hands, (*bids, bid), won, trick, leader) for bid in legal]

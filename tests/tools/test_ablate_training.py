@@ -72,6 +72,7 @@ def test_ablation_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.M
         "tricks head against base", "tricks head against base: p, corrected",
     }  # fmt: skip
     head = results["tricks head against base"]
+    assert isinstance(head.value, float) and head.low is not None and head.high is not None
     assert head.low < head.value < head.high
     assert Ablation(tmp_path, 4, 20, TINY).folder == tmp_path and not Ablation(tmp_path, 5, 21, TINY).means()
     assert ablation.run_folder(BASE, 0) != Ablation(tmp_path, 4, 20, TINY).run_folder(BASE, 0)

@@ -431,9 +431,10 @@ def test_time_of_a_run_begins_with_its_call_and_not_with_the_program(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = TrainConfig(minutes=30, opponents="")
-    monkeypatch.setattr(train, "STARTED", time.monotonic() - 1e6)
+    long_ago = time.monotonic() - 1e6
+    monkeypatch.setattr(train, "STARTED", long_ago)
     assert not training_run.train(config, tmp_path / "called", stopped=lambda: True)["complete"]
-    assert training_run.train(config, tmp_path / "command", started=train.STARTED)["complete"]
+    assert training_run.train(config, tmp_path / "command", started=long_ago)["complete"]
 
 
 def test_training_without_room_for_its_files_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:
