@@ -185,3 +185,26 @@ def test_readme_lists_the_rooms_in_this_order() -> None:
     assert len(text.splitlines()) <= 150
     table = re.findall(r"^\| `(\w+)/?` \|", text[text.index("lowest first") :], re.MULTILINE)
     assert [name for name in table if name in MAY_USE] == list(MAY_USE)
+
+
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted(PACKAGE.glob("*/README.md"))]
+MADE_BY_READERS = {"my_nets.py"}
+"""Files that an example tells its reader to write."""
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_source_files_that_a_page_names_exist(page: Path) -> None:
+    folders = (page.parent, ROOT, PACKAGE, PACKAGE / "learner", ROOT / "tools")  # "how it learns" is about the learner
+    for name in re.findall(r"`((?:[\w.\-]+/)*[\w.\-]+\.(?:py|h|cpp|sh))`", page.read_text()):
+        assert name in MADE_BY_READERS or any((folder / name).is_file() for folder in folders), name
+
+
+@pytest.mark.parametrize("name", MAY_USE)
+def test_page_of_a_room_names_each_of_its_files_once(name: str) -> None:
+    text = (PACKAGE / name / "README.md").read_text()
+    table = text.partition("## Files, in the order to read them")[2]
+    cells = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
+    named = [file for cell in cells for file in re.findall(r"`([\w.]+)`", cell)]
+    assert sorted(named) == sorted(p.name for p in (PACKAGE / name).glob("*.py") if p.name != "__init__.py")
+    assert 20 <= len(text.splitlines()) <= 50
+    assert "What it is not: " in text and "Read next: " in text
