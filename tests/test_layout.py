@@ -37,7 +37,7 @@ UNTIL_SETTINGS_ARE_NESTED = {("learner", "training"), ("matches", "training")}
 MAY_IMPORT_TORCH = {
     "nets/blob_net.py", "nets/checkpoint.py", "nets/compile.py", "nets/compiled.py", "nets/evaluator.py",
     "nets/inference_net.py", "nets/masks.py", "nets/precision.py",
-    "inference/cpu.py", "inference/cuda.py", "inference/factory.py", "inference/module.py",
+    "inference/compilation.py", "inference/cpu.py", "inference/cuda.py", "inference/factory.py", "inference/module.py",
     "inference/module_weights.py", "inference/net_device.py",
     "learner/algorithm.py", "learner/buffer.py", "learner/critic.py", "learner/losses.py", "learner/optimiser.py",
     "learner/process.py", "learner/state.py", "matches/exploit.py", "runs/network.py",

@@ -8,7 +8,6 @@ from shmzero.errors import ModelFailed
 from shmzero.inference.device import Staging, new_staging
 from shmzero.inference.net_device import NetDevice
 from shmzero.nets.blob_net import BlobNet
-from shmzero.nets.compiled import Callable3
 
 PAD_ROWS_TO = 8
 PAD_FROM_ROWS = 128
@@ -40,7 +39,7 @@ class CpuNetDevice(NetDevice):
         return self._staging
 
     def launch(self, buffer: int, rows: int) -> None:
-        call: Callable3 = self.compiled or self.inference_net
+        call = self.call()
         padded = rows
         if rows > PAD_FROM_ROWS and self.inference_net.dtype == torch.bfloat16:
             padded = min(-(-rows // PAD_ROWS_TO) * PAD_ROWS_TO, self.max_batch)  # with rows of an earlier batch

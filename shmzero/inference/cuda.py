@@ -10,7 +10,7 @@ from shmzero.errors import ConfigError, ModelFailed
 from shmzero.inference.device import Staging
 from shmzero.inference.net_device import NetDevice
 from shmzero.nets.blob_net import BlobNet
-from shmzero.nets.compiled import Callable3
+from shmzero.nets.compiled import ServingFunction
 
 CUDA_BUCKETS = (64, 256, 1024, 4096, 8192, 16384)
 """Batch sizes that a CUDA graph is captured for. A CPU has no graphs."""
@@ -47,7 +47,7 @@ class CudaNetDevice(NetDevice):
     def launch(self, buffer: int, rows: int) -> None:
         at = self._buffers[buffer]
         bucket = next(b for b in self.buckets if b >= rows)  # padding rows hold an earlier batch's
-        call: Callable3 = self.compiled or self.inference_net
+        call = self.call()
         try:
             graph = at.graph(bucket, call, self.weights)
             with torch.cuda.stream(at.stream):
@@ -103,7 +103,7 @@ class _CudaBuffer:
         )
         self._graphs: dict[tuple[int, int], torch.cuda.CUDAGraph] = {}
 
-    def graph(self, bucket: int, call: Callable3, weights: list[Tensor]) -> torch.cuda.CUDAGraph:
+    def graph(self, bucket: int, call: ServingFunction, weights: list[Tensor]) -> torch.cuda.CUDAGraph:
         """The graph of a bucket and callable, captured on first use."""
         key = (bucket, id(call))
         if key not in self._graphs:

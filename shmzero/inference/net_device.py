@@ -1,11 +1,6 @@
-"""What the devices of a network share: weights, the compiled callable, the second network."""
+"""What the devices of a network share: weights, what computes a batch, the second network."""
 
 from __future__ import annotations
-
-import os
-import subprocess
-import time
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -13,98 +8,44 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from shmzero import _core
-from shmzero.errors import ConfigError, NotCompiled
+from shmzero.errors import ConfigError
+from shmzero.inference.compilation import Compilation
 from shmzero.nets.blob_net import BlobNet
 from shmzero.nets.checkpoint import check_searchable, load_checkpoint
-from shmzero.nets.compiled import (
-    CUDA_PACKAGES_FROM,
-    Callable3,
-    is_cached,
-    last_line,
-    load_package,
-    package_path,
-    start_compiler,
-    torch_version,
-)
+from shmzero.nets.compiled import ServingFunction
 from shmzero.nets.inference_net import InferenceNet
 from shmzero.nets.precision import resolve_precision
-from shmzero.shm.names import nameless_file
-
-LOOK_S = 0.5
-"""How often a server looks whether the compiled callable is there."""
-COMPILE_AFTER_S = 2.0
-"""How long after its start a server starts the compile helper. Until then a run's first rounds have the cores."""
 
 
 class NetDevice:
-    """What CPU and CUDA share: weights, and the callable that serves."""
+    """A network with its weights, whatever it runs on. CpuNetDevice and CudaNetDevice run the batches."""
 
     def __init__(
         self, net: BlobNet, device: str, precision: str, compiled: bool, max_batch: int, searched: bool | None
     ) -> None:
-        """`searched`: whether a search reads the values. If not they are left out; if so, of games they are refused;
-        None where anything may be asked."""
+        """`searched`: whether a search reads the values, or None where that is not known.
+
+        If no search does, values are left out; if one does, a checkpoint whose values are of games is refused.
+        """
         self.max_batch = max_batch
         self._searched = searched
         self.device = device
         self.inference_net = InferenceNet(net.config, resolve_precision(precision, device), searched is not False)
         self.weights = self.inference_net.weights(net, device)
         self._other: tuple[InferenceNet, list[Tensor]] | None = None
-        self.compiled: Callable3 | None = None
-        self._package: Path | None = None
-        self._began_at = self._looked_at = time.monotonic()
-        self._compiler: subprocess.Popen[bytes] | None = None
-        how = "eagerly"
-        if compiled:
-            self._said = os.fdopen(nameless_file("shmzero-stderr"), "w+b")
-            try:
-                if device != "cpu" and torch_version() < CUDA_PACKAGES_FROM:
-                    raise NotCompiled(f"torch {torch.__version__} cannot load it on CUDA, torch 2.13 can")
-                self._package = package_path(self.inference_net, device)
-                how = "compiled" if self._load_package() else "eagerly until its compiled form is ready"
-            except NotCompiled as error:
-                self._package = None
-                how = f"eagerly: {error}"
-        self.description = f"{device} {self.inference_net.precision}, {how}"
+        self.compilation = Compilation(self.inference_net, device, self.weights, wanted=compiled)
+        self.description = f"{device} {self.inference_net.precision}, {self.compilation.description}"
 
-    @property
-    def compiling(self) -> bool:
-        """Whether a compiled callable may still appear."""
-        return self._package is not None
-
-    def _load_package(self) -> bool:
-        """Take up the compiled callable where it is in the cache. Raises NotCompiled where it cannot be used."""
-        if self._package is None or not is_cached(self._package):
-            return False
-        self.compiled = load_package(self._package, self.device, self.weights)
-        self._package = None
-        return True
+    def call(self) -> ServingFunction:
+        """What a batch is computed with: the compiled callable, or the function itself until there is one."""
+        return self.compilation.callable or self.inference_net
 
     def poll(self) -> str | None:
-        """Takes up the compiled callable once it has appeared in the cache, and has it made if nobody else does."""
-        now = time.monotonic()
-        if self._package is None or now - self._looked_at < LOOK_S:
-            return None
-        self._looked_at = now
-        try:
-            ended = self._compiler is not None and self._compiler.poll() is not None
-            if self._load_package():
-                clock, seconds = time.strftime("%H:%M:%S"), now - self._began_at
-                return f"serves the compiled network from {clock} on, {seconds:.0f} s after it began to serve"
-            if ended:
-                assert self._compiler is not None
-                self._said.seek(0)
-                words = last_line(self._said.read().decode(errors="replace")) or "it said nothing"
-                raise NotCompiled(f"the compile helper ended with status {self._compiler.returncode} ({words})")
-            if self._compiler is None and now - self._began_at >= COMPILE_AFTER_S:
-                self._compiler = start_compiler(self.inference_net, self.device, self._said)
-        except NotCompiled as error:
-            self._package = None
-            return f"serves eagerly: {error}"
-        return None
+        """Take up the compiled callable once it has appeared. Returns a line about it."""
+        return self.compilation.poll(self.weights)
 
     def new_weights(self, path: str) -> list[Tensor]:
-        """A checkpoint's weights for this network. Raises ConfigError where it is another one."""
+        """A checkpoint's weights for this network. Raises ConfigError where it is one of other sizes."""
         net = load_checkpoint(path)
         if self._searched:
             check_searchable(path)

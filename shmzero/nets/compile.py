@@ -1,11 +1,11 @@
 """Helper process: compiles the serving function, for batches of any size, into the on-disk cache.
 
-Runs beside a server that serves eagerly meanwhile, and dies with it. It has one thread of ordinary priority, in a
+It runs beside a server that serves eagerly meanwhile, and dies with it. It has one thread of ordinary priority, in a
 session of its own, so that on busy cores as well the kernel gives it as much as any other thread: at a lower priority
 it might never get done, and its seconds are spent once for all later runs. Of all the helpers of a cache folder one
 runs at a time: it inherits the folder's lock from the server that starts it. What it keeps, Inductor's own files too,
-goes to that folder, which this user alone can write to. Read next:
-compiled.py, which starts it and loads what it makes.
+goes to that folder, which this user alone can write to.
+Read next: compiled.py, which starts it and loads what it makes.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ import sys
 from contextlib import suppress
 
 from shmzero import _core
+from shmzero.nets.config import NetConfig
 
 END_S = 5
-"""The compilers have so long to remove their temporary files after a SIGTERM."""
+"""How long the compilers may take to remove their temporary files after a SIGTERM."""
 
 
 def leave(number: int, frame: object) -> None:
@@ -35,23 +36,32 @@ def leave(number: int, frame: object) -> None:
 
 
 def main() -> None:
+    """The process: its one argument is the spec, as JSON."""
     spec = json.loads(sys.argv[1])
-    # Its compilers go with it: they are of its process group, which ends as a whole. In a session of its own it
-    # also has a share of its own where the kernel divides the cores among sessions.
-    os.setsid()
-    signal.signal(signal.SIGTERM, leave)
-    _core.die_with_parent(spec["parent_pid"], signal.SIGTERM)
+    end_with(spec["parent_pid"])
     os.umask(0o077)
     os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = spec["inductor"]
     # Older torch asks getpass for a user's name, also for one who has none, and does not use it.
     os.environ.setdefault("USERNAME", f"user {os.getuid()}")
+    compile_package(NetConfig(**spec["net"]), spec["precision"], spec["values"], spec["device"])
 
-    import torch
+
+def end_with(parent_pid: int) -> None:
+    """Have this process and its compilers end when the parent does."""
+    # They are of its process group, which ends as a whole. In a session of its own it also has a share of its own
+    # where the kernel divides the cores among sessions.
+    os.setsid()
+    signal.signal(signal.SIGTERM, leave)
+    _core.die_with_parent(parent_pid, signal.SIGTERM)
+
+
+def compile_package(config: NetConfig, precision: str, values: bool, device: str) -> None:
+    """Put the package of a serving function into the cache, whole or not at all."""
+    import torch  # only now: it reads the environment
 
     from shmzero.nets.blob_net import BlobNet
     from shmzero.nets.compiled import MOST_ROWS, package_path
-    from shmzero.nets.config import NetConfig
     from shmzero.nets.inference_net import InferenceNet
 
     class Exported(torch.nn.Module):
@@ -67,9 +77,7 @@ def main() -> None:
             return self.function(features, masks, *weights)
 
     torch.set_num_threads(1)
-    config = NetConfig(**spec["net"])
-    device, precision = spec["device"], spec["precision"]
-    function = InferenceNet(config, precision, spec["values"])
+    function = InferenceNet(config, precision, values)
     weights = function.weights(BlobNet(config), device)
     features = torch.zeros(512, _core.NUM_FEATURES, dtype=torch.float16, device=device)
     masks = torch.ones(512, dtype=torch.int64, device=device)

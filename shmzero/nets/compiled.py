@@ -1,7 +1,8 @@
 """The cache of compiled serving functions: where a package lies, who may have written it, how it is loaded.
 
 The compiled callable, one for batches of any size, comes from compile.py; until it is there the same
-function runs eagerly."""
+function runs eagerly. Read next: inference/compilation.py, which takes it up while batches run.
+"""
 
 from __future__ import annotations
 
@@ -41,10 +42,8 @@ CUDA_PACKAGES_FROM = (2, 13)
 LOCK = "shmzero.lock"
 """A file in the cache folder, locked by the compile helper at work."""
 
-Callable3 = Callable[..., tuple[Tensor, Tensor]]
-
-
-# --- the cache of compiled callables --------------------------------------------------------------
+ServingFunction = Callable[..., tuple[Tensor, Tensor]]
+"""(policies, values) of (features, masks, *weights): an InferenceNet, or its compiled form."""
 
 
 def cache_folder() -> Path:
@@ -105,7 +104,7 @@ def is_cached(path: Path) -> bool:
     return True
 
 
-def load_package(path: Path, device: str, weights: list[Tensor]) -> Callable3:
+def load_package(path: Path, device: str, weights: list[Tensor]) -> ServingFunction:
     """The callable of a cached package, after a first call with `weights` and two rows. Raises NotCompiled.
 
     The package is unpacked to a new folder that only this user can open, inside the temporary folder (TMPDIR).
@@ -113,15 +112,10 @@ def load_package(path: Path, device: str, weights: list[Tensor]) -> Callable3:
     killed leaves nothing behind, unless it is killed during these few milliseconds. The first call comes before
     that because CUDA kernels are read from their files when they are first called.
     """
-    # The C++ loaders themselves: their public face, torch._inductor.aoti_load_package, first imports Inductor,
-    # which takes two seconds, and flattens the arguments of every call. The loader of packages takes a folder from
-    # torch 2.13 on; older ones unpack to a folder whose name they do not tell. A CPU's library can be loaded
-    # without it. On CUDA it is needed: it alone can run without the locks that a graph cannot capture.
     rows = [
         torch.zeros(2, _core.NUM_FEATURES, dtype=torch.float16, device=weights[0].device),
         torch.ones(2, dtype=torch.int64, device=weights[0].device),
     ]
-    runner: Any
     try:
         with (
             path.open("rb") as file,
@@ -130,11 +124,7 @@ def load_package(path: Path, device: str, weights: list[Tensor]) -> Callable3:
             _check_ours(path, os.fstat(file.fileno()))
             with zipfile.ZipFile(file) as package:
                 package.extractall(folder)  # which compares the checksums
-            if device == "cpu":
-                (library,) = Path(folder).glob("*/data/aotinductor/model/*.so")
-                runner = torch._C._aoti.AOTIModelContainerRunnerCpu(str(library), 1)
-            else:
-                runner = torch._C._aoti.AOTIModelPackageLoader(folder, "model", True, 1, -1)
+            runner = _runner(Path(folder), device)
             with torch.inference_mode():
                 runner.run([*rows, *weights])
     except OSError as error:
@@ -151,10 +141,22 @@ def load_package(path: Path, device: str, weights: list[Tensor]) -> Callable3:
     return call
 
 
+def _runner(folder: Path, device: str) -> Any:
+    """What runs the package that is unpacked in a folder."""
+    # The C++ loaders themselves: their public face, torch._inductor.aoti_load_package, first imports Inductor,
+    # which takes two seconds, and flattens the arguments of every call. The loader of packages takes a folder from
+    # torch 2.13 on; older ones unpack to a folder whose name they do not tell. A CPU's library can be loaded
+    # without it. On CUDA it is needed: it alone can run without the locks that a graph cannot capture.
+    if device == "cpu":
+        (library,) = folder.glob("*/data/aotinductor/model/*.so")
+        return torch._C._aoti.AOTIModelContainerRunnerCpu(str(library), 1)
+    return torch._C._aoti.AOTIModelPackageLoader(str(folder), "model", True, 1, -1)
+
+
 def start_compiler(
-    net: InferenceNet, device: str, said: int | IO[bytes] = subprocess.DEVNULL
+    net: InferenceNet, device: str, stderr: int | IO[bytes] = subprocess.DEVNULL
 ) -> subprocess.Popen[bytes] | None:
-    """Start the helper that fills the cache. It dies with the calling thread; `said` gets its stderr.
+    """Start the helper that fills the cache. It dies with the calling thread.
 
     None where the cache is filled already, or while the helper of another process is at work in it: of all the
     processes that share a cache one compiles at a time. The lock is the helper's for as long as it lives.
@@ -163,18 +165,42 @@ def start_compiler(
     path = package_path(net, device)
     spec = {"net": asdict(net.config), "precision": net.precision, "values": net.trunks == net.config.trunks,
             "device": device, "parent_pid": os.getpid(), "inductor": str(path.with_name("inductor"))}  # fmt: skip
+    lock = _try_lock(path.parent)
+    if lock is None:
+        return None
     try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        _check_ours(path.parent, path.parent.stat())
-        if (free := shutil.disk_usage(path.parent).free) < COMPILE_BYTES:
+        if is_cached(path):
+            return None
+        return subprocess.Popen(
+            [sys.executable, "-m", "shmzero.nets.compile", json.dumps(spec)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=stderr,
+            pass_fds=[lock],
+        )
+    except OSError as error:
+        raise NotCompiled(f"the compile helper cannot be started ({error.strerror})") from None
+    finally:
+        os.close(lock)
+
+
+def _try_lock(folder: Path) -> int | None:
+    """A descriptor that holds the lock of a cache folder, which is made where there is none.
+
+    None where another process holds it. Raises NotCompiled where nothing can be written there.
+    """
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _check_ours(folder, folder.stat())
+        if (free := shutil.disk_usage(folder).free) < COMPILE_BYTES:
             raise NotCompiled(
-                f"the disk of the cache {path.parent} has {free >> 20} MiB left, compiling needs "
+                f"the disk of the cache {folder} has {free >> 20} MiB left, compiling needs "
                 f"{COMPILE_BYTES >> 20}; make room or name another folder in SHMZERO_CACHE"
             )
-        lock = os.open(path.parent / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise NotCompiled(
-            f"the cache {path.parent} cannot be written ({error.strerror}); name another folder in SHMZERO_CACHE"
+            f"the cache {folder} cannot be written ({error.strerror}); name another folder in SHMZERO_CACHE"
         ) from None
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -184,30 +210,16 @@ def start_compiler(
     except OSError as error:
         os.close(lock)
         raise NotCompiled(
-            f"the cache {path.parent} cannot be locked ({error.strerror}); name another folder in SHMZERO_CACHE"
+            f"the cache {folder} cannot be locked ({error.strerror}); name another folder in SHMZERO_CACHE"
         ) from None
-    try:
-        if is_cached(path):
-            return None
-        return subprocess.Popen(
-            [sys.executable, "-m", "shmzero.nets.compile", json.dumps(spec)],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=said,
-            pass_fds=[lock],
-        )
-    except OSError as error:
-        raise NotCompiled(f"the compile helper cannot be started ({error.strerror})") from None
-    finally:
-        os.close(lock)
-
-
-# --- devices ----------------------------------------------------------------------------------------
+    return lock
 
 
 def last_line(text: str) -> str:
+    """The last line that is not empty."""
     return text.strip().rpartition("\n")[2]
 
 
 def torch_version() -> tuple[int, ...]:
+    """(major, minor) of torch."""
     return tuple(int(part) for part in torch.__version__.split(".")[:2])

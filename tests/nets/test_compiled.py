@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from shmzero.inference import net_device
+from shmzero.inference import compilation
 from shmzero.inference.cpu import CpuNetDevice
 from shmzero.nets.blob_net import BlobNet
 from shmzero.nets.checkpoint import save_checkpoint
@@ -85,7 +85,7 @@ def test_compiled_network_without_a_usable_temporary_folder_is_served_eagerly_an
     device = CpuNetDevice(BlobNet(COMPILED), compiled_precision(), True, 16)
     (package,) = cache.glob("*.pt2")
     assert f"eagerly: {package} cannot be unpacked" in device.description and "/proc/nowhere" in device.description
-    assert not device.compiling
+    assert not device.compilation.is_pending
     device.launch(0, 16)
 
 
@@ -99,10 +99,12 @@ def test_package_loader_of_cuda_takes_the_folder_that_it_is_given(
     monkeypatch.setattr(tempfile, "tempdir", str(mine))
     device = CpuNetDevice(BlobNet(COMPILED), compiled_precision(), True, 16)
     net, weights = device.inference_net, device.weights
-    assert device.compiled is not None
+    assert device.compilation.callable is not None
     call = load_package(package_path(net, "cpu"), "cuda:0", weights)
     features, masks = torch.rand(7, 256).half(), torch.full((7,), 255)
-    for got, want in zip(call(features, masks, *weights), device.compiled(features, masks, *weights), strict=True):
+    for got, want in zip(
+        call(features, masks, *weights), device.compilation.callable(features, masks, *weights), strict=True
+    ):
         assert torch.equal(got, want)
     assert is_as_it_was(mine)
 
@@ -175,12 +177,20 @@ def test_cache_that_cannot_be_made_is_said_once_and_the_network_served_eagerly(
     (tmp_path / "file").write_text("")
     folder = tmp_path / where  # which is `where` if that is absolute
     monkeypatch.setenv("SHMZERO_CACHE", str(folder))
-    monkeypatch.setattr(net_device, "LOOK_S", 0.0)
-    monkeypatch.setattr(net_device, "COMPILE_AFTER_S", 0.0)
+    monkeypatch.setattr(compilation, "LOOK_S", 0.0)
+    monkeypatch.setattr(compilation, "COMPILE_AFTER_S", 0.0)
     device = CpuNetDevice(BlobNet(COMPILED), compiled_precision(), True, 16)
-    said = [device.description] if not device.compiling else [line for _ in range(3) if (line := device.poll())]
+    said = (
+        [device.description]
+        if not device.compilation.is_pending
+        else [line for _ in range(3) if (line := device.poll())]
+    )
     (line,) = said
-    assert f"eagerly: the cache {folder} cannot be " in line and not device.compiling and device.poll() is None
+    assert (
+        f"eagerly: the cache {folder} cannot be " in line
+        and not device.compilation.is_pending
+        and device.poll() is None
+    )
     device.launch(0, 16)
 
 
@@ -202,7 +212,7 @@ def test_package_that_somebody_else_could_have_put_there_is_passed_over_and_said
     device = CpuNetDevice(BlobNet(COMPILED), compiled_precision(), True, 16)
     why = "belongs to user 65534" if how == "owner" else "can be written by others (mode "
     assert f"eagerly: {wrong} {why}" in device.description
-    assert device.compiled is None and not device.compiling
+    assert device.compilation.callable is None and not device.compilation.is_pending
     device.launch(0, 16)
 
 
@@ -212,8 +222,8 @@ def test_cache_on_a_full_disk_is_said_and_the_network_served_eagerly(tmp_path: P
     if shutil.which("unshare") is None or subprocess.run([*small, "true"], capture_output=True).returncode:
         pytest.skip("a file system of one megabyte cannot be mounted here")
     code = (
-        "from shmzero.inference import net_device; net_device.LOOK_S = net_device.COMPILE_AFTER_S = 0.0;" + LOADS
-        + "print(device.poll()); assert not device.compiling; device.launch(0, 16)"
+        "from shmzero.inference import compilation; compilation.LOOK_S = compilation.COMPILE_AFTER_S = 0.0;" + LOADS
+        + "print(device.poll()); assert not device.compilation.is_pending; device.launch(0, 16)"
     )  # fmt: skip
     done = subprocess.run([*small, sys.executable, "-c", code], capture_output=True, text=True,
                           env=os.environ | {"SHMZERO_CACHE": str(tmp_path)})  # fmt: skip
@@ -243,8 +253,8 @@ def helpers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "helper").write_text("#!/bin/sh\nexec sleep 600\n")
     (tmp_path / "helper").chmod(0o700)
     monkeypatch.setattr(sys, "executable", str(tmp_path / "helper"))
-    monkeypatch.setattr(net_device, "LOOK_S", 0.0)
-    monkeypatch.setattr(net_device, "COMPILE_AFTER_S", 0.0)
+    monkeypatch.setattr(compilation, "LOOK_S", 0.0)
+    monkeypatch.setattr(compilation, "COMPILE_AFTER_S", 0.0)
     return tmp_path / "cache"
 
 
@@ -257,14 +267,14 @@ def test_of_two_servers_one_starts_a_helper_and_both_take_up_what_it_makes(helpe
     servers = [CpuNetDevice(BlobNet(COMPILED), compiled_precision(), True, 16) for _ in range(2)]
     assert [server.description.endswith("eagerly until its compiled form is ready") for server in servers] == [True] * 2
     assert all(server.poll() is None for _ in range(3) for server in servers)
-    started = [server._compiler for server in servers if server._compiler is not None]
+    started = [server.compilation.helper for server in servers if server.compilation.helper is not None]
     assert len(started) == 1
     package = copied(cache, helpers.with_name("arriving"))
     package.replace(helpers / package.name)
     for server in servers:
         line = server.poll() or ""
         assert re.fullmatch(r"serves the compiled network from \d\d:\d\d:\d\d on, \d+ s after it began to serve", line)
-        assert server.compiled is not None
+        assert server.compilation.callable is not None
     end(started[0])
 
 
@@ -279,12 +289,12 @@ def test_helper_that_was_killed_is_followed_by_that_of_another_server(helpers: P
 
 
 def test_helper_is_started_after_the_first_rounds(helpers: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(net_device, "COMPILE_AFTER_S", 3600.0)
+    monkeypatch.setattr(compilation, "COMPILE_AFTER_S", 3600.0)
     device = CpuNetDevice(BlobNet(COMPILED), compiled_precision(), True, 16)
-    assert device.poll() is None and device._compiler is None and device.compiling
-    device._began_at -= 3600
-    assert device.poll() is None and device._compiler is not None
-    end(device._compiler)
+    assert device.poll() is None and device.compilation.helper is None and device.compilation.is_pending
+    device.compilation.began_at -= 3600
+    assert device.poll() is None and device.compilation.helper is not None
+    end(device.compilation.helper)
 
 
 def test_helper_that_fails_or_cannot_be_started_is_said_and_the_network_served_eagerly(
@@ -292,12 +302,12 @@ def test_helper_that_fails_or_cannot_be_started_is_said_and_the_network_served_e
 ) -> None:
     (tmp_path / "helper").write_text("#!/bin/sh\necho all is well >&2; echo the compiler is broken >&2; exit 3\n")
     device = CpuNetDevice(BlobNet(COMPILED), compiled_precision(), True, 16)
-    assert device.poll() is None and device._compiler is not None and device._compiler.wait() == 3
+    assert device.poll() is None and device.compilation.helper is not None and device.compilation.helper.wait() == 3
     assert device.poll() == "serves eagerly: the compile helper ended with status 3 (the compiler is broken)"
     (tmp_path / "helper").unlink()
     device = CpuNetDevice(BlobNet(COMPILED), compiled_precision(), True, 16)
     assert device.poll() == "serves eagerly: the compile helper cannot be started (No such file or directory)"
-    assert device.poll() is None and not device.compiling
+    assert device.poll() is None and not device.compilation.is_pending
     device.launch(0, 16)
 
 

@@ -17,7 +17,7 @@ import torch
 
 from shmzero import NetConfig, SearchConfig, _core, play_rounds
 from shmzero.errors import ConfigError
-from shmzero.inference import net_device
+from shmzero.inference import compilation
 from shmzero.inference.cpu import PAD_FROM_ROWS, PAD_ROWS_TO, CpuNetDevice
 from shmzero.inference.device import Staging, new_staging
 from shmzero.inference.loop import BatchLoop
@@ -89,7 +89,7 @@ def test_padding_rows_change_no_answer(count: int, rows: dict[str, np.ndarray]) 
     want = served(device, features, masks)
     staging, asked = device.staging(0), []
     net = device.inference_net
-    device.compiled = lambda f, *rest: (asked.append(len(f)), net(f, *rest))[1]
+    device.compilation.callable = lambda f, *rest: (asked.append(len(f)), net(f, *rest))[1]
     staging.features[:] = np.nan  # of no consequence where nobody asked
     staging.policies[:] = staging.values[:] = -1
     got = served(device, features[:count], masks[:count])
@@ -168,7 +168,7 @@ def test_probabilities_of_a_confident_network_are_those_of_fp32(
     if compiled:
         monkeypatch.setenv("SHMZERO_CACHE", str(request.getfixturevalue("cache")))
     device = CpuNetDevice(confident, COMPILED_PRECISION if compiled else form, compiled, 4096)
-    assert (device.compiled is not None) == compiled
+    assert (device.compilation.callable is not None) == compiled
     got, _ = served(device, rows["features"], rows["masks"])
     assert np.abs(got - want).max() < 0.01 and np.abs(got - want).mean() < 1e-3
 
@@ -370,16 +370,16 @@ def test_weights_swapped_under_load_with_the_compiled_network_and_while_it_takes
     want = [served(CpuNetDevice(net, COMPILED_PRECISION, False, 8), *some) for net in nets]
     folder = cache if start == "compiled" else tmp_path / "cache"
     monkeypatch.setenv("SHMZERO_CACHE", str(folder))
-    monkeypatch.setattr(net_device, "LOOK_S", 0.0)
-    monkeypatch.setattr(net_device, "start_compiler", lambda *arguments: None)
+    monkeypatch.setattr(compilation, "LOOK_S", 0.0)
+    monkeypatch.setattr(compilation, "start_compiler", lambda *arguments: None)
     devices = [CpuNetDevice(nets[0], COMPILED_PRECISION, True, 16) for _ in range(processes)]
-    assert all((device.compiled is not None) == (start == "compiled") for device in devices)
+    assert all((device.compilation.callable is not None) == (start == "compiled") for device in devices)
     swaps = iter(range(1, 6))
 
     def between() -> bool:
         """The package is there from the third publication on, which waits until all have taken it up."""
         if start == "eagerly" and folder.exists():
-            return all(device.compiled is not None for device in devices)
+            return all(device.compilation.callable is not None for device in devices)
         if next(swaps) == 3 and start == "eagerly":
             copied(cache, tmp_path / "arriving").parent.replace(folder)
             return False
@@ -388,7 +388,7 @@ def test_weights_swapped_under_load_with_the_compiled_network_and_while_it_takes
     memory = create_private(processes, 1, 4, 8)
     serve_under_load(memory, devices, some, want, tmp_path, (5e-3, 2e-2), between)
     memory.close()
-    assert all(device.compiled is not None for device in devices)
+    assert all(device.compilation.callable is not None for device in devices)
 
 
 def test_compiled_network_serves_what_the_eager_one_does_also_after_a_swap(
@@ -398,7 +398,7 @@ def test_compiled_network_serves_what_the_eager_one_does_also_after_a_swap(
     nets = distinct_nets(2)
     save_checkpoint(nets[1], tmp_path / "next.safetensors")
     device = CpuNetDevice(nets[0], COMPILED_PRECISION, True, 16)
-    assert device.compiled and device._compiler is None
+    assert device.compilation.callable and device.compilation.helper is None
     for net in nets:
         eager = CpuNetDevice(net, COMPILED_PRECISION, False, 16)
         for count in (1, 2, 12, 16):
@@ -422,22 +422,22 @@ def test_compiled_network_that_cannot_be_loaded_is_served_eagerly_and_said(
 
     device = CpuNetDevice(net, COMPILED_PRECISION, True, 16)
     assert (
-        not device.compiling
+        not device.compilation.is_pending
         and f"eagerly: {damaged} cannot be loaded (" in device.description
         and serves_eagerly(device)
     )
 
-    monkeypatch.setattr(net_device, "LOOK_S", 0.0)
+    monkeypatch.setattr(compilation, "LOOK_S", 0.0)
     damaged.rename(tmp_path / "kept")
     with monkeypatch.context() as patch:
-        patch.setattr(net_device, "start_compiler", lambda *arguments: None)
+        patch.setattr(compilation, "start_compiler", lambda *arguments: None)
         device = CpuNetDevice(net, COMPILED_PRECISION, True, 16)
-    assert device.compiling and device.poll() is None
+    assert device.compilation.is_pending and device.poll() is None
     (tmp_path / "kept").rename(damaged)
     said = device.poll() or ""
     assert (
         said.startswith(f"serves eagerly: {damaged} cannot be loaded")
-        and not device.compiling
+        and not device.compilation.is_pending
         and serves_eagerly(device)
     )
 
