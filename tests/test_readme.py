@@ -236,6 +236,7 @@ ARMS = {
     "`--search 3x30 --targets improved`": "improved against base",
     "suits in their own order": "fixed suits against base",
     "a head that predicts tricks": "tricks head against base",
+    "replay ratio 2": "replay ratio 2 against base",
     "replay ratio 4": "replay ratio 4 against base",
     "replay ratio 8": "replay ratio 8 against base",
     "rivalry 1": "rivalry 1 against base",
