@@ -25,7 +25,11 @@ ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "tools" / "results"
 PACKAGE = ROOT / "shmzero"
 ROOM_PAGES = sorted(PACKAGE.glob("*/README.md"))
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *ROOM_PAGES]
+PAGES = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "tools/results/README.md")),
+    *sorted((ROOT / "docs").glob("*.md")),
+    *ROOM_PAGES,
+]
 TEXTS = {path.relative_to(ROOT).as_posix(): path.read_text() for path in PAGES}
 README = TEXTS["README.md"]
 
