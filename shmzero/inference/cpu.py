@@ -11,8 +11,8 @@ from shmzero.nets.blob_net import BlobNet
 
 PAD_ROWS_TO = 8
 PAD_FROM_ROWS = 128
-"""A CPU's batches in bfloat16 of more rows than PAD_FROM_ROWS are padded to a multiple of PAD_ROWS_TO: oneDNN makes a
-kernel for each number of rows that it meets, and one that is no multiple of its tile costs a tenth of the rate."""
+"""Batches in bfloat16 of more rows than PAD_FROM_ROWS are padded to a multiple of PAD_ROWS_TO. oneDNN makes a kernel
+for each number of rows that it meets, and one that is no multiple of its tile costs a tenth of the rate."""
 
 
 class CpuNetDevice(NetDevice):

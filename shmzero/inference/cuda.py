@@ -79,7 +79,7 @@ class CudaNetDevice(NetDevice):
 
 
 class _CudaBuffer:
-    """Static buffers of one batch in flight. Graphs are captured on the serving thread."""
+    """The memory of one batch in flight, which the graphs read and write. They are captured on the serving thread."""
 
     def __init__(self, device: str, max_batch: int) -> None:
         self.stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]

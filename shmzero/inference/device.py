@@ -1,4 +1,4 @@
-"""What the batch loop runs batches on. No torch."""
+"""What the batch loop runs batches on: a BatchDevice and the arrays of its buffers. It imports no torch."""
 
 from __future__ import annotations
 
@@ -32,7 +32,8 @@ class BatchDevice(Protocol):
     """How many batches may be in flight at once."""
     max_batch: int
 
-    def staging(self, buffer: int) -> Staging: ...
+    def staging(self, buffer: int) -> Staging:
+        """The arrays of a buffer: its rows are written and its answers read there."""
 
     def launch(self, buffer: int, rows: int) -> None:
         """Start to compute the first `rows` rows of the buffer. Raises ModelFailed."""

@@ -1,4 +1,4 @@
-"""Rows of whatever kind a caller has, as a slot takes them, and answers in the caller's kind. Imports no torch."""
+"""A caller's rows, whatever they are, as a slot takes them, and answers of the caller's kind. It imports no torch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ from shmzero import _core
 def slot_arrays(
     states: Any, masks: Any, segment: _core.Segment, ndim: int
 ) -> tuple[NDArray[Any], NDArray[np.bool_], Any]:
-    """Rows as the slot takes them, and the tensor that the answers shall be like (None: numpy)."""
+    """(states, masks) as the slot takes them, and the tensor that the answers shall be like, or None for numpy.
+
+    `ndim`: 1 for one row, 2 for several. Raises ValueError for other shapes, dtypes and masks.
+    """
     states, like = _untorched(states)
     try:
         states = np.asarray(states)
@@ -57,7 +60,7 @@ def mask_bools(masks: Any) -> NDArray[np.bool_]:
 
 
 def _untorched(given: Any) -> tuple[Any, Any]:
-    """(what numpy understands, the tensor it was or None). Imports no torch: without it nothing is a tensor."""
+    """(what numpy understands, the tensor that it was or None). Where torch is not imported nothing is a tensor."""
     torch = sys.modules.get("torch")
     if torch is None or type(given) is np.ndarray:
         return given, None
@@ -72,5 +75,6 @@ def _untorched(given: Any) -> tuple[Any, Any]:
 
 
 def as_torch(array: NDArray[np.float32], like: Any) -> Any:
+    """The array as a tensor, on the device of `like`."""
     tensor = sys.modules["torch"].from_numpy(array)
     return tensor.to(like.device)

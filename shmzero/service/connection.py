@@ -1,8 +1,8 @@
 """A client's hold on a service: the mapped segment and the blocks in it that this process has claimed.
 
-Sends nothing itself. A signal handler may raise at any bytecode, so nothing here is counted up and down: a port
+It sends nothing itself. A signal handler may raise at any bytecode, so nothing here is counted up and down: a port
 that an exception drops gives its block back when it is freed, and only ports that live are counted. For the same
-reason there are no Conditions, whose lock an exception can leave held. Read next: service/client.py.
+reason there are no Conditions, whose lock an exception can leave held. Read next: link.py, which finds the service.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ class Connection:
         self._identity = _core.own_identity()
         self._idle: deque[_core.RequestPort] = deque()
         self._ports: list[weakref.ref[_core.RequestPort]] = []
-        """All that hold a block, those in use as well; and some that are gone."""
+        """All ports that hold a block, those in use as well, and some that are gone."""
         self._claiming = threading.Lock()
         self._waiters: deque[threading.Lock] = deque()
-        """Held locks, each of a thread that waits for a port: whoever releases a port releases one."""
+        """One held lock for each thread that waits for a port. Whoever releases a port releases one of them."""
 
     @property
     def widths(self) -> Widths:
@@ -118,11 +118,13 @@ class Connection:
             self._ports = [known for known in self._ports if known() not in (None, port)]
 
     def close(self) -> None:
+        """Give all blocks back that are not in use."""
         while self._idle:
             self.forget(self._idle.pop())
 
 
 def give_up(connection: Connection, port: _core.RequestPort) -> None:
+    """Withdraw what was sent with this port. Its block is free at once, or when the server has done with it."""
     if port.cancel():
         connection.release(port)
     else:

@@ -1,4 +1,4 @@
-"""Frees the blocks of clients that died."""
+"""The reaper: frees the blocks of clients that died. Read next: host.py, whose second thread runs it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from shmzero import _core
 LOOK_MS = 50
 """How often the reaper looks for clients that it has not seen."""
 POLL_S = 0.5
-"""How often it looks at clients that it has no descriptor for."""
+"""How often the reaper looks at clients that it has no descriptor for."""
 
 
 class Reaper:
@@ -25,16 +25,17 @@ class Reaper:
     have: the program around us needs some as well. Clients beyond these are looked at every POLL_S.
     """
 
-    def __init__(self, segment: _core.Segment, say: Callable[[str], object]) -> None:
+    def __init__(self, segment: _core.Segment, report: Callable[[str], object]) -> None:
+        """`report` is given a line where there are more clients than descriptors."""
         self._segment = segment
-        self._say = say
+        self._report = report
         self._limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         self._most = sys.maxsize if self._limit == resource.RLIM_INFINITY else self._limit // 2
-        self._pidfds: dict[int, int] = {}
-        self._poll = select.poll()
-        self._polled: set[int] = set()
+        self._pidfds: dict[int, int] = {}  # by client
+        self._poll = select.poll()  # of all pidfds
+        self._polled: set[int] = set()  # clients without a pidfd
         self._poll_at = 0.0
-        self._has_said = False
+        self._has_reported = False
         self._reserve = -1
         self._take_reserve()
 
@@ -69,9 +70,9 @@ class Reaper:
             return
         if identity not in self._pidfds:
             self._polled.add(identity)
-        if is_short and not self._has_said:
-            self._has_said = True
-            self._say(
+        if is_short and not self._has_reported:
+            self._has_reported = True
+            self._report(
                 f"there are more clients than this process can watch by files (ulimit -n is {self._limit}); "
                 f"it looks at the others every {POLL_S:g} s"
             )
@@ -106,7 +107,7 @@ class Reaper:
         return life
 
     def _take_reserve(self) -> None:
-        """A descriptor that makes room for a look at a process where there is no other."""
+        """Keep a descriptor back, which is given up for a look at a process where no other is left."""
         if self._reserve < 0:
             try:
                 self._reserve = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)

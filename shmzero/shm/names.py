@@ -1,7 +1,8 @@
 """Files of ours in /dev/shm: how they are named, made, opened, locked and removed.
 
 Other users may put files there as well. What is opened is looked at first, and only a regular file of this
-user that nobody else may open is used, locked or removed. A file that nobody holds a lock on is a dead leftover."""
+user that nobody else may open is used, locked or removed. A file that nobody holds a lock on is a dead leftover.
+"""
 
 from __future__ import annotations
 
@@ -56,8 +57,10 @@ def service_path(name: str) -> str:
 
 
 def unnamed_service() -> str:
-    """A fresh name for a service that was given none. Nobody starts another server under it, so what
-    is left of one that was killed is removed by the next start."""
+    """A fresh name for a service that was given none.
+
+    Nobody starts another server under it. So what one that was killed has left is removed by the next that starts.
+    """
     return f"unnamed-{os.getpid()}-{secrets.token_hex(4)}"
 
 
@@ -143,6 +146,7 @@ def open_file(path: str) -> int | None:
 
 
 def _check_folder() -> None:
+    """Raises SegmentError where there is no /dev/shm."""
     if not os.path.isdir(FOLDER):
         raise SegmentError(
             f"there is no {FOLDER}, where services have their memory: have one mounted "
@@ -151,7 +155,7 @@ def _check_folder() -> None:
 
 
 def _check_ours(status: os.stat_result, path: str) -> None:
-    """Raise NotOurs for what another user made or may open: that user could read the rows and forge the answers."""
+    """Raises NotOurs for what another user made or may open: that user could read the rows and forge the answers."""
     if status.st_uid != os.geteuid():
         try:
             owner = f"{pwd.getpwuid(status.st_uid).pw_name} (uid {status.st_uid})"
