@@ -89,11 +89,11 @@ def test_record_replayed_agrees_with_the_oracle(rivalry: float) -> None:
                 and rows["ids"][at] == index
                 and rows["plies"][at] == one["ply"]
             )
-            assert list(one["weights"]) == truth.legal()
+            assert list(one["counts"]) == truth.legal()
             assert np.array_equal(rows["features"][at].astype(np.float32), r.features())
             target = np.zeros(52, np.float32)
-            for action, weight in one["weights"].items():
-                target[r.action_to_canonical(action)] = weight / sum(one["weights"].values())
+            for action, count in one["counts"].items():
+                target[r.action_to_canonical(action)] = count / sum(one["counts"].values())
             assert np.allclose(rows["policies"][at], target, atol=1e-6)
             assert rows["values"][at] == pytest.approx(utilities[truth.seat], abs=1e-6)
             seats = [
@@ -125,7 +125,7 @@ def test_record_weights_are_the_search_that_anybody_can_repeat(target: str) -> N
         record = _core.decode_record(data)
         assert record["target"] == target
         for one in record["searched"]:
-            total = sum(one["weights"].values())
+            total = sum(one["counts"].values())
             assert total == 16 if target == "visits" else abs(total - 65535) < 20
 
 
@@ -182,7 +182,7 @@ def played_weights(config: SearchConfig, n: int) -> list[tuple[int, dict[int, in
     found = []
     for data in play_rounds(HashEvaluator(), n, config, seed=13):
         record = _core.decode_record(data)
-        found += [(record["actions"][one["ply"]], one["weights"]) for one in record["searched"]]
+        found += [(record["actions"][one["ply"]], one["counts"]) for one in record["searched"]]
     return found
 
 
@@ -209,7 +209,7 @@ def test_temperature_first_decisions_vary_and_later_ones_are_the_best() -> None:
     for data in play_rounds(HashEvaluator(), 60, config, seed=14):
         record = _core.decode_record(data)
         for index, one in enumerate(record["searched"]):
-            best = one["weights"][record["actions"][one["ply"]]] == max(one["weights"].values())
+            best = one["counts"][record["actions"][one["ply"]]] == max(one["counts"].values())
             (early if index < 3 else late).append(best)
     assert all(late) and not all(early)
 

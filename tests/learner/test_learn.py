@@ -169,9 +169,9 @@ def test_random_moves_without_a_search_are_drawn_uniformly() -> None:
         for data in play_rounds(First(), 200, config, seed=8):
             record = _core.decode_record(data)
             for one in record["searched"]:
-                weights = one["weights"]
-                others += weights[record["actions"][one["ply"]]] == 0
-                expected += 1 - 1 / len(weights)
+                counts = one["counts"]
+                others += counts[record["actions"][one["ply"]]] == 0
+                expected += 1 - 1 / len(counts)
         return others / expected
 
     assert share(0.0) == 0.0

@@ -289,9 +289,7 @@ def test_train_stages_change_the_search_and_visits_are_learned_from(
     shown: list[TrainProgress] = []
     summary = train(config, tmp_path, show=shown.append)
     assert summary["complete"] and summary["steps"] > 0 and summary["rounds"] == 1200
-    found = [
-        sum(one["weights"].values()) for data in Records(tmp_path) for one in _core.decode_record(data)["searched"]
-    ]
+    found = [sum(one["counts"].values()) for data in Records(tmp_path) for one in _core.decode_record(data)["searched"]]
     assert set(found) == {16, 24} and 0.1 < found.count(16) / len(found) < 0.5
     assert last_report(tmp_path)["learner"]["policy_loss"] > 0
     last = shown[-1]

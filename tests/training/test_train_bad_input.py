@@ -107,7 +107,7 @@ def test_stages_of_a_run_need_shared_memory_for_one_fleet_at_a_time(tmp_path: Pa
         assert done.returncode == 0, done.stderr
         assert json.loads(done.stdout)["complete"] and done.stdout.count("\n") == 1
         played = (_core.decode_record(data)["searched"] for data in Records(tmp_path / "run"))
-        searches = {sum(one["weights"].values()) for decisions in played for one in decisions}
+        searches = {sum(one["counts"].values()) for decisions in played for one in decisions}
         if len(searches) == 2:
             break
     assert searches == {4, 8}

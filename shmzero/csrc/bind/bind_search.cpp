@@ -342,14 +342,14 @@ py::dict decoded(const py::bytes& bytes) {
   std::size_t ply = 0;
   for (const SearchedDecision& decision : record.searched) {
     for (; ply < decision.ply; ++ply) apply(round, record.actions[ply]);
-    py::dict one, weights;
-    const std::uint16_t* weight = decision.weights;
-    for_each_card(legal(round), [&](int action) { weights[py::int_(action)] = *weight++; });
+    py::dict one, counts;
+    const std::uint16_t* count = decision.counts;
+    for_each_card(legal(round), [&](int action) { counts[py::int_(action)] = *count++; });
     one["ply"] = decision.ply;
     one["seat"] = round.seat;
     one["value"] = decision.value;
     one["version"] = decision.version;
-    one["weights"] = weights;
+    one["counts"] = counts;
     searched.append(one);
   }
   d["searched"] = searched;

@@ -97,10 +97,10 @@ inline std::size_t replay_full_deal(const RoundRecord& record, std::uint64_t sea
     std::uint16_t* policy = out.policies + row * kNumActions;
     for (int a = 0; a < kNumActions; ++a) policy[a] = 0;
     float total = 0.0f;
-    for (int a = 0; a < decision.num_actions; ++a) total += decision.weights[a];
-    const std::uint16_t* weight = decision.weights;
+    for (int a = 0; a < decision.num_actions; ++a) total += decision.counts[a];
+    const std::uint16_t* count = decision.counts;
     for_each_card(actions, [&](int action) {
-      policy[action_to_canonical(round, action, order)] = half_bits(*weight++ / total);
+      policy[action_to_canonical(round, action, order)] = half_bits(*count++ / total);
     });
 
     Rng rng(stream_key(seat_seed, record.id, ply, Purpose::kReplay));

@@ -238,7 +238,7 @@ class Lane {
     searched.value = decision.value;
     searched.version = version_;
     searched.num_actions = decision.num_actions;
-    std::copy(decision.weights, decision.weights + decision.num_actions, searched.weights);
+    std::copy(decision.counts, decision.counts + decision.num_actions, searched.counts);
     ++counters.decisions;
     counters.simulations += decision.simulations;
     counters.terminals += decision.terminals;

@@ -29,7 +29,7 @@ struct SearchedDecision {
   float value;
   std::uint32_t version;
   std::uint8_t num_actions;
-  std::uint16_t weights[kMaxLegal];
+  std::uint16_t counts[kMaxLegal];  ///< Of the legal actions; what they count says RecordTarget.
 };
 
 struct RoundRecord {
@@ -83,7 +83,7 @@ inline std::string encode_record(const RoundRecord& record) {
     put_byte(decision.ply);
     put_float(decision.value);
     put(decision.version);
-    for (int a = 0; a < decision.num_actions; ++a) put(decision.weights[a]);
+    for (int a = 0; a < decision.num_actions; ++a) put(decision.counts[a]);
   }
   try {
     decode_record(bytes);
@@ -173,7 +173,7 @@ inline RoundRecord decode_record(const std::string& bytes) {
     decision.num_actions = num_legal[decision.ply];
     std::uint32_t total = 0;
     for (int a = 0; a < decision.num_actions; ++a) {
-      total += decision.weights[a] = take(std::uint16_t{});
+      total += decision.counts[a] = take(std::uint16_t{});
     }
     if (total == 0) refuse("a searched decision without weight");
     record.searched.push_back(decision);

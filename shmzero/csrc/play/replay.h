@@ -42,11 +42,11 @@ inline void replay_record(const RoundRecord& record, std::uint64_t seat_seed, Re
     const std::uint64_t actions = legal(round);
     rows.masks.push_back(canonical_mask(round, actions, order));
     float total = 0.0f;
-    for (int a = 0; a < decision.num_actions; ++a) total += decision.weights[a];
-    const std::uint16_t* weight = decision.weights;
+    for (int a = 0; a < decision.num_actions; ++a) total += decision.counts[a];
+    const std::uint16_t* count = decision.counts;
     for_each_card(actions, [&](int action) {
       const auto place = static_cast<std::size_t>(action_to_canonical(round, action, order));
-      rows.policies[row * kNumActions + place] = *weight++ / total;
+      rows.policies[row * kNumActions + place] = *count++ / total;
     });
     rows.values.push_back(utilities[round.seat]);
     rows.root_values.push_back(decision.value);

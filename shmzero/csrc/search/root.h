@@ -248,7 +248,7 @@ class Root {
     const double unit = are_counts && sum * num_worlds_ <= 65535.0 ? num_worlds_ : 65535.0 / sum;
     for (int a = 0; a < num_actions; ++a) {
       policy[a] = static_cast<float>(weights[a] / sum);
-      decision_.weights[a] = static_cast<std::uint16_t>(std::lround(weights[a] * unit));
+      decision_.counts[a] = static_cast<std::uint16_t>(std::lround(weights[a] * unit));
     }
   }
 

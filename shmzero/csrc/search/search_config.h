@@ -55,9 +55,9 @@ struct Decision {
   std::uint32_t visits[kMaxLegal];  ///< Simulations, over all worlds.
   float q[kMaxLegal];       ///< Mean utility of the root seat; the root's value where untried.
   float policy[kMaxLegal];  ///< The target, sum 1; noise is taken out of it.
-  std::uint16_t weights[kMaxLegal];  ///< The target as recorded: visits, or shares of 65535.
-  float value;                       ///< Of the root seat.
-  std::uint8_t best;                 ///< Place of the action to play without temperature.
+  std::uint16_t counts[kMaxLegal];  ///< The target as recorded: visits, or shares of 65535.
+  float value;                      ///< Of the root seat.
+  std::uint8_t best;                ///< Place of the action to play without temperature.
   std::uint32_t simulations;
   std::uint32_t evaluations;  ///< Rows asked, see RowCache.
   std::uint32_t terminals;    ///< Simulations that ended in a finished round.
