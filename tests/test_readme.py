@@ -139,6 +139,7 @@ SHORTER = {
 """What the README's commands are given as well, to be done in seconds."""
 
 
+@pytest.mark.slow
 def test_commands_of_the_readme_run_one_after_the_other(tmp_path: Path) -> None:
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     for page, command in COMMANDS:

@@ -147,6 +147,7 @@ def test_network_in_the_other_seats_plays_its_best_action(tmp_path: Path) -> Non
     assert number > 100 and same > 0.99 * number  # but for ties within rounding
 
 
+@pytest.mark.slow
 def test_training_against_older_checkpoints_and_bots(tmp_path: Path) -> None:
     process = start("shmzero.train", tmp_path, "--others", "older:0.3,threshold:0.2", "--rounds", 10**9, "--minutes", 30,
                     "--opponents", "", "--lanes", 256, "--batch", 256, "--checkpoint-s", 0.5, "--json")  # fmt: skip

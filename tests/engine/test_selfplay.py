@@ -80,6 +80,7 @@ def test_play_rounds_in_process_gives_the_records_of_the_command(tmp_path: Path)
     assert play(tmp_path / "run") == hashlib.sha256(b"".join(records)).hexdigest()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["workers", "servers"])
 def test_fleet_killed_child_changes_no_record(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     """Twenty kills at random moments; every unit comes once and as it comes without them."""
@@ -108,6 +109,7 @@ def test_fleet_killed_child_changes_no_record(monkeypatch: pytest.MonkeyPatch, k
     assert units == calm
 
 
+@pytest.mark.slow
 def test_selfplay_killed_parent_leaves_no_process_and_no_memory_and_goes_on(tmp_path: Path) -> None:
     parents = []
     folder = tmp_path / "run"
@@ -133,6 +135,7 @@ def test_selfplay_killed_parent_leaves_no_process_and_no_memory_and_goes_on(tmp_
         assert connection.execute("SELECT count(*) FROM rounds WHERE id < ?", wanted).fetchone() == wanted
 
 
+@pytest.mark.slow
 def test_selfplay_interrupt_commits_and_rerun_goes_on_then_has_nothing_to_do(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     process = start(*RUN, 200_000, "--out", folder)
@@ -235,6 +238,7 @@ def test_fleet_killed_worker_costs_no_finished_round_of_a_game(monkeypatch: pyte
     )
 
 
+@pytest.mark.slow
 def test_selfplay_interrupted_games_keep_every_finished_round_and_go_on_from_there(tmp_path: Path) -> None:
     """No game is finished when it is interrupted, and still its rounds are there, and are not played again."""
     folder = tmp_path / "run"

@@ -59,6 +59,7 @@ def gone(pid: int) -> bool:
     return not alive(pid)
 
 
+@pytest.mark.slow
 def test_fleet_inference_process_that_hangs_is_reported_replaced_and_costs_nothing() -> None:
     """Stopped, so alive and silent: its work is done again by its replacement, each unit once."""
     config = SelfPlayConfig(evaluator="hash", rounds=2000, preset="light", workers=2, stall_s=3)
@@ -99,6 +100,7 @@ def test_fleet_that_was_away_itself_takes_nobody_for_hanging() -> None:
         assert fleet.restarts == 0 and {pid for pids in fleet.pids().values() for pid in pids} == set(family)
 
 
+@pytest.mark.slow
 def test_fleet_that_fails_still_returns_what_has_come(monkeypatch: pytest.MonkeyPatch) -> None:
     """Both workers' pipes hold rounds when one dies and cannot be replaced; what is not returned is still to be played."""
     config = SelfPlayConfig(evaluator="hash", determinizations=1, simulations=2, workers=2)
@@ -129,6 +131,7 @@ def test_fleet_that_fails_still_returns_what_has_come(monkeypatch: pytest.Monkey
     ][:100]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variable", [WORKER_LOOP, DEVICE])
 def test_selfplay_children_that_keep_dying_end_the_run_with_their_traceback(tmp_path: Path, variable: str) -> None:
     with started("--rounds", 50, "--out", tmp_path / "run", environment=with_fault(variable, broken)) as process:
@@ -162,6 +165,7 @@ def test_fleet_device_that_fails_once_costs_no_answer(tmp_path: Path, monkeypatc
     assert [found[unit] for unit in range(60)] == [[record] for record in expected]
 
 
+@pytest.mark.slow
 def test_selfplay_killed_children_within_the_limit_do_not_end_the_run(tmp_path: Path) -> None:
     """Killed while they start, so that nothing is played before the last of them."""
     with started("--rounds", 3000, "--workers", 1, "--out", tmp_path / "run") as process:
@@ -177,6 +181,7 @@ def test_selfplay_killed_children_within_the_limit_do_not_end_the_run(tmp_path: 
     assert list(Records(tmp_path / "run").read(most=500)) == play_rounds(HashEvaluator(), 500, LIGHT)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_selfplay_asked_to_stop_commits_and_a_rerun_completes(tmp_path: Path, number: signal.Signals) -> None:
     folder = tmp_path / "run"
@@ -240,6 +245,7 @@ def versions_of(record: bytes) -> list[int]:
     return [one["version"] for one in _core.decode_record(record)["searched"]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("device", ["cpu", "cpu*2"])
 def test_fleet_replacement_serves_the_weights_that_were_taken_last(
     checkpoints: list[Path], tmp_path: Path, device: str
@@ -329,6 +335,7 @@ def test_fleet_inference_process_that_is_slow_to_listen_hears_of_the_newest_weig
         assert fleet.restarts == 0 and fleet.served.version == 400
 
 
+@pytest.mark.slow
 def test_fleet_other_network_that_is_refused_does_not_get_to_a_replacement(checkpoints: list[Path]) -> None:
     config = SelfPlayConfig(
         checkpoint=checkpoints[0], others=f"{checkpoints[1]}:0.5", rounds=10**6, simulations=2, cards="1", workers=1,
@@ -350,6 +357,7 @@ def test_fleet_checkpoint_that_cannot_be_read_is_refused_by_name(checkpoints: li
         Fleet(SelfPlayConfig(checkpoint=tmp_path / "none.safetensors"), range(1), 1)
 
 
+@pytest.mark.slow
 def test_selfplay_follow_takes_new_weights_up_and_a_rerun_never_goes_back(
     checkpoints: list[Path], tmp_path: Path
 ) -> None:
@@ -400,6 +408,7 @@ def test_fleet_inference_process_that_hangs_before_it_serves_is_replaced(monkeyp
     assert "inference process 0 did not begin to serve within 6 s" in said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("when", ["at its start", "while it plays"])
 def test_fleet_worker_that_hangs_is_reported_replaced_and_costs_nothing(
     when: str, monkeypatch: pytest.MonkeyPatch

@@ -101,6 +101,7 @@ def test_monte_carlo_finds_the_only_bid_that_can_be_met() -> None:
     assert all(_core.bot_action(r, bot("mc40"), seed) == 1 for seed in range(20))
 
 
+@pytest.mark.slow
 def test_uct_without_search_beyond_the_leaf_averages_the_solver_over_worlds() -> None:
     """Two cards left of a fully dealt deck, so that all consistent deals can be solved one by one.
 

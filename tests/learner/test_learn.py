@@ -99,6 +99,7 @@ def test_redeal_moves_the_cards_of_silent_seats_alone() -> None:
     assert not np.array_equal(dealt, _core.redeal(hands, silent, 3, seed=2)[1])
 
 
+@pytest.mark.slow
 def test_redeal_is_uniform_over_all_deals() -> None:
     hands = np.zeros((1, 8, 52), np.uint8)
     hands[0, 0, [3, 17]] = hands[0, 1, [20, 51]] = hands[0, 2, 30] = hands[0, 3, 40] = 1
@@ -228,6 +229,7 @@ def test_critic_is_averaged_over_redeals_of_bids() -> None:
     assert "redealt_rows" not in plain.draw(buffer)
 
 
+@pytest.mark.slow
 def test_learner_critic_explains_outcomes_and_losses_stay_finite() -> None:
     buffer = buffer_of(play_rounds(HashEvaluator(), 1500, POLICY_ALONE, lanes=512), 30_000)
     one = learner()

@@ -76,6 +76,7 @@ def test_match_of_an_agent_that_does_not_draw_with_itself_cancels_exactly(mode: 
     assert result.win_share == pytest.approx(result.fair_share)
 
 
+@pytest.mark.slow
 def test_match_of_an_agent_that_draws_with_itself_is_noise_of_the_stated_size() -> None:
     """95 % of the intervals hold the truth, 0."""
     results = [play_match("mc8", "mc8", deals=40, seed=seed) for seed in range(300)]
@@ -172,6 +173,7 @@ def test_ceiling_holds_for_every_hand_size_of_the_tables_played(mode: Any) -> No
 # --- strength -----------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("weak", "strong", "deals"), [("random", "threshold", 100), ("threshold", "mc90", 500), ("mc90", "mc900", 800)]
 )

@@ -59,6 +59,7 @@ def undecided_positions(
 # --- what search may know -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_search_any_determinization_of_the_root_gives_the_same_result_bit_for_bit() -> None:
     """200 positions, 50 worlds each, every configuration in turn."""
     evaluator = HashEvaluator()
@@ -109,6 +110,7 @@ def test_search_known_hands_uses_the_true_deal() -> None:
 # --- what search must find ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [1, 2, 3, 4])
 def test_search_known_hands_maximise_finds_a_maxn_choice(seed: int) -> None:
     """Of 100 small positions 99 %, as one of two exact solvers, who break ties by the first and by the last action."""
@@ -552,6 +554,7 @@ def fitted() -> Any:
     return NetEvaluator(fitted_net(shmzero.NetConfig(width=64, hidden=128, blocks=2), 300))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cards", [3, 5])
 def test_search_beats_the_policy_of_its_own_barely_trained_network_in_duplicate_deals(fitted: Any, cards: int) -> None:
     """Preset medium. One seat searches, the others play the policy; then the same deal with that seat on its policy too."""

@@ -52,6 +52,7 @@ def is_as_it_was(mine: Path) -> bool:
     return os.listdir(mine) == ["thesis"] and (mine / "thesis" / "chapter.txt").read_text() == "years of work"
 
 
+@pytest.mark.slow
 def test_selfplay_with_the_compiled_network_leaves_the_users_temporary_folder_as_it_was(
     mine: Path, cache: Path, tmp_path: Path
 ) -> None:
@@ -66,6 +67,7 @@ def test_selfplay_with_the_compiled_network_leaves_the_users_temporary_folder_as
     assert is_as_it_was(mine)
 
 
+@pytest.mark.slow
 def test_process_that_is_killed_leaves_nothing_of_its_compiled_network_behind(mine: Path, cache: Path) -> None:
     environment = os.environ | {"TMPDIR": str(mine), "SHMZERO_CACHE": str(cache)}
     program = subprocess.Popen([sys.executable, "-c", LOADS + "input()"], env=environment, text=True,
@@ -109,6 +111,7 @@ def test_package_loader_of_cuda_takes_the_folder_that_it_is_given(
     assert is_as_it_was(mine)
 
 
+@pytest.mark.slow
 def test_damaged_package_is_refused_whichever_byte_is_wrong(
     mine: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -263,6 +266,7 @@ def end(helper: subprocess.Popen[bytes]) -> None:
     helper.wait()
 
 
+@pytest.mark.slow
 def test_of_two_servers_one_starts_a_helper_and_both_take_up_what_it_makes(helpers: Path, cache: Path) -> None:
     servers = [CpuNetDevice(BlobNet(COMPILED), compiled_precision(), True, 16) for _ in range(2)]
     assert [server.description.endswith("eagerly until its compiled form is ready") for server in servers] == [True] * 2
@@ -278,6 +282,7 @@ def test_of_two_servers_one_starts_a_helper_and_both_take_up_what_it_makes(helpe
     end(started[0])
 
 
+@pytest.mark.slow
 def test_helper_that_was_killed_is_followed_by_that_of_another_server(helpers: Path) -> None:
     net = InferenceNet(COMPILED, "fp32")
     first = start_compiler(net, "cpu")
@@ -288,6 +293,7 @@ def test_helper_that_was_killed_is_followed_by_that_of_another_server(helpers: P
     end(second)
 
 
+@pytest.mark.slow
 def test_helper_is_started_after_the_first_rounds(helpers: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compilation, "COMPILE_AFTER_S", 3600.0)
     device = CpuNetDevice(BlobNet(COMPILED), compiled_precision(), True, 16)
@@ -311,6 +317,7 @@ def test_helper_that_fails_or_cannot_be_started_is_said_and_the_network_served_e
     device.launch(0, 16)
 
 
+@pytest.mark.slow
 def test_compile_helper_shares_the_cores_ends_with_whoever_started_it_and_leaves_nothing(
     mine: Path, tmp_path: Path
 ) -> None:

@@ -204,6 +204,7 @@ def test_old_self_play_with_checkpoints_goes_on_with_the_same_weights(tmp_path: 
     assert meta(run) == about
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["critic", "visits"])
 def test_old_training_goes_on_from_its_step_to_its_end(name: str, tmp_path: Path) -> None:
     run = lay_out(name, tmp_path)

@@ -86,6 +86,7 @@ def test_finished_run_of_another_user_is_read(folder: Path) -> None:
     assert contents(folder) == before
 
 
+@pytest.mark.slow
 def test_finished_run_on_a_read_only_disk_is_read_by_every_command(folder: Path) -> None:
     script = """
     mount --bind "$1" "$1"; mount -o remount,ro,bind "$1"

@@ -146,6 +146,7 @@ def test_exception_at_any_place_in_a_call_costs_no_port_and_no_block(
             all_in_flight(first, rng)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["service", "threads"])
 def test_alarms_that_raise_cost_no_port_and_no_block(name: str, rng: np.random.Generator, kind: str) -> None:
     armed, raised = False, 0

@@ -345,6 +345,7 @@ def test_batched_evaluator_swap_serves_the_new_weights_with_their_version() -> N
         assert (evaluator.evaluate_many(states, masks)[1] == 2).all() and evaluator.version == 2
 
 
+@pytest.mark.slow
 def test_swap_under_load_never_mixes_versions(name: str) -> None:
     with InferenceServer(constant(0), *WIDTHS, name=name) as server:
         done = threading.Event()
@@ -379,6 +380,7 @@ def test_percentile_us_is_the_end_of_the_bin() -> None:
     assert percentile_us([0] * 128, 0.5) == 0.0
 
 
+@pytest.mark.slow
 def test_swap_that_is_interrupted_after_any_call_leaves_the_next_one_free() -> None:
     """A Ctrl-C comes when a call has returned, and before anything is done about it."""
 

@@ -153,6 +153,7 @@ def test_sweep_removes_dead_leftovers_and_nothing_that_lives(name: str) -> None:
         posix_ipc.unlink_shared_memory(foreign)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600 + 5 * KILLS)
 def test_kills_of_clients_and_servers_at_random_moments(name: str) -> None:
     """Every answer is its own row's, every call of a living client is answered, nothing is left."""
@@ -218,6 +219,7 @@ def test_attach_mangled_headers_raise_segment_corrupt(rng: np.random.Generator) 
     memory.close()
 
 
+@pytest.mark.slow
 def test_server_and_client_survive_garbage_under_their_name(name: str, rng: np.random.Generator) -> None:
     """A sound header and garbage behind it, or no header at all: the client waits or says so, the server serves."""
     asked = rows(rng, 4)

@@ -42,6 +42,7 @@ def test_crossed_interval_covers_the_truth_about_as_often_as_it_says() -> None:
 TINY = ("--cards", "2", "--players", "3", "--lanes", "128", "--batch", "256", "--rounds", "1200", "--evaluate-s", "0")
 
 
+@pytest.mark.slow
 def test_ablation_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(ablate_training.ARMS, "tricks head", Arm(("--tricks-weight", "0.5")))
     ablation = Ablation(tmp_path, 5, 20, TINY)

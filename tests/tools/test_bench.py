@@ -97,6 +97,7 @@ def test_bench_signature_is_the_same_whoever_plays(tmp_path: Path) -> None:
     assert one == other and len(one.split()[1]) == 64
 
 
+@pytest.mark.slow
 def test_bench_engines_take_turns_and_short_runs_are_held_against_their_rows(tmp_path: Path) -> None:
     hashed = ("--evaluator", "hash", "--repeats", 1)
     bench("scaling", "--quick", *hashed, "--workers", 1, 3, "--save", tmp_path / "scaling.json")
@@ -105,6 +106,7 @@ def test_bench_engines_take_turns_and_short_runs_are_held_against_their_rows(tmp
     assert "20 rounds, from the first request" in bench("short", *hashed, "--rounds", 20).stdout
 
 
+@pytest.mark.slow
 def test_bench_tune_writes_settings_that_selfplay_takes(tmp_path: Path) -> None:
     out = bench("tune", "--evaluator", "hash", "--seconds", 0.3, "--repeats", 1, "--preset", "light",
                 "--output", tmp_path / "tuned.toml").stdout  # fmt: skip
@@ -114,6 +116,7 @@ def test_bench_tune_writes_settings_that_selfplay_takes(tmp_path: Path) -> None:
     assert {name: str(getattr(config, name)) for name in chosen} == chosen and "lanes" in chosen
 
 
+@pytest.mark.slow
 def test_bench_training_plays_what_it_trained_without_and_with_search(tmp_path: Path) -> None:
     picture = ["--picture", tmp_path / "training.png"] if importlib.util.find_spec("matplotlib") else []
     for minutes in (0.2, 0.6, 2):  # whatever a machine needs for a first checkpoint
@@ -215,6 +218,7 @@ def test_setup_names_the_kind_of_a_build(sanitizer: str, build: str, tmp_path: P
     assert f'm.attr("BUILD") = "{build}"' in text.read_text()
 
 
+@pytest.mark.slow
 def test_bench_transport_holds_the_ring_against_the_others(tmp_path: Path) -> None:
     bench("transport", "--quick", "--repeats", 1, "--clients", 2, "--rows", 3, "--seconds", 0.02,
           "--save", tmp_path / "transport.json")  # fmt: skip
@@ -225,6 +229,7 @@ def test_bench_transport_holds_the_ring_against_the_others(tmp_path: Path) -> No
     assert isinstance(results["not installed"], str)
 
 
+@pytest.mark.slow
 def test_bench_inference_and_numerics_serve_every_format(tmp_path: Path) -> None:
     bench("inference", "--quick", "--repeats", 3, "--net", "quick", "--no-compile", "--device", "cpu", "--max-batch", 16,
           "--save", tmp_path / "inference.json")  # fmt: skip
@@ -240,6 +245,7 @@ def test_bench_inference_and_numerics_serve_every_format(tmp_path: Path) -> None
         assert 0 < results[f"fp16 eager: {figure}"] < 0.01
 
 
+@pytest.mark.slow
 def test_bench_ablate_names_each_measure_and_each_setting_of_the_shell(tmp_path: Path) -> None:
     bench("ablate", "--quick", "--repeats", 1, "--seconds", 0.3, "--evaluator", "hash",
           "--save", tmp_path / "ablate.json")  # fmt: skip
@@ -248,6 +254,7 @@ def test_bench_ablate_names_each_measure_and_each_setting_of_the_shell(tmp_path:
     assert "without env/perf.sh's jemalloc" in results and "without env/perf.sh's PYTORCH_ALLOC_CONF" in results
 
 
+@pytest.mark.slow
 def test_bench_selfplay_writes_a_row_for_each_preset(tmp_path: Path) -> None:
     bench("selfplay", "--quick", "--repeats", 1, "--seconds", 0.1, "--evaluator", "hash", "--rounds", 5, "--workers", 3,
           "--device", "cpu", "--output", tmp_path / "x.csv", "--save", tmp_path / "x.json")  # fmt: skip

@@ -132,6 +132,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
     return folder, json.loads(done.stdout)
 
 
+@pytest.mark.slow
 def test_train_on_games_keeps_each_game_once_and_whole(trained: tuple[Path, dict]) -> None:
     folder, summary = trained
     assert summary["complete"] and 0 < summary["new_rounds"] < summary["rounds"]
@@ -141,6 +142,7 @@ def test_train_on_games_keeps_each_game_once_and_whole(trained: tuple[Path, dict
     assert one["games"] and one["fair_share"] == 0.25 and 0 <= one["win_share"] <= 1 and rest["mode"] == "rest"
 
 
+@pytest.mark.slow
 def test_checkpoint_of_wins_plays_its_policy_and_refuses_to_be_searched(
     trained: tuple[Path, dict], tmp_path: Path
 ) -> None:

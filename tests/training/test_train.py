@@ -215,6 +215,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
     return folder, json.loads(done.stdout)
 
 
+@pytest.mark.slow
 def test_train_command_leaves_rounds_metrics_and_a_checkpoint(trained: tuple[Path, dict]) -> None:
     folder, summary = trained
     assert summary["complete"] and summary["steps"] > 10
@@ -226,6 +227,7 @@ def test_train_command_leaves_rounds_metrics_and_a_checkpoint(trained: tuple[Pat
     assert 0.95 < learner["replay_ratio"] < 1.05  # rounds that came while it ended were learned from as well
 
 
+@pytest.mark.slow
 def test_train_of_a_few_rounds_learns_from_them_before_it_ends(tmp_path: Path) -> None:
     done = command(tmp_path, "--rounds", 40, "--minutes", 30, *QUICK)
     assert done.returncode == 0, done.stderr
@@ -234,6 +236,7 @@ def test_train_of_a_few_rounds_learns_from_them_before_it_ends(tmp_path: Path) -
     assert len(summary["matches"]) == 2
 
 
+@pytest.mark.slow
 def test_train_plays_its_last_checkpoint_from_one_seat_and_from_all_but_one(trained: tuple[Path, dict]) -> None:
     folder, summary = trained
     last = [line["match"] for line in metrics(folder) if line.get("match", {}).get("deals") == 1000]
@@ -248,6 +251,7 @@ def versions_of(records: Iterable[bytes]) -> set[int]:
     return {one["version"] for data in records for one in _core.decode_record(data)["searched"]}
 
 
+@pytest.mark.slow
 def test_train_decisions_know_the_weights_that_made_them(tmp_path: Path) -> None:
     process = begin(tmp_path, ENDLESS)
     seen: set[int] = set()
@@ -265,6 +269,7 @@ def test_train_decisions_know_the_weights_that_made_them(tmp_path: Path) -> None
     assert min(versions) == 0 and max(versions) <= last_report(tmp_path)["version"]
 
 
+@pytest.mark.slow
 def test_train_again_has_nothing_to_do(trained: tuple[Path, dict]) -> None:
     folder, summary = trained
     again = command(folder, *LENGTH, *QUICK)
@@ -273,6 +278,7 @@ def test_train_again_has_nothing_to_do(trained: tuple[Path, dict]) -> None:
     assert json.loads(again.stdout)["steps"] == summary["steps"]
 
 
+@pytest.mark.slow
 def test_train_other_settings_are_refused_with_their_names(trained: tuple[Path, dict]) -> None:
     folder, _ = trained
     done = command(folder, *LENGTH, "--learning-rate", 5e-4, "--seed", 3, *QUICK)
@@ -280,6 +286,7 @@ def test_train_other_settings_are_refused_with_their_names(trained: tuple[Path, 
     assert "learning_rate: 0.001 there, 0.0005 now" in done.stderr and "seed" in done.stderr
 
 
+@pytest.mark.slow
 def test_train_stages_change_the_search_and_visits_are_learned_from(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -297,6 +304,7 @@ def test_train_stages_change_the_search_and_visits_are_learned_from(
     assert [one.rounds for one in shown] == sorted(one.rounds for one in shown)
 
 
+@pytest.mark.slow
 def test_train_gate_lets_through_what_beats_the_last_and_ratings_are_kept(tmp_path: Path) -> None:
     process = begin(tmp_path, ENDLESS, "--gate", "--rate")
     wait_for(lambda: committed(tmp_path) and any("gate" in line for line in metrics(tmp_path)), process)
@@ -364,6 +372,7 @@ def test_gate_opens_for_a_match_won_beyond_its_interval_and_for_no_other(
         matches.kill()
 
 
+@pytest.mark.slow
 def test_checkpoint_plays_its_matches_once(tmp_path: Path) -> None:
     matches = MatchRunner(TrainConfig(evaluate_s=1, deals=2, opponents="random"), tmp_path)
     (tmp_path / "checkpoints").mkdir()
@@ -530,6 +539,7 @@ def test_plain_line_is_one_and_says_when_it_ends() -> None:
     assert progress(learner={}).line().count("step 0") == 1
 
 
+@pytest.mark.slow
 def test_train_for_tensorboard_writes_what_the_metrics_hold(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard", reason="an optional extra: pip install tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -543,6 +553,7 @@ def test_train_for_tensorboard_writes_what_the_metrics_hold(tmp_path: Path) -> N
     assert "match/threshold/one/mean" in events.Tags()["scalars"]
 
 
+@pytest.mark.slow
 def test_plot_writes_a_picture(trained: tuple[Path, dict], tmp_path: Path) -> None:
     pytest.importorskip("matplotlib", reason="an optional extra: pip install matplotlib")
     done = command(trained[0], "--out", tmp_path / "curves.png", module="shmzero.plot")
@@ -605,6 +616,7 @@ def records_of(folder: Path) -> dict[int, bytes]:
         return {}
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(180 + 120 * KILLS)
 def test_train_killed_anywhere_at_any_time_loses_and_doubles_no_record(tmp_path: Path) -> None:
     """Every kind of process, the parent too, is killed at random moments; the same command goes on each time."""

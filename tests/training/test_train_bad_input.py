@@ -61,6 +61,7 @@ def one_line(captured: str) -> str:
     return captured
 
 
+@pytest.mark.slow
 def test_disk_filling_up_keeps_what_was_committed_and_goes_on_with_space(tmp_path: Path) -> None:
     disk, kept = tmp_path / "disk", tmp_path / "kept"
     disk.mkdir()
@@ -94,6 +95,7 @@ def test_disk_filling_up_keeps_what_was_committed_and_goes_on_with_space(tmp_pat
     assert 'net = "quick"' in (kept / "config.toml").read_text()
 
 
+@pytest.mark.slow
 def test_stages_of_a_run_need_shared_memory_for_one_fleet_at_a_time(tmp_path: Path) -> None:
     """36 MB each, which come out of /dev/shm where the kernel has no files in memory."""
     script = 'mount -t tmpfs -o size=60m tmpfs /dev/shm; "$@"; ls -A /dev/shm'
@@ -163,6 +165,7 @@ def test_opponent_whose_file_has_gone_is_said_counted_and_met_again_when_it_is_b
     assert ended(matches) == [] and list(matches.last) == [str(gone)]
 
 
+@pytest.mark.slow
 def test_gate_and_matches_take_turns_where_either_is_always_due(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -181,6 +184,7 @@ def test_gate_and_matches_take_turns_where_either_is_always_due(
     assert begun == ["one", "one"] + [GATE, "one"] * 3, "the first checkpoint needs no gate"
 
 
+@pytest.mark.slow
 def test_train_ctrl_c_in_the_last_matches_is_an_interruption(tmp_path: Path) -> None:
     command = [
         sys.executable,
@@ -207,6 +211,7 @@ def test_train_ctrl_c_in_the_last_matches_is_an_interruption(tmp_path: Path) -> 
     assert process.returncode == 130 and "broken off" in err and "the same command goes on" in out
 
 
+@pytest.mark.slow
 def test_learner_that_never_saves_its_last_state_ends_the_run_with_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -227,6 +232,7 @@ def test_learner_that_never_saves_its_last_state_ends_the_run_with_an_error(
     assert not alive(stopped[0])
 
 
+@pytest.mark.slow
 def test_learner_that_stands_still_is_ended_and_another_goes_on(tmp_path: Path) -> None:
     records = [
         (unit, [record]) for unit, record in enumerate(play_rounds(HashEvaluator(), 100, SearchConfig(simulations=0)))
@@ -252,6 +258,7 @@ def test_learner_that_stands_still_is_ended_and_another_goes_on(tmp_path: Path) 
         link.kill()
 
 
+@pytest.mark.slow
 def test_learner_that_stands_still_while_self_play_waits_for_it_is_replaced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -310,6 +317,7 @@ def test_ratings_that_cannot_be_written_are_said_in_one_line(tmp_path: Path) -> 
     assert "ratings.json cannot be written" in line and matches.failures == 1
 
 
+@pytest.mark.slow
 def test_run_is_over_when_every_opponents_last_match_and_the_rating_are_kept(tmp_path: Path) -> None:
     matches_of(tmp_path)
     config = TrainConfig(opponents="threshold,random", rate=True)
@@ -384,6 +392,7 @@ def test_run_of_other_settings_names_what_both_commands_have(
     assert "seed: 1 there, 2 now" in line and "another folder" in line and "--out" not in line
 
 
+@pytest.mark.slow
 def test_run_from_before_a_setting_goes_on_where_it_is_off(tmp_path: Path) -> None:
     before = TrainConfig().identity()
     assert not {"redeals", "neurd_share"} & before.keys()
@@ -427,6 +436,7 @@ def test_training_that_cannot_begin_leaves_nothing_behind(
     assert "oldr" in one_line(capsys.readouterr().err) and list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_time_of_a_run_begins_with_its_call_and_not_with_the_program(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
