@@ -41,8 +41,8 @@ from shmzero.nets.checkpoint import save_checkpoint
 from shmzero.processes.child import child_main
 from shmzero.processes.line_socket import LineSocket
 from shmzero.processes.watch import Pulse
-from shmzero.runs.checkpoints import newest_version, numbered_path, weights_path
-from shmzero.runs.folder import CHECKPOINT_FOLDER, RECORDS_NAME, STATE_NAME, WEIGHTS_FOLDER
+from shmzero.runs.checkpoints import checkpoint_path, newest_version, weights_path
+from shmzero.runs.folder import RunFolder
 
 WAIT_S = 0.05
 METRICS_S = 1.0
@@ -78,9 +78,10 @@ class LearnerProcess:
         self._first_step = 0
         self._to_the_end = False
         self._open: list[bytes] = []  # rounds of a game whose last one has not come yet
-        for place in (self._folder, self._folder / WEIGHTS_FOLDER, self._folder / CHECKPOINT_FOLDER):
+        names = RunFolder(self._folder)
+        for place in (names.path, names.weights, names.checkpoints):
             remove_unfinished(place)  # of a learner that was killed while it wrote
-        state = self._folder / STATE_NAME
+        state = names.learner_state
         if state.exists():
             facts = load_state(self._learner, state)
             self._rows_new = facts["rows"]
@@ -94,9 +95,7 @@ class LearnerProcess:
             except ConfigError:
                 raise
             except ValueError as error:
-                raise RecordError(
-                    f"record file {self._folder / RECORDS_NAME} holds what is no round: {error}"
-                ) from None
+                raise RecordError(f"record file {names.records} holds what is no round: {error}") from None
         if not self._learner.steps:
             self._rows_new = self._buffer.added
 
@@ -222,12 +221,11 @@ class LearnerProcess:
         """The state to go on from, and a checkpoint that stays."""
         if self._ahead is not None:
             self._ahead.result()  # a critic at rest; it is saved half a step ahead of the policy
-        checkpoints = self._folder / CHECKPOINT_FOLDER
-        make_folder(checkpoints)
-        path = numbered_path(checkpoints, self._learner.steps)
+        path = checkpoint_path(self._folder, self._learner.steps)
+        make_folder(path.parent)
         save_checkpoint(self._learner.ema, path, self._config.utility)
         self._pulse.beat()
-        save_state(self._learner, self._folder / STATE_NAME, {"rows": self._rows_new})
+        save_state(self._learner, RunFolder(self._folder).learner_state, {"rows": self._rows_new})
         self._pulse.beat()
         self._parent.send(CheckpointSaved(self._learner.steps))
 

@@ -128,7 +128,7 @@ def _finished(folder: Path) -> list[Result]:
 
 
 def _matches(folder: Path, given: argparse.Namespace, names: Sequence[str], seed: int) -> list[Result]:
-    config = TrainConfig(**read_train_toml(folder / "config.toml"))
+    config = TrainConfig(**read_train_toml(RunFolder(folder).config))
     played: dict[str, Any] = {
         "players": config.players,
         "cards": config.cards,
