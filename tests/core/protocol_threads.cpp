@@ -10,6 +10,9 @@
 #include <thread>
 
 #include "shm/client.h"
+#include "shm/reaper.h"
+#include "shm/server_port.h"
+#include "shm/worker_port.h"
 
 using namespace shmzero;
 
@@ -79,8 +82,9 @@ void serve(Segment& segment, std::uint32_t epoch, Peers peers, int batches) {
   float states[kLimit], policies[kLimit], values[kLimit];
   std::uint64_t masks[kLimit];
   for (int i = 0; i != batches && !stop.load(std::memory_order_relaxed);) {
-    const auto gathered = port.gather({reinterpret_cast<std::byte*>(states), masks}, kLimit,
-                                      100'000, false, 2'000'000, 0);
+    const auto gathered =
+        port.gather({.states = reinterpret_cast<std::byte*>(states), .masks = masks},
+                    {.limit_rows = kLimit, .timeout_ns = 100'000}, 2'000'000, 0);
     if (gathered.rows == 0) continue;
     if (++i == batches) return;  // dies with this batch
     for (std::uint32_t r = 0; r < gathered.rows; ++r) {
@@ -168,8 +172,18 @@ void play(const SegmentSizes& sizes, Peers peers, std::uint32_t num_programs, Pr
 }  // namespace
 
 int main() {
-  play({1, kWorkers, kSlots, kRows, 1, 1, 1, Wire::kFloat32}, Peers::kWorkers, kWorkers, work);
-  play({1, 3, 1, kRows, 1, 1, 1, Wire::kFloat32}, Peers::kClients, 5, run_clients);
+  SegmentSizes sizes = {.num_servers = 1,
+                        .num_workers = kWorkers,
+                        .slots_per_worker = kSlots,
+                        .rows_per_slot = kRows,
+                        .state_dim = 1,
+                        .action_dim = 1,
+                        .value_dim = 1,
+                        .wire = Wire::kFloat32};
+  play(sizes, Peers::kWorkers, kWorkers, work);
+  sizes.num_workers = 3;
+  sizes.slots_per_worker = 1;
+  play(sizes, Peers::kClients, 5, run_clients);
   std::printf("%llu rows checked\n", static_cast<unsigned long long>(checked.load()));
   return checked.load() > 5000 ? 0 : 1;
 }

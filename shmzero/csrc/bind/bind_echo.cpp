@@ -11,7 +11,8 @@
 #include <vector>
 
 #include "bind/bind.h"
-#include "shm/slot.h"
+#include "shm/server_port.h"
+#include "shm/worker_port.h"
 
 namespace py = pybind11;
 
@@ -42,7 +43,8 @@ struct Echo {
     std::vector<float> values(static_cast<std::size_t>(limit_rows) * sizes.value_dim, 0.5f);
     while (!stop.load(std::memory_order_relaxed)) {  // a flag alone; join orders the rest
       const auto gathered =
-          port.gather({states.data(), masks.data()}, limit_rows, 0, false, 1'000'000, spin_ns);
+          port.gather({.states = states.data(), .masks = masks.data()},
+                      {.limit_rows = limit_rows, .timeout_ns = 0}, 1'000'000, spin_ns);
       if (gathered.rows > 0) port.scatter(gathered.batch, policies.data(), values.data(), 1);
     }
   }

@@ -20,8 +20,13 @@
 #include "bind/bind.h"
 #include "game/encode.h"
 #include "shm/client.h"
+#include "shm/finite.h"
 #include "shm/masks.h"
+#include "shm/reaper.h"
+#include "shm/server_port.h"
+#include "shm/service.h"
 #include "shm/slot.h"
+#include "shm/worker_port.h"
 
 namespace py = pybind11;
 
@@ -34,9 +39,14 @@ SegmentSizes make_sizes(std::uint32_t servers, std::uint32_t workers, std::uint3
   if (wire != "float16" && wire != "float32") {
     throw py::value_error("wire is '" + wire + "'; allowed: float16, float32");
   }
-  const SegmentSizes sizes = {
-      servers,   workers,    slots,     rows,
-      state_dim, action_dim, value_dim, wire == "float16" ? Wire::kFloat16 : Wire::kFloat32};
+  const SegmentSizes sizes = {.num_servers = servers,
+                              .num_workers = workers,
+                              .slots_per_worker = slots,
+                              .rows_per_slot = rows,
+                              .state_dim = state_dim,
+                              .action_dim = action_dim,
+                              .value_dim = value_dim,
+                              .wire = wire == "float16" ? Wire::kFloat16 : Wire::kFloat32};
   check_sizes(sizes);
   return sizes;
 }
@@ -192,7 +202,10 @@ class PyServerPort {
     const ServerPort::Staging staging = checked_staging(states, masks, limit_rows);
     const auto gathered = translated([&] {
       const GilRelease release;
-      return port_.gather(staging, limit_rows, ns_of_ms(timeout_ms), other_in_flight,
+      return port_.gather(staging,
+                          {.limit_rows = limit_rows,
+                           .timeout_ns = ns_of_ms(timeout_ms),
+                           .other_in_flight = other_in_flight},
                           ns_of_ms(wait_ms), ns_of_ms(spin_us / 1000.0));
     });
     return py::make_tuple(gathered.batch, gathered.rows);
@@ -258,7 +271,8 @@ class PyServerPort {
       throw py::value_error("limit_rows is " + std::to_string(limit_rows) + "; the staging holds " +
                             std::to_string(capacity) + " rows");
     }
-    return {static_cast<std::byte*>(const_cast<void*>(states.data())), masks.mutable_data()};
+    return {.states = static_cast<std::byte*>(const_cast<void*>(states.data())),
+            .masks = masks.mutable_data()};
   }
 
   Segment& segment_;

@@ -18,6 +18,7 @@
 #include "play/lane.h"
 #include "play/pipes.h"
 #include "shm/slot.h"
+#include "shm/worker_port.h"
 
 namespace shmzero {
 
@@ -62,7 +63,7 @@ class Worker {
       write_finished();
       publish_counters();
       const std::uint64_t stepped_until = now_ns();
-      add(port_.block().busy_ns, stepped_until - start);
+      add_to(port_.block().busy_ns, stepped_until - start);
       if (stepped) continue;
       std::uint32_t slots = 0;
       for (std::uint32_t s = 0; s < groups_.size(); ++s) {
@@ -78,15 +79,11 @@ class Worker {
         pollfd grants = {no_more_grants_ ? -1 : grant_fd_, POLLIN, 0};
         poll(&grants, 1, queue_.waiting.empty() ? 100 : 1);
       }
-      add(port_.block().wait_ns, now_ns() - stepped_until);
+      add_to(port_.block().wait_ns, now_ns() - stepped_until);
     }
   }
 
  private:
-  static void add(std::atomic<std::uint64_t>& counter, std::uint64_t amount) {
-    counter.store(counter.load(std::memory_order_relaxed) + amount, std::memory_order_relaxed);
-  }
-
   /// Steps every slot that is ours. Returns whether any was.
   bool step_slots() {
     bool stepped = false;
@@ -179,12 +176,12 @@ class Worker {
   void publish_counters() {
     const PlayCounters& now = queue_.counters;
     WorkerBlock& block = port_.block();
-    add(block.units, now.units - published_.units);
-    add(block.rounds, now.rounds - published_.rounds);
-    add(block.decisions, now.decisions - published_.decisions);
-    add(block.simulations, now.simulations - published_.simulations);
-    add(block.terminals, now.terminals - published_.terminals);
-    add(block.rows, now.rows - published_.rows);
+    add_to(block.units, now.units - published_.units);
+    add_to(block.rounds, now.rounds - published_.rounds);
+    add_to(block.decisions, now.decisions - published_.decisions);
+    add_to(block.simulations, now.simulations - published_.simulations);
+    add_to(block.terminals, now.terminals - published_.terminals);
+    add_to(block.rows, now.rows - published_.rows);
     block.lanes.store(in_progress_ - queue_.waiting.size(), std::memory_order_relaxed);
     published_ = now;
   }

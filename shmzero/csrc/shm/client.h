@@ -10,8 +10,10 @@
 #include <stdexcept>
 #include <string>
 
+#include "shm/finite.h"
 #include "shm/masks.h"
 #include "shm/slot.h"
+#include "shm/worker_port.h"
 
 namespace shmzero {
 
@@ -19,16 +21,6 @@ namespace shmzero {
 struct FailedRequest : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
-
-/// Throws std::invalid_argument naming the first state of `num_rows` that is not finite.
-inline void check_finite(const std::byte* states, std::size_t num_rows, const SegmentSizes& sizes) {
-  const std::size_t count = num_rows * sizes.state_dim;
-  const std::size_t place = first_not_finite(states, count, sizes.wire);
-  if (place == count) return;
-  throw std::invalid_argument("state " + std::to_string(place % sizes.state_dim) + " of row " +
-                              std::to_string(place / sizes.state_dim) + " is NaN, or infinite as " +
-                              (sizes.wire == Wire::kFloat16 ? "float16" : "float32"));
-}
 
 /// One request at a time, in a block that is ours as long as its owner word names us and its slot's
 /// word is what we left or wait for. Whatever finds that it is not throws SlotLost: the block may
@@ -108,7 +100,7 @@ class RequestPort {
     port_.publish(0, num_rows);
   }
 
-  /// Whether the service has left on purpose. Acquire: pairs with close_service.
+  /// Whether the service has left on purpose. Acquire: pairs with close_service (service.h).
   bool service_closed() const {
     return segment_.server(segment_.server_of(block_, 0)).closed.load(std::memory_order_acquire) !=
            0;
@@ -216,37 +208,5 @@ class RequestPort {
   WorkerPort port_;
   SpinBudget budget_;
 };
-
-/// By a server of a service that holds the life lock: takes the place of its dead predecessor,
-/// whose requests are ready again. Returns the new epoch.
-inline std::uint32_t open_service(Segment& segment, std::uint64_t identity) {
-  check_slots(segment);
-  reclaim_server(segment, 0);
-  ServerBlock& block = segment.server(0);
-  const std::uint64_t epoch = block.epoch.load(std::memory_order_relaxed) + 1;  // the lock orders
-  block.epoch.store(epoch, std::memory_order_relaxed);
-  block.owner.store(identity, std::memory_order_release);
-  return static_cast<std::uint32_t>(epoch);
-}
-
-/// By a server that leaves on purpose. Release: pairs with RequestPort::service_closed.
-inline void close_service(Segment& segment) {
-  segment.server(0).closed.store(1, std::memory_order_release);
-  for (std::uint32_t w = 0; w < segment.sizes().num_workers; ++w) segment.worker(w).bell.ring();
-}
-
-/// By the reaper of a service, once `identity` is certainly dead: frees the blocks it had.
-inline void reap_client(Segment& segment, std::uint64_t identity) {
-  for (std::uint32_t w = 0; w < segment.sizes().num_workers; ++w) {
-    std::atomic<std::uint64_t>& owner = segment.worker(w).owner;
-    std::uint64_t resting = identity | kResting;
-    // Against a client that needs it: what rests is free, and may be another's at any moment.
-    if (owner.compare_exchange_strong(resting, 0, std::memory_order_acq_rel) || resting != identity)
-      continue;
-    reclaim_worker(segment, w);
-    std::uint64_t dead = identity;
-    owner.compare_exchange_strong(dead, 0, std::memory_order_acq_rel);  // pairs with claim
-  }
-}
 
 }  // namespace shmzero

@@ -135,6 +135,12 @@ static_assert(std::atomic<std::uint64_t>::is_always_lock_free, "words are shared
 static_assert(sizeof(std::atomic<std::uint64_t>) == 8);
 static_assert(sizeof(WorkerBlock::words) == kLine);
 
+/// Adds to a sum that this process alone writes: a plain add would do; it is atomic only so that
+/// others may read. Relaxed: a report, which orders nothing.
+inline void add_to(std::atomic<std::uint64_t>& sum, std::uint64_t amount) {
+  sum.store(sum.load(std::memory_order_relaxed) + amount, std::memory_order_relaxed);
+}
+
 /// The bin of a batch's rows, and where a bin begins.
 inline std::uint32_t batch_bin(std::uint32_t rows) {
   return std::min(31u - static_cast<std::uint32_t>(std::countl_zero(rows | 1u)),
