@@ -41,7 +41,7 @@ struct LocalRows {
   RowView reserve(std::uint32_t capacity) {
     features.resize(static_cast<std::size_t>(capacity) * kNumFeatures);
     masks.resize(capacity);
-    return {features.data(), masks.data(), capacity};
+    return {.features = features.data(), .masks = masks.data(), .capacity = capacity};
   }
   /// (states float32 [B, 256], masks bool [B, 52])
   py::tuple widened() const {
@@ -89,7 +89,7 @@ class SearchRun {
           const std::size_t at = asked_.size();
           const SuitOrder order = encode(round, seat, view.features + at * kNumFeatures);
           view.masks[at] = canonical_mask(round, actions, order);
-          Asked asked = {row, {}, 0};
+          Asked asked = {.row = row, .places = {}, .num_actions = 0};
           for_each_card(actions, [&](int action) {
             asked.places[asked.num_actions++] =
                 static_cast<std::uint8_t>(action_to_canonical(round, action, order));
@@ -192,7 +192,8 @@ class PlayRun {
     check_answered(answered_, "self-play");
     const RowView view = rows_.reserve(lanes_ * group_.rows_per_lane());
     answered_ = false;  // also where an answer is refused: the lanes cannot go on from that
-    rows_.num_rows = group_.step({policies_.data(), values_.data(), 0}, view);
+    rows_.num_rows =
+        group_.step({.policies = policies_.data(), .values = values_.data(), .version = 0}, view);
     answered_ = rows_.num_rows == 0;
     return rows_.num_rows == 0 ? py::object(py::none()) : py::object(rows_.widened());
   }
@@ -301,7 +302,8 @@ py::dict bench_search(const PlaySettings& settings, std::uint32_t lanes, std::ui
   {
     const GilRelease release;
     for (;;) {
-      const std::uint32_t num_rows = group.step({policies.data(), values.data(), 0}, view);
+      const std::uint32_t num_rows =
+          group.step({.policies = policies.data(), .values = values.data(), .version = 0}, view);
       if (num_rows == 0) break;
       const auto before = now();
       for (std::size_t row = 0; row < num_rows; ++row) {

@@ -378,9 +378,7 @@ class PyRequestPort {
   RequestPort port_;
 };
 
-}  // namespace
-
-void bind_shm(py::module_& m) {
+void bind_segment(py::module_& m) {
   m.attr("MAX_ROWS_PER_SLOT") = kMaxRowsPerSlot;
   m.attr("MAX_SLOTS_PER_WORKER") = kMaxSlotsPerWorker;
   m.attr("MAX_WORKERS") = kMaxWorkers;
@@ -532,6 +530,18 @@ void bind_shm(py::module_& m) {
            })
       .def("reap_client", &reap_client, py::arg("identity"));
 
+  py::tuple edges(kWaitBins);
+  for (std::uint32_t bin = 0; bin < kWaitBins; ++bin) edges[bin] = wait_bin_ns(bin);
+  m.attr("WAIT_BINS_NS") = edges;
+  py::tuple sizes(kHistogramBins);
+  for (std::uint32_t bin = 0; bin < kHistogramBins; ++bin) sizes[bin] = batch_bin_rows(bin);
+  m.attr("BATCH_BINS_ROWS") = sizes;
+  py::tuple states(std::size(kStateNames));
+  for (std::size_t s = 0; s < std::size(kStateNames); ++s) states[s] = kStateNames[s];
+  m.attr("SLOT_STATES") = states;
+}
+
+void bind_ports(py::module_& m) {
   const py::arg slot_arg("slot");
   py::class_<WorkerPort>(m, "WorkerPort", "A worker's side of its slots, for tests and clients.")
       .def(py::init([](Segment& segment, std::uint32_t worker) {
@@ -598,25 +608,28 @@ void bind_shm(py::module_& m) {
       .def("close", [](PyRequestPort& p) { p.port().close(); })
       .def_property_readonly("version", [](PyRequestPort& p) { return p.port().version(); });
 
-  m.def("own_identity", &own_identity);
-  m.def("identity_pid", &identity_pid, py::arg("identity"));
-  m.def(
-      "life_of",
-      [](std::uint64_t identity) {
-        const Life life = life_of(identity);
-        return life == Life::kAlive ? "alive" : life == Life::kDead ? "dead" : "unknown";
-      },
-      py::arg("identity"));
-  py::tuple edges(kWaitBins);
-  for (std::uint32_t bin = 0; bin < kWaitBins; ++bin) edges[bin] = wait_bin_ns(bin);
-  m.attr("WAIT_BINS_NS") = edges;
-  py::tuple sizes(kHistogramBins);
-  for (std::uint32_t bin = 0; bin < kHistogramBins; ++bin) sizes[bin] = batch_bin_rows(bin);
-  m.attr("BATCH_BINS_ROWS") = sizes;
-  py::tuple states(std::size(kStateNames));
-  for (std::size_t s = 0; s < std::size(kStateNames); ++s) states[s] = kStateNames[s];
-  m.attr("SLOT_STATES") = states;
+  py::class_<PyServerPort>(m, "ServerPort", "A server's side of the slots.")
+      .def(py::init([](Segment& segment, std::uint32_t server, std::uint32_t epoch,
+                       bool adaptive_spin, bool clients) {
+             check_index("server", server, segment.sizes().num_servers);
+             return std::make_unique<PyServerPort>(segment, server, epoch,
+                                                   adaptive_spin ? Spin::kAdaptive : Spin::kFixed,
+                                                   clients ? Peers::kClients : Peers::kWorkers);
+           }),
+           py::arg("segment"), py::arg("server"), py::arg("epoch"),
+           py::arg("adaptive_spin") = false, py::arg("clients") = false, py::keep_alive<1, 2>())
+      .def("gather", &PyServerPort::gather, py::arg("states").noconvert(),
+           py::arg("masks").noconvert(), py::arg("limit_rows"), py::arg("timeout_ms") = 2.0,
+           py::arg("other_in_flight") = false, py::arg("wait_ms") = 100.0, py::arg("spin_us") = 0.0)
+      .def("scatter", &PyServerPort::scatter, py::arg("batch"), py::arg("policies").noconvert(),
+           py::arg("values").noconvert(), py::arg("version"), py::arg("check_finite") = false)
+      .def("fail", &PyServerPort::fail, py::arg("batch"), py::arg("message"), py::arg("version"))
+      .def("split", &PyServerPort::split, py::arg("batch"))
+      .def("refill", &PyServerPort::refill, py::arg("batch"), py::arg("states").noconvert(),
+           py::arg("masks").noconvert(), py::arg("limit_rows"));
+}
 
+void bind_masks(py::module_& m) {
   m.def("num_mask_words", &num_mask_words, py::arg("actions"));
   m.def(
       "pack_masks",
@@ -645,7 +658,9 @@ void bind_shm(py::module_& m) {
         }
       },
       py::arg("words").noconvert(), py::arg("masks").noconvert());
+}
 
+void bind_slots_for_tests(py::module_& m) {
   m.def(
       "overwrite_slot",
       [](Segment& segment, std::uint32_t worker, std::uint32_t slot,
@@ -683,27 +698,18 @@ void bind_shm(py::module_& m) {
                               view(at.values, {num_rows, width(sizes.value_dim)}, owner));
       },
       py::arg("segment"), py::arg("worker"), py::arg("slot"));
+}
 
-  py::class_<PyServerPort>(m, "ServerPort", "A server's side of the slots.")
-      .def(py::init([](Segment& segment, std::uint32_t server, std::uint32_t epoch,
-                       bool adaptive_spin, bool clients) {
-             check_index("server", server, segment.sizes().num_servers);
-             return std::make_unique<PyServerPort>(segment, server, epoch,
-                                                   adaptive_spin ? Spin::kAdaptive : Spin::kFixed,
-                                                   clients ? Peers::kClients : Peers::kWorkers);
-           }),
-           py::arg("segment"), py::arg("server"), py::arg("epoch"),
-           py::arg("adaptive_spin") = false, py::arg("clients") = false, py::keep_alive<1, 2>())
-      .def("gather", &PyServerPort::gather, py::arg("states").noconvert(),
-           py::arg("masks").noconvert(), py::arg("limit_rows"), py::arg("timeout_ms") = 2.0,
-           py::arg("other_in_flight") = false, py::arg("wait_ms") = 100.0, py::arg("spin_us") = 0.0)
-      .def("scatter", &PyServerPort::scatter, py::arg("batch"), py::arg("policies").noconvert(),
-           py::arg("values").noconvert(), py::arg("version"), py::arg("check_finite") = false)
-      .def("fail", &PyServerPort::fail, py::arg("batch"), py::arg("message"), py::arg("version"))
-      .def("split", &PyServerPort::split, py::arg("batch"))
-      .def("refill", &PyServerPort::refill, py::arg("batch"), py::arg("states").noconvert(),
-           py::arg("masks").noconvert(), py::arg("limit_rows"));
-
+void bind_processes(py::module_& m) {
+  m.def("own_identity", &own_identity);
+  m.def("identity_pid", &identity_pid, py::arg("identity"));
+  m.def(
+      "life_of",
+      [](std::uint64_t identity) {
+        const Life life = life_of(identity);
+        return life == Life::kAlive ? "alive" : life == Life::kDead ? "dead" : "unknown";
+      },
+      py::arg("identity"));
   m.def(
       "die_with_parent",
       [](int parent_pid, int signal) {
@@ -714,6 +720,16 @@ void bind_shm(py::module_& m) {
   m.def("merge_double_interrupts", &FirstInterrupt::install, py::arg("double_s"),
         "Python's handler of SIGINT gets the first; one within so many seconds is no further wish, "
         "a later one ends the process.");
+}
+
+}  // namespace
+
+void bind_shm(py::module_& m) {
+  bind_segment(m);
+  bind_ports(m);
+  bind_masks(m);
+  bind_slots_for_tests(m);
+  bind_processes(m);
 }
 
 }  // namespace shmzero

@@ -43,18 +43,19 @@ FullDealView view_of(const py::dict& arrays) {
   const py::ssize_t rows = py::cast<py::array>(arrays["masks"]).size();
   if (rows == 0) throw py::value_error("replay_full_deal: arrays of 0 rows; allowed: 1 or more");
   return {
-      column<std::uint16_t>(arrays, "features", "float16", rows, kNumFeatures),
-      column<std::uint64_t>(arrays, "masks", "uint64", rows, 1),
-      column<std::uint8_t>(arrays, "hands", "uint8", rows, kNumHands * kNumCards),
-      column<std::uint8_t>(arrays, "silent", "uint8", rows, 1),
-      column<std::uint8_t>(arrays, "actions", "uint8", rows, 1),
-      column<float>(arrays, "utilities", "float32", rows, 1),
-      column<std::uint16_t>(arrays, "policies", "float16", rows, kNumActions),
-      column<std::uint16_t>(arrays, "seat_features", "float16", rows, kNumFeatures),
-      column<float>(arrays, "seat_utilities", "float32", rows, 1),
-      column<std::uint8_t>(arrays, "tricks", "uint8", rows, 1),
-      column<std::uint32_t>(arrays, "versions", "uint32", rows, 1),
-      static_cast<std::size_t>(rows),
+      .features = column<std::uint16_t>(arrays, "features", "float16", rows, kNumFeatures),
+      .masks = column<std::uint64_t>(arrays, "masks", "uint64", rows, 1),
+      .hands = column<std::uint8_t>(arrays, "hands", "uint8", rows, kNumHands * kNumCards),
+      .silent = column<std::uint8_t>(arrays, "silent", "uint8", rows, 1),
+      .actions = column<std::uint8_t>(arrays, "actions", "uint8", rows, 1),
+      .utilities = column<float>(arrays, "utilities", "float32", rows, 1),
+      .policies = column<std::uint16_t>(arrays, "policies", "float16", rows, kNumActions),
+      .seat_features =
+          column<std::uint16_t>(arrays, "seat_features", "float16", rows, kNumFeatures),
+      .seat_utilities = column<float>(arrays, "seat_utilities", "float32", rows, 1),
+      .tricks = column<std::uint8_t>(arrays, "tricks", "uint8", rows, 1),
+      .versions = column<std::uint32_t>(arrays, "versions", "uint32", rows, 1),
+      .capacity = static_cast<std::size_t>(rows),
   };
 }
 

@@ -251,10 +251,15 @@ class UctBot {
   std::uint32_t add_node(const Round& state) {
     const auto index = static_cast<std::uint32_t>(nodes_.size());
     const std::uint64_t actions = legal(state);
-    nodes_.push_back({static_cast<std::uint32_t>(edges_.size()), 0,
-                      static_cast<std::uint8_t>(count(actions)), state.seat});
+    nodes_.push_back({.first_edge = static_cast<std::uint32_t>(edges_.size()),
+                      .visits = 0,
+                      .num_edges = static_cast<std::uint8_t>(count(actions)),
+                      .mover = state.seat});
     for_each_card(actions, [&](int action) {
-      edges_.push_back({0.0, 0, kNone, static_cast<std::uint8_t>(action)});
+      edges_.push_back({.value_sum = 0.0,
+                        .visits = 0,
+                        .child = kNone,
+                        .action = static_cast<std::uint8_t>(action)});
     });
     return index;
   }

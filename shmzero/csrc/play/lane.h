@@ -289,7 +289,7 @@ class Lane {
   void finish_round(const PlaySettings& settings, UnitQueue& queue) {
     if (game_) game_->finish(round_);
     const bool last = !game_ || game_->done();
-    queue.finished.push_back({*unit_, encode_record(record_), last});
+    queue.finished.push_back({.unit = *unit_, .record = encode_record(record_), .last = last});
     ++queue.counters.rounds;
     if (!last) {
       start_round(settings, game_->settings());
@@ -358,7 +358,11 @@ class LaneGroup {
                   const SuitOrder order = encode(round, seat, rows.features + at * kNumFeatures);
                   const std::uint64_t mask = canonical_mask(round, actions, order);
                   rows.masks[at] = mask | (lane.asks_other() ? kOtherNetwork : 0);
-                  owners_.push_back({actions, i, row, order, round.phase == Phase::kPlaying});
+                  owners_.push_back({.actions = actions,
+                                     .lane = i,
+                                     .row = row,
+                                     .order = order,
+                                     .playing = round.phase == Phase::kPlaying});
                 });
     }
     if (queue_.playing != nullptr) queue_.playing->store(0, std::memory_order_relaxed);

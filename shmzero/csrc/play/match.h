@@ -163,8 +163,11 @@ class MatchLane {
   void ask(const Round& round, int seat, std::uint64_t actions, std::uint32_t row) {
     features_.resize(features_.size() + kNumFeatures);
     const SuitOrder order = encode(round, seat, features_.data() + features_.size() - kNumFeatures);
-    rows_.push_back({actions, canonical_mask(round, actions, order), row, order,
-                     round.phase == Phase::kPlaying});
+    rows_.push_back({.actions = actions,
+                     .mask = canonical_mask(round, actions, order),
+                     .row = row,
+                     .order = order,
+                     .playing = round.phase == Phase::kPlaying});
   }
 
   std::optional<MatchUnit> unit_;

@@ -103,9 +103,11 @@ class Worker {
       stepped = true;
       const std::uint64_t finished = queue_.counters.units;
       group.set_num_lanes(lanes_wanted(slot));
-      const std::uint32_t num_rows =
-          group.step({rows.policies, rows.values, rows.header->version},
-                     {reinterpret_cast<std::uint16_t*>(rows.states), rows.masks, capacity_});
+      const std::uint32_t num_rows = group.step(
+          {.policies = rows.policies, .values = rows.values, .version = rows.header->version},
+          {.features = reinterpret_cast<std::uint16_t*>(rows.states),
+           .masks = rows.masks,
+           .capacity = capacity_});
       num_rows_[slot] = num_rows;
       port_.publish(slot, num_rows);
       in_progress_ -= queue_.counters.units - finished;

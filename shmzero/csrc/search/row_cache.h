@@ -55,7 +55,11 @@ class RowCache {
       throw std::length_error("more rows in a decision than can be numbered");
     }
     const auto num_actions = static_cast<std::uint32_t>(count(actions));
-    *rows_.add() = {key, 0.0f, policies_.size(), num_actions, 0};
+    *rows_.add() = {.key = key,
+                    .value = 0.0f,
+                    .first_policy = policies_.size(),
+                    .num_actions = num_actions,
+                    .answered = 0};
     policies_.add(num_actions);
     table_[place] = tag(key) | (row + 1);
     if (2 * std::size_t{row} + 2 > table_.size()) grow();

@@ -35,7 +35,8 @@ class Search {
     noise_ = noise && config.noise_fraction > 0.0f;
     noise_key_ = stream_key(seed, id, ply, Purpose::kNoise);
     search_key_ = stream_key(seed, id, ply, Purpose::kSearch);
-    num_values_ = config.opponents == Opponents::kMaximise ? round.num_players : 1;
+    opponents_ = config.opponents;
+    num_values_ = opponents_ == Opponents::kMaximise ? round.num_players : 1;
     nodes_.clear();
     edges_.clear();
     values_.clear();
@@ -160,12 +161,12 @@ class Search {
       const auto [visited, tried] = root_.start_wave();
       for (std::uint32_t world = 0; world < num_worlds_; ++world) {
         Simulation& sim = *sims_.add();
-        sim = {kNone,
-               kNone,
-               static_cast<std::uint16_t>(world),
-               static_cast<std::uint8_t>(tried),
-               static_cast<std::uint8_t>(visited),
-               Status::kDescending};
+        sim = {.node = kNone,
+               .row = kNone,
+               .world = static_cast<std::uint16_t>(world),
+               .arm = static_cast<std::uint8_t>(tried),
+               .visited = static_cast<std::uint8_t>(visited),
+               .status = Status::kDescending};
         Top& top = this->top(world, tried);
         Round state = in_world(world);
         const std::uint64_t actions = play(state, root_.decision().actions[tried]);
@@ -195,15 +196,25 @@ class Search {
   std::uint32_t add_node(const Round& state, std::uint32_t back_up_node,
                          std::uint32_t back_up_edge) {
     const bool over = state.phase == Phase::kDone;
-    *nodes_.add() = {back_up_edge, back_up_node, 0,     0,     kNone, 0.0f, 0,
-                     state.seat,   over,         false, false, over};
-    if (num_values_ > 1) values_.add(static_cast<std::uint32_t>(num_values_));
+    *nodes_.add() = {.back_up_edge = back_up_edge,
+                     .back_up_node = back_up_node,
+                     .first_edge = 0,
+                     .started = 0,
+                     .row = kNone,
+                     .value = 0.0f,
+                     .num_edges = 0,
+                     .mover = state.seat,
+                     .terminal = over,
+                     .evaluated = false,
+                     .expanded = false,
+                     .proven = over};
+    if (opponents_ == Opponents::kMaximise) values_.add(static_cast<std::uint32_t>(num_values_));
     return nodes_.size() - 1;
   }
 
   /// The utilities of a node: num_values_.
   float* values(std::uint32_t node) {
-    if (num_values_ == 1) return &nodes_[node].value;
+    if (opponents_ == Opponents::kPolicy) return &nodes_[node].value;
     return values_.data() + static_cast<std::size_t>(node) * static_cast<std::size_t>(num_values_);
   }
   Top& top(std::size_t world, int action) {
@@ -211,19 +222,23 @@ class Search {
   }
   /// Place of a seat's utility among a node's values.
   std::size_t value_index(int seat) const {
-    return num_values_ == 1 ? 0 : static_cast<std::size_t>(seat);
+    return opponents_ == Opponents::kPolicy ? 0 : static_cast<std::size_t>(seat);
   }
-  bool maximises(const Node& node) const { return num_values_ > 1 || node.mover == root_seat_; }
+  /// Whose utility a node's value at a place is.
+  int seat_of_value(int index) const {
+    return opponents_ == Opponents::kPolicy ? root_seat_ : index;
+  }
+  bool maximises(const Node& node) const {
+    return opponents_ == Opponents::kMaximise || node.mover == root_seat_;
+  }
 
   /// At a node of which the value is wanted: asks for it, or takes what is known already.
   template <class Emit>
   void arrive(Simulation& sim, const Round& state, std::uint64_t actions, Emit&& emit) {
     if (nodes_[sim.node].terminal) {
       float* value = values(sim.node);
-      if (num_values_ == 1) {
-        value[0] = utility(state, root_seat_, config_->rivalry);
-      } else {
-        for (int s = 0; s < num_values_; ++s) value[s] = utility(state, s, config_->rivalry);
+      for (int i = 0; i < num_values_; ++i) {
+        value[i] = utility(state, seat_of_value(i), config_->rivalry);
       }
       nodes_[sim.node].evaluated = true;
       sim.status = Status::kArrived;
@@ -233,8 +248,7 @@ class Search {
         static_cast<std::uint32_t>(count(state.held())) <= config_->solved_cards) {
       const PackedScores scores = shared_solver().solve(state, progress_).scores;
       for (int i = 0; i < num_values_; ++i) {
-        values(sim.node)[i] =
-            utility(scores, state, num_values_ == 1 ? root_seat_ : i, config_->rivalry);
+        values(sim.node)[i] = utility(scores, state, seat_of_value(i), config_->rivalry);
       }
       nodes_[sim.node].proven = true;  // in this world, as far as all play as max^n does
       set_evaluated(sim.node);
@@ -243,7 +257,7 @@ class Search {
     }
     bool known = true;
     for (int i = 0; i < num_values_; ++i) {
-      const int seat = num_values_ == 1 ? root_seat_ : i;
+      const int seat = seat_of_value(i);
       const std::uint32_t row = request(state, seat, seat == state.seat ? actions : 0, emit);
       if (seat == root_seat_) nodes_[sim.node].row = row;
       known &= rows_.answered(row);
@@ -266,7 +280,7 @@ class Search {
   /// Whether a simulation that waits will need the position it stands at.
   bool goes_on_from_state(const Simulation& sim) const {
     return sim.status == Status::kWaitsForPolicy ||
-           (sim.status == Status::kWaitsForValue && num_values_ > 1);
+           (sim.status == Status::kWaitsForValue && opponents_ == Opponents::kMaximise);
   }
 
   /// All rows of the last step are answered.
@@ -276,7 +290,7 @@ class Search {
     if (sim.status == Status::kWaitsForValue) {
       Node& leaf = nodes_[sim.node];
       const bool shared = leaf.evaluated;  // by another simulation of the wave, which came first
-      if (!shared && num_values_ == 1) {
+      if (!shared && opponents_ == Opponents::kPolicy) {
         leaf.value = rows_.value(leaf.row);
         leaf.evaluated = true;
       } else if (!shared) {
@@ -349,7 +363,13 @@ class Search {
     const float* policy = rows_.policy(row);
     Edge* edge = edges_.add(node.num_edges);
     for_each_card(actions, [&](int action) {
-      *edge++ = {*policy++, 0.0f, 0, kNone, 0, static_cast<std::uint8_t>(action), false};
+      *edge++ = {.prior = *policy++,
+                 .value_sum = 0.0f,
+                 .visits = 0,
+                 .child = kNone,
+                 .in_flight = 0,
+                 .action = static_cast<std::uint8_t>(action),
+                 .solved = false};
     });
   }
 
@@ -362,7 +382,7 @@ class Search {
       std::uint32_t at = sim.node;
       for (; nodes_[at].back_up_node != kNone; at = nodes_[at].back_up_node) {
         const Node& node = nodes_[at];
-        const std::size_t chooser = num_values_ == 1 ? 0 : nodes_[node.back_up_node].mover;
+        const std::size_t chooser = value_index(nodes_[node.back_up_node].mover);
         Edge& edge = edges_[node.back_up_edge];
         ++edge.visits;
         --edge.in_flight;
@@ -370,7 +390,7 @@ class Search {
         edge.value_sum = node.proven && edge.child == at
                              ? value[chooser] * static_cast<float>(edge.visits)
                              : edge.value_sum + value[chooser];
-        if (num_values_ > 1) {
+        if (opponents_ == Opponents::kMaximise) {
           edge.solved = node.proven;
           value = solve(node.back_up_node, edge, value);
         }
@@ -382,7 +402,7 @@ class Search {
       const bool exact = at == top.node && nodes_[at].proven;
       top.value_sum = exact ? here * static_cast<float>(arm.tried + 1) : before + here;
       arm.value_sum += static_cast<double>(top.value_sum) - before;
-      if (num_values_ > 1 && exact && !top.solved) {
+      if (opponents_ == Opponents::kMaximise && exact && !top.solved) {
         top.solved = true;
         ++arm.solved_worlds;
       }
@@ -420,6 +440,7 @@ class Search {
   Progress* progress_ = nullptr;
   Round round_;  ///< At the root.
   int root_seat_ = 0;
+  Opponents opponents_ = Opponents::kPolicy;
   int num_values_ = 1;  ///< Utilities a leaf carries: the root seat's, or every seat's under max^n.
   bool noise_ = false;
   Stage stage_ = Stage::kDone;

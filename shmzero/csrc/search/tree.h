@@ -1,5 +1,21 @@
 // The trees of one decision: nodes and edges of all its worlds in two arenas, and the rules that
 // choose an edge. Knows nothing of cards. Read next: search.h, which walks them.
+//
+// A node only moves on; its flags say how far it is. Who moves it is a function of search.h.
+//
+// from       to         by        when                                           flags then
+// (none)     waiting    add_node  an edge is tried for the first time            none
+// (none)     over       add_node  likewise, and the round is over there          terminal, proven
+// over       evaluated  arrive    at once, by the scores                         + evaluated
+// waiting    evaluated  arrive    another simulation has asked the same rows     evaluated
+// waiting    evaluated  resume    the answers to its rows have come              evaluated
+// waiting    solved     arrive    few cards are left: the solver knows them all  evaluated, proven
+// evaluated  expanded   descend   a simulation goes on from it, by its policy    + expanded
+// expanded   solved     solve     max^n: what follows every action is known      + proven
+//
+// A simulation that comes to a waiting node shares the value that is coming; one that comes to an
+// evaluated node waits for the mover's policy, if that was not asked for with the value; one that
+// comes to a proven node ends there.
 #pragma once
 
 #include <algorithm>
