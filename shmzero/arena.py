@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from shmzero.cli.command import run_command
-from shmzero.cli.flags import Parser
+from shmzero.cli.flags import Layout, Parser, renamed_words
 from shmzero.errors import ConfigError
 from shmzero.files import is_folder
 from shmzero.game.bots import BUILT_IN
@@ -34,7 +34,7 @@ EXAMPLES = """examples:
   python -m shmzero.arena mc90 threshold random               mc90 against each of the others
   python -m shmzero.arena runs/a/net.safetensors mc900 --deals 1000 --mode both
   python -m shmzero.arena net.safetensors:policy old.safetensors:3x30 --players 4:15,5:70,6:15 --cards 1-7
-  python -m shmzero.arena threshold random --games --cards 7 --deals 20
+  python -m shmzero.arena threshold random --whole-games --cards 7 --deals 20
   python -m shmzero.arena --rating random threshold mc90 mc900 --deals 500 --out runs/ratings
   python -m shmzero.arena --exploit runs/a --minutes 3        what a fresh seat learns to gain from copies of it"""
 
@@ -50,13 +50,16 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         f"Agents: {BUILT_IN}; a checkpoint or the folder of a training run, perhaps with :policy or :DxS,\n"
         "the latter perhaps with +halving, +maximise, +solver8.",
         epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+        formatter_class=Layout,
     )
     parser.add_argument("agents", nargs="*", metavar="AGENT", help="the hero and its villains; with --rating a pool")
-    parser.add_argument("--deals", type=int, default=1000, help="deals, or whole games with --games (default: 1000)")
+    parser.add_argument(
+        "--deals", type=int, default=1000, help="deals, or whole games with --whole-games (default: 1000)"
+    )
     parser.add_argument("--players", help="4 (default), 3-6, or with weights 4:15,5:70,6:15")
-    parser.add_argument("--cards", help="cards each (default: 5), written likewise; with --games the largest hand")
+    parser.add_argument(
+        "--cards", help="cards each (default: 5), written likewise; with --whole-games the largest hand"
+    )
     parser.add_argument(
         "--deals-from", choices=DEALS, help="players and cards of the plan's distribution, or of a broad one"
     )
@@ -66,7 +69,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         choices=("one", "rest", "both"),
         help="one hero against n-1 villains, n-1 heroes against one, or both (default)",
     )
-    parser.add_argument("--games", action="store_true", help="whole games instead of rounds")
+    parser.add_argument("--whole-games", action="store_true", help="play whole games instead of rounds")
     parser.add_argument("--rating", action="store_true", help="rate all agents together (Plackett-Luce)")
     parser.add_argument(
         "--exploit",
@@ -80,7 +83,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, help="threads for bots, networks and training (default: all cores)")
     parser.add_argument("--device", default="cpu", help="of checkpoints and of --exploit: cpu, cuda, cuda:1")
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
-    args = parser.parse_args(arguments)
+    words = renamed_words(sys.argv[1:] if arguments is None else arguments, {"games": "whole_games"})
+    args: argparse.Namespace = parser.parse_args(words)
     deals = {"players": "4", "cards": "5"} | DEALS.get(args.deals_from, {})
     args.players = args.players or deals["players"]
     args.cards = args.cards or deals["cards"]
@@ -88,8 +92,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         raise ConfigError("--mode is set with --rating or --exploit; allowed: with matches of a hero")
     args.mode = args.mode or "both"
     if args.exploit:
-        if args.agents or args.rating or args.games:
-            raise ConfigError("--exploit is set with agents, --rating or --games; allowed: it alone, on rounds")
+        if args.agents or args.rating or args.whole_games:
+            raise ConfigError("--exploit is set with agents, --rating or --whole-games; allowed: it alone, on rounds")
         if is_folder(args.exploit):
             args.exploit = newest_checkpoint(args.exploit) or args.exploit
         if not args.exploit.is_file():
@@ -118,7 +122,7 @@ def _run(args: argparse.Namespace) -> dict[str, Any]:
         return _exploit(args, out)
     agents = [make_agent(spec, args.device, args.threads) for spec in args.agents]
     what = {"deals": args.deals, "players": args.players, "cards": args.cards, "trump": args.trump,
-            "games": args.games, "seed": args.seed, "threads": args.threads}  # fmt: skip
+            "games": args.whole_games, "seed": args.seed, "threads": args.threads}  # fmt: skip
     if args.rating:
         table = rate(agents, **what, show=out.progress("rating"))
         out.table(
@@ -137,7 +141,7 @@ def _run(args: argparse.Namespace) -> dict[str, Any]:
         for mode in modes:
             show = out.progress(f"{hero.name} against {villain.name}, {mode}")
             results.append(play_match(hero, villain, mode=mode, show=show, **what))
-    unit = "games" if args.games else "rounds"
+    unit = "games" if args.whole_games else "rounds"
     out.table(
         f"{hero.name}: points per round above the others, 95 % interval over deals; win share of {unit}",
         ["against", "mode", "points", "low", "high", "win", "equal", "deals", "rounds", "s"],

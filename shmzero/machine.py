@@ -8,9 +8,25 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 from shmzero.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What settings are resolved for."""
+
+    cores: int
+    """Cores that this process may use."""
+    has_cuda: bool
+    """Whether there is an NVIDIA device and a torch that can use it."""
+
+    @classmethod
+    def here(cls) -> Machine:
+        """This machine."""
+        return cls(cores(), has_cuda())
 
 
 def cores() -> int:

@@ -6,20 +6,18 @@ says how it goes.
 
 from __future__ import annotations
 
-import argparse
-import dataclasses
 import json
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from shmzero.cli.command import run_command
-from shmzero.cli.flags import parse_flags
+from shmzero.cli.flags import Parser, renamed_words, say, settings_parser, split_help
 from shmzero.cli.interrupts import STARTED, Interrupt, nothing_started
 from shmzero.cli.terminal import Terminal
 from shmzero.engine.config import SelfPlayConfig, read_toml
+from shmzero.engine.plan import resolve
 from shmzero.engine.run import run
 from shmzero.errors import ConfigError
 from shmzero.game.bots import OLDER
@@ -32,41 +30,41 @@ EXAMPLES = """examples:
   python -m shmzero.selfplay --config run.toml --seed 7"""
 
 
-@dataclass(frozen=True)
-class _Command(SelfPlayConfig):
-    config: Path | None = None
-    """TOML file that sets any of these; for example a run folder's: --config runs/first/config.toml."""
+def parser(asked: SelfPlayConfig | None = None, everything: bool = True) -> Parser:
+    """The command's parser; `asked`: settings whose help it shows."""
+    found = settings_parser(
+        "python -m shmzero.selfplay",
+        "Plays Blob against itself and records the rounds. No option is required; flags override --config.",
+        EXAMPLES,
+        SelfPlayConfig,
+        asked,
+        resolve(asked).dump() if asked else None,
+        everything,
+    )
+    found.add_argument(
+        "--config", type=Path, metavar="FILE", help="TOML file that sets any of these, such as runs/first/config.toml"
+    )
+    return found
 
 
 def parse(arguments: list[str] | None) -> SelfPlayConfig:
     """Settings out of flags over --config over defaults. Raises ConfigError."""
-    import tyro
-
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for name in ("--config", "--rounds", "--games"):
-        first.add_argument(name, nargs="?")
-    given, _ = first.parse_known_args(arguments)
-    settings: dict[str, Any] = {}
-    if given.config:
-        settings = {"config": Path(given.config)} | read_toml(Path(given.config))
-        if not {"rounds", "games"} <= settings.keys():  # a flag of one overrides the other in the file
-            if given.games is not None:
-                settings.pop("rounds", None)
-            if given.rounds is not None:
-                settings.pop("games", None)
-    default = _Command(**settings)
-    command = parse_flags(
-        _Command,
-        prog="python -m shmzero.selfplay",
-        description="Plays Blob against itself and records the rounds. No option is required; "
-        "flags override --config.\n\n" + EXAMPLES,
-        default=default,
-        args=arguments,
-        config=(tyro.conf.OmitArgPrefixes,),
-    )
-    found = SelfPlayConfig(**{f.name: getattr(command, f.name) for f in dataclasses.fields(SelfPlayConfig)})
-    if found.other_network() == OLDER:
-        raise ConfigError(f"others names {OLDER!r}, which training runs have; allowed: bots and a checkpoint's file")
+    words, help_wanted = split_help(sys.argv[1:] if arguments is None else arguments)
+    flags = vars(parser().parse_args(renamed_words(words, SelfPlayConfig.old_names)))
+    file = flags.pop("config")
+    settings = read_toml(file, say) if file else {}
+    if not {"rounds", "games"} <= settings.keys():  # a flag of one overrides the other in the file
+        for one, other in (("rounds", "games"), ("games", "rounds")):
+            if one in flags:
+                settings.pop(other, None)
+    found = SelfPlayConfig.of(**settings | flags)
+    if found.seats.network() == OLDER:
+        raise ConfigError(
+            f"opponent_pool names {OLDER!r}, which training runs have; allowed: bots and a checkpoint's file"
+        )
+    if help_wanted:
+        print(parser(found, help_wanted == "all").format_help(), end="")
+        raise SystemExit(0)
     return found
 
 
@@ -78,11 +76,11 @@ def main(arguments: list[str] | None = None) -> int:
 def _main(arguments: list[str] | None) -> int:
     with nothing_started():
         config = parse(arguments)
-    folder = config.out or Path("runs") / time.strftime("selfplay-%Y%m%d-%H%M%S")
+    folder = config.output.out or Path("runs") / time.strftime("selfplay-%Y%m%d-%H%M%S")
     interrupt = Interrupt()
     with Terminal() as terminal:
         summary = run(config, folder, terminal.say, terminal.show, lambda: interrupt.asked, STARTED)
-    print(json.dumps(summary) if config.json else describe(summary))
+    print(json.dumps(summary) if config.output.json else describe(summary))
     return 0 if summary["complete"] else 130
 
 

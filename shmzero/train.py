@@ -8,22 +8,21 @@ training/run.py.
 
 from __future__ import annotations
 
-import dataclasses
+import argparse
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
-
-import tyro
+from typing import Any
 
 from shmzero.cli.command import run_command
-from shmzero.cli.flags import Parser, parse_flags
+from shmzero.cli.flags import Parser, renamed_words, say, settings_parser, split_help
 from shmzero.cli.interrupts import STARTED, Interrupt
 from shmzero.cli.terminal import Terminal
 from shmzero.errors import ConfigError
 from shmzero.game.deals import DEALS
 from shmzero.matches.words import match_words
 from shmzero.training.config import TrainConfig
+from shmzero.training.plan import resolve_training
 from shmzero.training.presets import TRAIN_PRESETS, read_train_toml
 from shmzero.training.progress import TrainProgress
 from shmzero.training.run import train
@@ -33,59 +32,82 @@ EXAMPLES = """examples:
   python -m shmzero.train runs/evening --preset laptop --minutes 60
   python -m shmzero.train runs/big --preset workstation --device cuda
   python -m shmzero.train runs/broad --deals-from broad         3-8 players, 1-8 cards
-  python -m shmzero.train runs/games --games --utility win --cards 7
+  python -m shmzero.train runs/games --whole-games --utility win --cards 7
   python -m shmzero.train runs/mine --config run.toml --seed 7"""
+
+
+DEALS_WORDS = "; ".join(f"{name} {deals['players']} players, {deals['cards']} cards" for name, deals in DEALS.items())
+CRITIC_ONLY = (
+    "critic_net",
+    "critic_learning_rate",
+    "importance_cap",
+    "redeals",
+    "neurd_share",
+    "entropy_first",
+    "entropy_last",
+)
+"""Settings that say something only where a critic makes the targets."""
+
+
+def parser(asked: TrainConfig | None = None, everything: bool = True) -> Parser:
+    """The command's parser; `asked`: settings whose help it shows."""
+    found = settings_parser(
+        "python -m shmzero.train",
+        "Trains an agent; RUN is its folder, and an unfinished run there is continued.\n"
+        "Flags override --deals-from, which overrides --config, which overrides --preset.",
+        EXAMPLES,
+        TrainConfig,
+        asked,
+        resolve_training(asked).dump() if asked else None,
+        everything,
+    )
+    found.usage = "python -m shmzero.train RUN [options]"
+    found.add_argument("run", nargs="?", type=Path, metavar="RUN", help="folder of the run")
+    found.add_argument(
+        "--preset",
+        default="smoke",
+        metavar="NAME",
+        help=f"sets everything: {', '.join(TRAIN_PRESETS)} (default: smoke)",
+    )
+    found.add_argument(
+        "--config", type=Path, metavar="FILE", help="TOML file that sets any of these, such as RUN/config.toml"
+    )
+    found.add_argument("--deals-from", choices=DEALS, help=f"sets players and cards: {DEALS_WORDS}")
+    found.add_argument(
+        "--json",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="print one JSON object at the end and nothing else on standard output",
+    )
+    return found
 
 
 def parse(arguments: list[str] | None) -> tuple[TrainConfig, Path, bool]:
     """(settings, run folder, --json) out of flags over --config over --preset. Raises ConfigError."""
-    first = Parser(add_help=False, allow_abbrev=False)
-    first.add_argument("--preset", default="smoke")
-    first.add_argument("--config", type=Path)
-    first.add_argument("--deals-from", choices=DEALS)
-    given, rest = first.parse_known_args(arguments)
-    if given.preset not in TRAIN_PRESETS:
-        raise ConfigError(f"preset is {given.preset!r}; allowed: {', '.join(TRAIN_PRESETS)}")
-    default = TRAIN_PRESETS[given.preset]
-    if given.config:
-        default = dataclasses.replace(default, **read_train_toml(given.config))
-    if given.deals_from:
-        default = dataclasses.replace(default, **DEALS[given.deals_from])
-
-    def command(
-        run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")],
-        settings: Annotated[TrainConfig, tyro.conf.arg(name="")] = default,
-        json: bool = False,
-    ) -> tuple[TrainConfig, Path, bool]:
-        """Trains an agent; RUN is its folder, an unfinished run there is continued.
-
-        Args:
-            run: Run folder.
-            settings: Settings.
-            json: Print one JSON object at the end and nothing else on standard output.
-        """
-        return settings, run, json
-
-    found = parse_flags(
-        command,
-        prog="python -m shmzero.train",
-        description="Trains an agent; RUN is its folder, and an unfinished run there is continued. "
-        f"--preset {{{','.join(TRAIN_PRESETS)}}} sets everything (default: smoke), --config FILE.toml "
-        "any of it, flags override both. --deals-from plan|broad sets players and cards: "
-        + "; ".join(f"{name} {deals['players']} players, {deals['cards']} cards" for name, deals in DEALS.items())
-        + ".\n\n"
-        + EXAMPLES,
-        args=rest,
-        config=(tyro.conf.OmitArgPrefixes,),
-    )
-    if found[0].searches() and found[0].importance_cap != default.importance_cap:
-        raise ConfigError(f"importance_cap is {found[0].importance_cap:g} with a search; allowed: with --search 0")
-    for name in ("critic_net", "critic_learning_rate", "importance_cap", "redeals", "neurd_share", "entropy_first",
-                 "entropy_last"):  # fmt: skip
-        value = getattr(found[0], name)
-        if found[0].targets != "critic" and value != getattr(default, name):
-            raise ConfigError(f"{name} is {value!r} with targets {found[0].targets!r}; allowed: with targets 'critic'")
-    return found
+    words, help_wanted = split_help(sys.argv[1:] if arguments is None else arguments)
+    flags = vars(parser().parse_args(renamed_words(words, TrainConfig.old_names)))
+    run, preset, file, deals, as_json = (flags.pop(name) for name in ("run", "preset", "config", "deals_from", "json"))
+    if preset not in TRAIN_PRESETS:
+        raise ConfigError(f"preset is {preset!r}; allowed: {', '.join(TRAIN_PRESETS)}")
+    default = TRAIN_PRESETS[preset]
+    if file:
+        default = default.but(**read_train_toml(file, say))
+    if deals:
+        default = default.but(**DEALS[deals])
+    found = default.but(**flags)
+    if help_wanted:
+        print(parser(found, help_wanted == "all").format_help(), end="")
+        raise SystemExit(0)
+    if run is None:
+        raise ConfigError("RUN is missing: the folder of the run; see --help")
+    learning = found.learning
+    if found.search.searches() and learning.importance_cap != default.learning.importance_cap:
+        raise ConfigError(f"importance_cap is {learning.importance_cap:g} with a search; allowed: with --search 0")
+    for name in CRITIC_ONLY:
+        value = getattr(learning, name)
+        if learning.targets != "critic" and value != getattr(default.learning, name):
+            raise ConfigError(f"{name} is {value!r} with targets {learning.targets!r}; allowed: with targets 'critic'")
+    return found, run, as_json
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -31,6 +31,7 @@ from shmzero.runs.record_writer import RecordWriter, run_folder
 from shmzero.runs.records import Records
 from shmzero.training import run as training_run
 from shmzero.training.config import TrainConfig
+from shmzero.training.plan import resolve_training
 
 TINY = NetConfig(width=16, hidden=16, blocks=1)
 
@@ -46,7 +47,7 @@ def checkpoint(folder: Path) -> Path:
 
 
 def learner_state(folder: Path) -> Path:
-    save_state(Learner(TrainConfig(), "cpu"), folder / "learner.safetensors", {})
+    save_state(Learner(TrainConfig().learner_config(), "cpu"), folder / "learner.safetensors", {})
     return folder / "learner.safetensors"
 
 
@@ -222,7 +223,7 @@ def test_selfplay_syncs_the_last_of_its_rounds(tmp_path: Path, monkeypatch: pyte
     for name in ("write", "sync"):
         real = getattr(RecordWriter, name)
         monkeypatch.setattr(RecordWriter, name, lambda *a, name=name, real=real: (real(*a), done.append(name))[0])
-    engine_run.run(SelfPlayConfig(evaluator="hash", preset="light", rounds=20, workers=1), tmp_path)
+    engine_run.run(SelfPlayConfig.of(evaluator="hash", preset="light", rounds=20, workers=1), tmp_path)
     assert "write" in done and done[-1] == "sync"
 
 
@@ -230,6 +231,8 @@ def test_training_syncs_the_rounds_that_a_checkpoint_has_learned_from(tmp_path: 
     config = TrainConfig()
     with run_folder(tmp_path / "run", config.identity()) as writer:
         writer.write([(0, played[:1])])
-        run = training_run.Run(config, tmp_path / "run", writer, print, lambda progress: None, lambda: False, 0.0)
+        run = training_run.Run(
+            resolve_training(config), tmp_path / "run", writer, print, lambda progress: None, lambda: False, 0.0
+        )
         run._act([CheckpointSaved(steps=1)], None)
         assert main_file_alone(tmp_path / "run", tmp_path / "copy") == 1

@@ -116,16 +116,11 @@ def parse(name: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> N
     import shmzero.plot
     import shmzero.records
     import shmzero.selfplay
+    import shmzero.serve
     import shmzero.train
-    from shmzero.cli.flags import parse_flags
-    from shmzero.service.config import ServeConfig
 
-    if name in ("selfplay", "train", "arena"):
+    if name in ("selfplay", "train", "arena", "serve"):
         getattr(shmzero, name).parse(arguments)
-    elif name == "serve":
-        import tyro
-
-        parse_flags(ServeConfig, args=arguments, config=(tyro.conf.OmitArgPrefixes,)).check()
     else:  # what they read is not there, and they say so; a flag that they do not know is another error
         with pytest.raises(shmzero.ConfigError, match="there is no"):
             getattr(shmzero, name)._main(arguments)

@@ -71,7 +71,7 @@ ARMS = {
     "improved": Arm(("--targets", "improved", *SEARCH)),
     "fixed suits": Arm(environment={"SHMZERO_SUITS": "fixed"}),
     "halving": Arm(("--targets", "improved", "--root", "halving", *SEARCH), "improved", rule="+halving"),
-    "max^n": Arm(("--targets", "visits", "--seats", "maximise", *SEARCH), "visits", rule="+maximise"),
+    "max^n": Arm(("--targets", "visits", "--opponent-model", "maximise", *SEARCH), "visits", rule="+maximise"),
     "solver leaves": Arm(("--targets", "visits", "--solved-cards", "8", *SEARCH), "visits", rule="+solver8"),
     "tricks head": Arm(("--tricks-weight", "0.1")),
     "batch 1024": Arm(("--batch", "1024")),
@@ -114,7 +114,16 @@ class Ablation:
 
     def train(self, arm: str, seed: int) -> None:
         """Train, or go on, or find it done. Raises CalledProcessError."""
-        flags = ["--minutes", str(self.minutes), "--seed", str(seed), "--opponents", "", *self.more, *ARMS[arm].flags]
+        flags = [
+            "--minutes",
+            str(self.minutes),
+            "--seed",
+            str(seed),
+            "--match-opponents",
+            "",
+            *self.more,
+            *ARMS[arm].flags,
+        ]
         _module("shmzero.train", [str(self.run_folder(arm, seed)), *flags, "--json"], ARMS[arm])
 
     def play(self, arm: str, seed: int, seeds: Sequence[int]) -> None:

@@ -168,7 +168,7 @@ def command(arguments: list[str] | None) -> int:
         print(report.write(given.results))
         return 0
     if getattr(given, "device", None):
-        SelfPlayConfig(device=given.device).check_devices()
+        SelfPlayConfig.of(device=given.device).inference.check_devices()
     described = machine()  # before the first result is written: a commit is not dirty because of results
     if given.name == "all":
         return measure_all(given, described)

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from shmzero.engine.config import SelfPlayConfig, to_flags
 from shmzero.engine.inference_pool import InferencePool
-from shmzero.engine.plan import plan_fleet
+from shmzero.engine.plan import FleetPlan
 from shmzero.engine.stalls import StallWatch
 from shmzero.engine.units import Units
 from shmzero.engine.weights import Weights, WeightsVersions
@@ -33,7 +32,7 @@ class Fleet:
 
     def __init__(
         self,
-        config: SelfPlayConfig,
+        plan: FleetPlan,
         units: Iterable[int],
         num_units: int,
         version: int = 0,
@@ -47,17 +46,15 @@ class Fleet:
         Raises SegmentError where shared memory is short, ConfigError for impossible sizes and for a
         checkpoint that cannot be read, StartError where the machine has no room for the processes.
         """
-        config.check_devices()
-        self.config = config
-        self.plan = plan_fleet(config, num_units)
+        self.plan = plan = plan.for_units(num_units)
+        plan.config.inference.check_devices()
         self.events: deque[str] = deque()
         """Lines for people: replacements, refusals, the switch to the compiled network."""
         self.paused = False
         """While set, no further units are granted; those in progress go on."""
         self._units = Units(units, num_units, in_progress or {})
         self._deaths = Deaths()
-        self._weights = WeightsVersions(version, config.checkpoint)
-        plan = self.plan
+        self._weights = WeightsVersions(version, plan.config.net.checkpoint)
         with starting("a fleet") as undo:
             undo.callback(self._weights.close)
             self._selector = ChildSelector()
@@ -65,10 +62,10 @@ class Fleet:
             self._memory = create_private(len(plan.devices), plan.workers, plan.slots, plan.rows_per_slot)
         self.segment = self._memory.segment
         children = (self._deaths, self._selector, self.events)
-        self._inference = InferencePool(config, plan, self._memory, self._weights, *children)
-        command = partial(command_of, config=config, weights=self._weights, inference=self._inference)
-        self._workers = WorkerPool(config, plan, self._memory, self._units, *children, command)
-        self._stalls = StallWatch(self._memory, plan, config.stall_s, self.events)
+        self._inference = InferencePool(plan, self._memory, self._weights, *children)
+        command = partial(command_of, asked=plan.asked, weights=self._weights, inference=self._inference)
+        self._workers = WorkerPool(plan, self._memory, self._units, *children, command)
+        self._stalls = StallWatch(self._memory, plan, plan.config.processes.stall_s, self.events)
         try:
             self._inference.start()
             self._workers.start()
@@ -188,12 +185,18 @@ class Fleet:
             self.close()
 
 
-def command_of(unit: int, config: SelfPlayConfig, weights: WeightsVersions, inference: InferencePool) -> str:
+def command_of(unit: int, asked: SelfPlayConfig, weights: WeightsVersions, inference: InferencePool) -> str:
     """The command that plays a unit alone, with the networks that are served now."""
-    is_game, other, path = config.games is not None, inference.other, weights.served.path
-    alone = replace(
-        config, rounds=None if is_game else 1, games=1 if is_game else None, first=unit,
-        others=config.others.replace(f"{OLDER}:", f"{other}:") if other else config.others, follow=False,
-        checkpoint=Path(path) if path else None, out=None, json=False,
-    )  # fmt: skip
+    is_game, other, path = asked.length.games is not None, inference.other, weights.served.path
+    pool = asked.seats.opponent_pool
+    alone = asked.but(
+        rounds=None if is_game else 1,
+        games=1 if is_game else None,
+        first=unit,
+        opponent_pool=pool.replace(f"{OLDER}:", f"{other}:") if other else pool,
+        checkpoint=Path(path) if path else None,
+        follow=False,
+        out=None,
+        json=False,
+    )
     return f"python -m shmzero.selfplay {to_flags(alone)}"

@@ -11,7 +11,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from shmzero.engine.config import SelfPlayConfig
 from shmzero.engine.plan import FleetPlan
 from shmzero.engine.weights import Weights, WeightsVersions
 from shmzero.errors import ConfigError
@@ -63,7 +62,6 @@ class InferencePool:
 
     def __init__(
         self,
-        config: SelfPlayConfig,
         plan: FleetPlan,
         memory: PrivateSegment,
         weights: WeightsVersions,
@@ -73,9 +71,9 @@ class InferencePool:
     ) -> None:
         """Starts nothing. `events` gets lines for people."""
         self.servers: list[Server] = []
-        self._config, self._plan, self._memory, self._weights = config, plan, memory, weights
+        self._plan, self._memory, self._weights = plan, memory, weights
         self._deaths, self._selector, self._events = deaths, selector, events
-        other = config.other_network()
+        other = plan.config.seats.network()
         self._others = [] if other in (None, OLDER) else [other]
         """Checkpoints of the network that holds the others' seats. Where the last is refused, the one before stays."""
 
@@ -99,18 +97,18 @@ class InferencePool:
         return server
 
     def _spec(self, index: int, epoch: int, segment_fd: int, control_fd: int) -> InferenceSpec:
-        config, plan, served = self._config, self._plan, self._weights.served
+        config, plan, served = self._plan.config, self._plan, self._weights.served
         device = DeviceSpec(
             device=plan.devices[index],
             max_batch=plan.max_batch,
             threads=plan.threads,
-            evaluator=config.evaluator,
-            precision=config.precision,
-            compile=config.compile,
+            evaluator=config.net.evaluator,
+            precision=config.inference.precision,
+            compile=config.inference.compile,
             checkpoint=served.name,
-            net=NETS[config.net],
+            net=NETS[config.net.net],
             seed=config.seed,
-            searched=config.search().simulations > 0,
+            searched=plan.search.simulations > 0,
             other=self.other,
         )
         return InferenceSpec(
@@ -120,7 +118,7 @@ class InferencePool:
             epoch=epoch,
             device=device,
             version=served.version,
-            timeout_ms=config.timeout_ms,
+            timeout_ms=config.inference.timeout_ms,
             spin_us=plan.spin_us,
         )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from shmzero.game.deals import Deals
 from shmzero.mcts.config import SearchConfig
 from shmzero.processes.messages import Message
 
@@ -19,10 +20,8 @@ class WorkerSpec(Message):
     lanes: int
     spin_us: float
     search: SearchConfig
+    deals: Deals
     seed: int
-    players: str
-    cards: str
-    trump: str
-    dealer: str
     games: bool
-    others: str
+    """Whether a unit is a whole game."""
+    opponent_pool: str

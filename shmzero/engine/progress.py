@@ -75,7 +75,7 @@ class Meter:
     def __init__(self, fleet: Fleet, total_units: int) -> None:
         self._fleet = fleet
         self._total_units = total_units
-        self._unit_decisions = decisions_in_a_unit(fleet.config.play_settings())
+        self._unit_decisions = decisions_in_a_unit(fleet.plan.config.play_settings())
         self.start = time.monotonic()
         self.played_s = 0.0
         """Since the first row was answered, without what follows."""

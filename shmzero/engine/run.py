@@ -5,7 +5,6 @@ Read next: fleet.py (who plays), runs/recorder.py (where it goes).
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -14,7 +13,7 @@ from typing import Any
 
 from shmzero.engine.config import SelfPlayConfig
 from shmzero.engine.fleet import Fleet
-from shmzero.engine.plan import FleetPlan
+from shmzero.engine.plan import FleetPlan, resolve
 from shmzero.engine.progress import Every, Meter, Progress
 from shmzero.engine.weights import Weights
 from shmzero.files import digest_of, file_stamp
@@ -23,7 +22,6 @@ from shmzero.runs.record_writer import RecordWriter, run_folder
 from shmzero.runs.recorder import Recorder
 from shmzero.settings import to_toml
 
-DEFAULT_ROUNDS = 100
 TICK_S = 0.05
 SHOW_S = 0.1
 METRICS_S = 5.0
@@ -44,9 +42,10 @@ def run(
     time.monotonic() (default: with this call). Raises ConfigError, RecordError, SegmentError, WorkerDied.
     """
     started = time.monotonic() if started is None else started
-    config.check_devices()
-    with run_folder(folder, config.identity()) as writer:
-        return Run(config, writer, say, show, stopped, started)()
+    config.inference.check_devices()
+    plan = resolve(config)
+    with run_folder(folder, config.identity(), config.old_names) as writer:
+        return Run(plan, writer, say, show, stopped, started)()
 
 
 class Run:
@@ -54,7 +53,7 @@ class Run:
 
     def __init__(
         self,
-        config: SelfPlayConfig,
+        plan: FleetPlan,
         writer: RecordWriter,
         say: Callable[[str], None],
         show: Callable[[Progress], None],
@@ -62,31 +61,32 @@ class Run:
         started: float,
     ) -> None:
         """`writer` is the folder's; see `run` for the others."""
-        self.config = config
+        self.plan = plan
         self._say, self._show, self._stopped = say, show, stopped
         self._writer = writer
         self._started = started
-        wanted = config.games or config.rounds or DEFAULT_ROUNDS
-        self._recorder = Recorder(writer, range(config.first, config.first + wanted))
+        length = plan.config.length
+        self._recorder = Recorder(writer, range(length.first, length.first + length.units()))
         self._served: Weights | None = None
         """The weights that the folder's records name as playing."""
         self._first_round_s: float | None = None
         """When the first round was there, after the command began."""
         self._show_due = Every(SHOW_S)
         self._metrics_due = Every(METRICS_S)
-        self._checkpoint_seen = file_stamp(config.checkpoint)  # before it is read: what replaces it is another
+        self._checkpoint = plan.config.net.checkpoint
+        self._checkpoint_seen = file_stamp(self._checkpoint)  # before it is read: what replaces it is another
 
     def __call__(self) -> dict[str, Any]:
         """Play what is missing; returns the summary of `--json`."""
         recorder, missing = self._recorder, self._recorder.num_missing()
         if missing == 0:
             return self._nothing_to_do()
-        version = _first_version(self.config, self._writer)
-        with Fleet(self.config, recorder.missing(), missing, version, recorder.in_progress) as fleet:
+        version = _first_version(self._checkpoint, self._writer)
+        with Fleet(self.plan, recorder.missing(), missing, version, recorder.in_progress) as fleet:
             self._note_weights(fleet)
             if not self._writer.folder.config.exists():
-                self._write_config(fleet)
-            for line in notices(self.config, fleet.plan):
+                self._write_config()
+            for line in notices(fleet.plan):
                 self._say(line)
             meter = Meter(fleet, missing)
             try:
@@ -95,13 +95,13 @@ class Run:
                 play_s, counters = time.monotonic() - meter.start, fleet.counters()
             finally:
                 recorder.finish(fleet)
-                self._note_first_round(fleet)
+                self._note_first_round()
         return self._summary(fleet, play_s, counters)
 
     def _attend(self, fleet: Fleet, meter: Meter) -> None:
         """Take what the fleet has finished, and do what is due."""
         self._recorder.poll(fleet, TICK_S)
-        self._note_first_round(fleet)
+        self._note_first_round()
         self._note_weights(fleet)
         while fleet.events:
             self._say(fleet.events.popleft())
@@ -117,11 +117,11 @@ class Run:
 
     def _follow_checkpoint(self, fleet: Fleet) -> None:
         """Publish the checkpoint's file where it has changed and that is wanted."""
-        if not self.config.follow or file_stamp(self.config.checkpoint) == self._checkpoint_seen:
+        checkpoint = self._checkpoint
+        if checkpoint is None or not self.plan.config.net.follow or file_stamp(checkpoint) == self._checkpoint_seen:
             return
-        self._checkpoint_seen = file_stamp(self.config.checkpoint)
-        assert self.config.checkpoint is not None
-        fleet.publish(self.config.checkpoint)
+        self._checkpoint_seen = file_stamp(checkpoint)
+        fleet.publish(checkpoint)
 
     def _note_weights(self, fleet: Fleet) -> None:
         """Have the folder name the weights that play from now on."""
@@ -129,18 +129,18 @@ class Run:
             self._served = fleet.served
             self._writer.set_weights(self._served.version, self._served.digest())
 
-    def _note_first_round(self, fleet: Fleet) -> None:
+    def _note_first_round(self) -> None:
         """With its first round a run gets its settings into the folder: they are those that it was played with."""
         recorder = self._recorder
         if self._first_round_s is None and (recorder.new_rounds or recorder.waiting_rounds()):
             self._first_round_s = time.monotonic() - self._started
-            self._write_config(fleet)
+            self._write_config()
 
-    def _write_config(self, fleet: Fleet) -> None:
-        self._writer.folder.write_config(to_toml(_resolved(self.config, fleet)))
+    def _write_config(self) -> None:
+        self._writer.folder.write_config(to_toml(self.plan.dump()))
 
     def _nothing_to_do(self) -> dict[str, Any]:
-        wanted, kind = len(self._recorder.units), "games" if self.config.games else "rounds"
+        wanted, kind = len(self._recorder.units), "games" if self.plan.config.length.games else "rounds"
         self._say(f"{self._writer.folder.path} already holds {wanted} {kind}: nothing to do")
         return {
             "records": str(self._writer.path),
@@ -174,23 +174,24 @@ class Run:
         }
 
 
-def notices(config: SelfPlayConfig, plan: FleetPlan) -> list[str]:
+def notices(plan: FleetPlan) -> list[str]:
     """What a run says before it plays: its sizes, and what is otherwise than somebody may think."""
     lines = [
         f"{plan.workers} workers x {plan.lanes} lanes, {len(plan.devices)} inference processes "
         f"({', '.join(plan.devices)}), batches up to {plan.max_batch} rows"
     ]
-    if config.device == "auto" and config.evaluator == "net" and has_nvidia() and not has_cuda():
+    config, in_flight = plan.config, plan.config.search.leaves_in_flight
+    if plan.asked.inference.device == "auto" and config.net.evaluator == "net" and has_nvidia() and not has_cuda():
         lines.append("there is an NVIDIA device, and torch is installed without CUDA: the network runs on the CPU")
-    capped = config.search().to_core().wave_leaves
-    if capped < config.leaves_in_flight:
-        lines.append(f"leaves in flight: {capped} instead of {config.leaves_in_flight}, a quarter of the simulations")
-    if config.evaluator == "net" and config.checkpoint is None:
+    capped = plan.search.to_core().wave_leaves
+    if capped < in_flight:
+        lines.append(f"leaves in flight: {capped} instead of {in_flight}, a quarter of the simulations")
+    if config.net.evaluator == "net" and config.net.checkpoint is None:
         lines.append(f"no --checkpoint: the network is freshly initialised from seed {config.seed}")
     return lines
 
 
-def _first_version(config: SelfPlayConfig, writer: RecordWriter) -> int:
+def _first_version(checkpoint: Path | None, writer: RecordWriter) -> int:
     """The version of the weights that a run begins with: that of last time, or the next where they are others."""
     last = writer.weights()
     if last is None:
@@ -198,21 +199,5 @@ def _first_version(config: SelfPlayConfig, writer: RecordWriter) -> int:
     version, digest = last
     now = None
     with suppress(OSError):  # the fleet says what is wrong
-        now = digest_of(config.checkpoint) if config.checkpoint else None
+        now = digest_of(checkpoint) if checkpoint else None
     return version if digest == now else version + 1
-
-
-def _resolved(config: SelfPlayConfig, fleet: Fleet) -> dict[str, Any]:
-    """The settings as the run uses them, in the form `--config` takes."""
-    plan = fleet.plan
-    search = config.search()
-    devices = plan.devices
-    same_cpu = all(name == "cpu" for name in devices)
-    return dataclasses.asdict(config) | {
-        "determinizations": search.determinizations,
-        "simulations": search.simulations,
-        "workers": plan.workers,
-        "device": f"cpu*{len(devices)}" if same_cpu else ",".join(devices),
-        "inference_threads": plan.threads,
-        "max_batch": plan.max_batch,
-    }

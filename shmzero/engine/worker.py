@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 from shmzero import _core
 from shmzero.engine.messages import WorkerSpec
 from shmzero.mcts.play import play_settings
@@ -11,9 +13,7 @@ from shmzero.processes.seam import replaceable
 
 def run(spec: WorkerSpec) -> int:
     """Play the units that the parent grants until there are no more."""
-    settings = play_settings(
-        spec.search, spec.seed, spec.players, spec.cards, spec.trump, spec.dealer, spec.games, others=spec.others
-    )
+    settings = play_settings(spec.search, spec.seed, **asdict(spec.deals), games=spec.games, others=spec.opponent_pool)
     segment = _core.Segment.attach(spec.segment_fd)
     replaceable(_core.run_worker, "SHMZERO_WORKER_LOOP")(
         segment,

@@ -15,7 +15,6 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 
 from shmzero import _core
-from shmzero.engine.config import SelfPlayConfig
 from shmzero.engine.messages import WorkerSpec
 from shmzero.engine.plan import FleetPlan
 from shmzero.engine.units import Units
@@ -55,7 +54,6 @@ class WorkerPool:
 
     def __init__(
         self,
-        config: SelfPlayConfig,
         plan: FleetPlan,
         memory: PrivateSegment,
         units: Units,
@@ -66,7 +64,7 @@ class WorkerPool:
     ) -> None:
         """Starts nothing. `command_of` is the command that plays a unit alone; `events` gets lines for people."""
         self.workers: list[Worker] = []
-        self._config, self._plan, self._memory, self._units = config, plan, memory, units
+        self._plan, self._memory, self._units = plan, memory, units
         self._deaths, self._selector, self._events, self._command_of = deaths, selector, events, command_of
         self._blamed: Counter[int] = Counter()
         """How many workers each unit has ended."""
@@ -98,7 +96,7 @@ class WorkerPool:
         return worker
 
     def _spec(self, index: int, segment_fd: int, grant_fd: int, record_fd: int) -> WorkerSpec:
-        config = self._config
+        config = self._plan.config
         return WorkerSpec(
             segment_fd=segment_fd,
             grant_fd=grant_fd,
@@ -106,14 +104,11 @@ class WorkerPool:
             worker=index,
             lanes=self._plan.lanes,
             spin_us=self._plan.spin_us,
-            search=config.search(),
+            search=self._plan.search,
+            deals=config.deals,
             seed=config.seed,
-            players=config.players,
-            cards=config.cards,
-            trump=config.trump,
-            dealer=config.dealer,
-            games=config.games is not None,
-            others=config.others,
+            games=config.length.games is not None,
+            opponent_pool=config.seats.opponent_pool,
         )
 
     @property
@@ -190,7 +185,7 @@ class WorkerPool:
         self._blamed[unit] += 1
         if self._blamed[unit] < MOST_BLAMED:
             return
-        what = "round" if self._config.games is None else "game"
+        what = "round" if self._plan.config.length.games is None else "game"
         raise WorkerDied(
             f"{what} {unit} has ended {MOST_BLAMED} workers, of which the last "
             f"{child.stuck or f'ended with status {child.status}'}: {child.last_words().splitlines()[-1]}; it is given "

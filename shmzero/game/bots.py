@@ -13,7 +13,7 @@ BUILT_IN = "random, threshold, mc90, mc900, uct10x90, uct10x90+solver (any numbe
 SOLVED_CARDS = 12
 """Most cards in all hands with which `+solver` solves a leaf: three tricks of four players."""
 OLDER = "older"
-"""Among `others` of a training run: one of its own earlier checkpoints."""
+"""In the `opponent_pool` of a training run: one of its own earlier checkpoints."""
 
 
 def built_in_bot(name: str) -> _core.BotConfig | None:
@@ -45,11 +45,15 @@ def other_agents(text: str) -> list[tuple[str, _core.BotConfig | None, float]]:
         except ValueError:
             chance = -1.0
         if not 0 < chance <= 1:
-            raise ConfigError(f"others has {part!r}; allowed: NAME:SHARE with shares in 0..1, such as threshold:0.2")
+            raise ConfigError(
+                f"opponent_pool has {part!r}; allowed: NAME:SHARE with shares in 0..1, such as threshold:0.2"
+            )
         found.append((name, built_in_bot(name), chance))
     if sum(share for _, _, share in found) > 1:
-        raise ConfigError(f"others is {text!r}, more than all seats; allowed: shares of at most 1 together")
+        raise ConfigError(f"opponent_pool is {text!r}, more than all seats; allowed: shares of at most 1 together")
     networks = [name for name, bot, _ in found if bot is None]
     if len(networks) > 1:
-        raise ConfigError(f"others names the networks {', '.join(networks)}; allowed: one, and any bots ({BUILT_IN})")
+        raise ConfigError(
+            f"opponent_pool names the networks {', '.join(networks)}; allowed: one, and any bots ({BUILT_IN})"
+        )
     return found

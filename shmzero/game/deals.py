@@ -3,14 +3,31 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from shmzero import _core
 from shmzero.errors import ConfigError
-from shmzero.settings import plain
+from shmzero.settings import Settings, plain, setting
 
 SUITS = ("spades", "hearts", "clubs", "diamonds", "none")
 """Names of the trumps, by the core's index; the last is a round without trumps."""
+
+
+@dataclass(frozen=True)
+class Deals(Settings):
+    """What is dealt."""
+
+    title: ClassVar[str] = "deals"
+
+    players: str = setting("4", usual=True)
+    """Number of players: 4, 3-6, or with weights 4:15,5:70,6:15."""
+    cards: str = setting("5", usual=True)
+    """Cards dealt to each, written likewise; in whole games the largest hand."""
+    trump: str = "random"
+    """random, spades, hearts, clubs, diamonds, none, or several with commas and weights, as spades:3,none:1."""
+    dealer: str = "random"
+    """random, or a seat."""
 
 
 def weighted(name: str, text: str, low: int, high: int) -> list[tuple[int, float]]:

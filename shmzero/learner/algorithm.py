@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from shmzero import _core
 from shmzero.learner.buffer import ReplayBuffer
+from shmzero.learner.config import LearnerConfig
 from shmzero.learner.critic import Critic
 from shmzero.learner.losses import action_weights, calibration, loss_by_critic
 from shmzero.learner.optimiser import Optimiser
@@ -25,7 +26,6 @@ from shmzero.nets.blob_net import FLOATS, BlobNet
 from shmzero.nets.config import NETS
 from shmzero.nets.masks import masked_softmax, unpack_masks
 from shmzero.nets.precision import bf16_is_faster
-from shmzero.training.config import TrainConfig
 
 METRICS = (
     "loss",
@@ -67,7 +67,7 @@ class Learner:
     of a batch, and `policy_step` of the batch before.
     """
 
-    def __init__(self, config: TrainConfig, device: str, went_on: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, config: LearnerConfig, device: str, went_on: Callable[[], None] = lambda: None) -> None:
         """`went_on` is called within each step as well, which may take long; from both threads."""
         self.config = config
         self.device = device
@@ -78,8 +78,7 @@ class Learner:
         self.ema.requires_grad_(False)
         self.critic: Critic | None = None
         if config.targets == "critic":
-            most_players = config.self_play(0, None).play_settings().most_players
-            self.critic = Critic(NETS[config.critic_net], most_players, seed + 1).to(device)
+            self.critic = Critic(NETS[config.critic_net], config.most_players, seed + 1).to(device)
         self.tricks: nn.Linear | None = None
         """Tricks that the mover will win, from the policy's stream: to train by, never served."""
         if config.tricks_weight > 0:
@@ -87,7 +86,7 @@ class Learner:
                 torch.manual_seed(seed + 2)
                 self.tricks = nn.Linear(net.width, MOST_TRICKS + 1, **FLOATS).to(device)
         # A search chooses by other probabilities than those of its target.
-        self._weighs_actions = config.importance_cap > 1 and not config.searches()
+        self._weighs_actions = config.importance_cap > 1 and not config.searches
         own = ["hands", "actions"] if self.critic else ["policies"]
         own += ["policies"] if self.critic and self._weighs_actions else []
         own += ["tricks"] if self.tricks else []

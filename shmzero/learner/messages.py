@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from shmzero.learner.config import LearnerConfig
 from shmzero.processes.messages import Kinds, Message
-from shmzero.training.config import TrainConfig
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class LearnerSpec(Message):
     record_fd: int
     pulse_fd: int
     folder: Path
-    config: TrainConfig
+    config: LearnerConfig
     device: str
     threads: int
     progress: float

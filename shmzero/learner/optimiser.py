@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from shmzero.errors import ModelFailed
-from shmzero.training.config import TrainConfig
+from shmzero.learner.config import LearnerConfig
 
 MOST_SKIPPED = 20
 
@@ -17,7 +17,7 @@ MOST_SKIPPED = 20
 class Optimiser:
     """Fused AdamW over some modules, with clipping; a gradient that is not finite changes nothing."""
 
-    def __init__(self, modules: Iterable[nn.Module | None], config: TrainConfig, scale_gradients: bool) -> None:
+    def __init__(self, modules: Iterable[nn.Module | None], config: LearnerConfig, scale_gradients: bool) -> None:
         """`scale_gradients`: the products are in float16, whose gradients would vanish."""
         self.parameters = [parameter for module in modules if module for parameter in module.parameters()]
         self.adam = torch.optim.AdamW(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from shmzero.training.config import TrainConfig
+from shmzero.learner.config import LearnerConfig
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class Schedule:
     entropy_weight: float
 
     @staticmethod
-    def at(config: TrainConfig, progress: float) -> Schedule:
+    def at(config: LearnerConfig, progress: float) -> Schedule:
         """The rates as a cosine to a hundredth after a short ramp; entropy linearly."""
         done = min(max(progress, 0.0), 1.0)
         ramp = min(1.0, (done + 1e-3) / 0.02)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Literal
+from dataclasses import Field, asdict, dataclass
+from typing import Any, ClassVar, Literal
 
 from shmzero import _core
 from shmzero.errors import ConfigError
@@ -16,24 +16,52 @@ MOST_SIMULATIONS = 1 << 18
 
 
 @dataclass(frozen=True)
-class SearchConfig(Settings):
+class SearchRules(Settings):
+    """What searches of every size and purpose have."""
+
+    title: ClassVar[str] = "search"
+
+    root: Literal["puct", "halving"] = "puct"
+    """Rule that shares the simulations among the root's actions: PUCT or sequential halving."""
+    opponents: Literal["policy", "maximise"] = setting("policy", name="opponent_model")
+    """How a search has the other seats choose: by their policy, or each for its own utility (max^n)."""
+    rivalry: float = setting(0.0, low=0, high=10)
+    """Weight of the others' mean score in the utility."""
+    solved_cards: int = setting(0, low=0, high=20)
+    """Leaves with so few cards in all hands get the exact max^n value of their world: a clairvoyant's. 0: none."""
+
+
+@dataclass(frozen=True)
+class MoveRules(SearchRules):
+    """What self-play can set besides: how its moves are drawn, and what is recorded of a search."""
+
+    leaves_in_flight: int = setting(1, low=1, high=4096)
+    """Leaves per tree and step, at most simulations / 4."""
+    target: Literal["visits", "improved"] = setting("visits", name="targets")
+    """Recorded policy target: visit counts, or the prior improved by the values found, prior x exp(beta x Q)."""
+    noise_alpha: float = setting(1.0, low=1e-3, high=1000)
+    """Concentration of the noise in the root's priors: small is spiky, large is even."""
+    temperature: float = setting(1.0, low=0, high=100)
+    """Moves are drawn from visits^(1/temperature), without a search from policy^(1/temperature): 0 plays the highest,
+    1 in proportion. Halving plays its best action instead."""
+    temperature_decisions: int = setting(99, low=0, high=1000)
+    """Decisions of a round that are played with the temperature; later ones play the highest."""
+
+
+@dataclass(frozen=True)
+class SearchConfig(MoveRules):
     """One decision's search. Utilities are about 0 to 1, and so are `c_puct` and its like."""
 
     determinizations: int = setting(3, low=1, high=10_000)
     """Worlds D drawn for a decision."""
     simulations: int = setting(30, low=0, high=1_000_000)
     """Simulations S in each world; 0 plays the policy itself."""
-    leaves_in_flight: int = setting(1, low=1, high=4096)
-    """Leaves per tree and step; capped at simulations / 4."""
     c_puct: float = setting(1.25, low=0, high=1000)
+    """Weight of the priors against the values found."""
     fpu_reduction: float = setting(0.1, low=-10, high=10)
     """An untried action counts as its parent's estimate less this."""
-    opponents: Literal["policy", "maximise"] = "policy"
-    """How the other seats choose: by their policy, or each for its own utility (max^n)."""
-    root: Literal["puct", "halving"] = "puct"
-    target: Literal["visits", "improved"] = "visits"
-    """Policy target: visit counts, or prior x exp(improved_beta x Q)."""
     improved_beta: float = setting(8.0, low=0, high=1000)
+    """Weight of Q in the target `improved`."""
     considered: int = setting(16, low=1, high=_core.NUM_ACTIONS)
     """Root actions that sequential halving starts with."""
     known_hands: bool = False
@@ -41,17 +69,13 @@ class SearchConfig(Settings):
     noise_fraction: float = setting(0.0, low=0, high=1)
     """Share of Dirichlet noise in the root's prior; it never enters a target. Without simulations the
     share of moves drawn uniformly."""
-    noise_alpha: float = setting(1.0, low=1e-3, high=1000)
-    temperature: float = setting(1.0, low=0, high=100)
-    """Self-play draws its moves from visits^(1/temperature), without simulations from policy^(1/temperature) but for
-    the noise's share; halving plays its best action instead."""
-    temperature_decisions: int = setting(99, low=0, high=1000)
-    """Decisions of a round played with `temperature`; later ones with `final_temperature`."""
     final_temperature: float = setting(0.0, low=0, high=100)
-    rivalry: float = setting(0.0, low=0, high=10)
-    """Weight of the others' mean score in the utility."""
-    solved_cards: int = setting(0, low=0, high=20)
-    """Leaves with so few cards in all hands get the exact max^n value of their world: a clairvoyant's. 0: none."""
+    """Temperature of the decisions after `temperature_decisions`."""
+
+    @classmethod
+    def called(cls, one: Field[Any]) -> str:
+        """Its users write the fields' own names."""
+        return one.name
 
     def check(self) -> None:
         """Raises ConfigError for settings that do not go together."""

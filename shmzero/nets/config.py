@@ -1,10 +1,12 @@
-"""Sizes of the networks, by name."""
+"""Sizes of the networks by name, and which network plays."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from typing import ClassVar, Literal
 
+from shmzero.errors import ConfigError
 from shmzero.settings import Settings, setting
 
 
@@ -24,3 +26,28 @@ NETS: dict[NetName, NetConfig] = {
     "small": NetConfig(width=128, hidden=256, blocks=3, trunks=2),
     "quick": NetConfig(width=128, hidden=64, blocks=2, trunks=2),
 }
+
+
+@dataclass(frozen=True)
+class FreshNet(Settings):
+    """The sizes of a network that begins anew."""
+
+    title: ClassVar[str] = "network"
+
+    net: NetName = setting("plan", usual=True)
+    """Sizes of a fresh network."""
+
+
+@dataclass(frozen=True)
+class NetSource(FreshNet):
+    """Where the network that plays or is served comes from."""
+
+    checkpoint: Path | None = setting(None, free=True, usual=True)
+    """Weights (.safetensors). Without them a network of ours is freshly initialised."""
+    follow: bool = setting(False, free=True)
+    """Take up the checkpoint file's new weights whenever it is replaced."""
+
+    def check(self) -> None:
+        """Raises ConfigError for settings that do not go together."""
+        if self.follow and self.checkpoint is None:
+            raise ConfigError("follow is set without a checkpoint; allowed: with --checkpoint FILE")

@@ -35,13 +35,17 @@ from shmzero.runs.ledger import UnitLedger
 
 
 @contextmanager
-def run_folder(folder: Path, settings: Mapping[str, Any]) -> Iterator[RecordWriter]:
+def run_folder(
+    folder: Path, settings: Mapping[str, Any], old_names: Mapping[str, str] | None = None
+) -> Iterator[RecordWriter]:
     """The writer of a run folder, which is made where there is none.
+
+    settings: what makes the run what it is. old_names: names that earlier versions used in it, with those of now.
 
     After an error in here before any round was committed, what the writer made is removed again. Raises
     ConfigError where the folder holds a run of other settings, FolderBusy, RecordError.
     """
-    writer = RecordWriter(folder, settings)
+    writer = RecordWriter(folder, settings, old_names)
     try:
         yield writer
     except ShmzeroError:
@@ -56,9 +60,12 @@ def run_folder(folder: Path, settings: Mapping[str, Any]) -> Iterator[RecordWrit
 class RecordWriter:
     """The one writer of a run folder's records; the folder is its own as well. Finished means committed."""
 
-    def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
-        """Open or create, the folder as well. Raises ConfigError where it holds a run of other settings,
-        FolderBusy where another process writes there, RecordError; what it made is then removed again."""
+    def __init__(self, folder: Path, settings: Mapping[str, Any], old_names: Mapping[str, str] | None = None) -> None:
+        """Open or create, the folder as well; see run_folder for the arguments.
+
+        Raises ConfigError where it holds a run of other settings, FolderBusy where another process writes there,
+        RecordError; what it made is then removed again.
+        """
         self.folder = OwnedFolder(folder)
         self.path = self.folder.records
         self._writes_ahead = False
@@ -69,7 +76,7 @@ class RecordWriter:
             self.folder.leave_as_found()
             raise
         try:
-            self._prepare(settings)
+            self._prepare(settings, old_names or {})
             self.folder.remove_unfinished()
         except ShmzeroError:
             self._connection.close()
@@ -88,11 +95,11 @@ class RecordWriter:
         except OSError as error:
             raise RecordError(f"record file {self.path} cannot be made: {error.strerror}") from None
 
-    def _prepare(self, settings: Mapping[str, Any]) -> None:
+    def _prepare(self, settings: Mapping[str, Any], old_names: Mapping[str, str]) -> None:
         """Make the tables of a new file, or look whether this one is of such a run. Raises ConfigError, RecordError."""
         if not is_new(self._connection, self.path):
             check_schema(self._connection, self.path)
-            self._check_settings(settings)
+            self._check_settings(settings, old_names)
             return
         try:
             self._write_ahead()
@@ -106,10 +113,11 @@ class RecordWriter:
         except sqlite3.Error as error:
             raise cannot_be_written(self.path, error) from None
 
-    def _check_settings(self, settings: Mapping[str, Any]) -> None:
+    def _check_settings(self, settings: Mapping[str, Any], old_names: Mapping[str, str]) -> None:
         """Raises ConfigError where these are not the settings of the file's run."""
         rows = rows_of(self._connection, self.path, "SELECT value FROM meta WHERE key = 'settings'")
-        known = json.loads(rows[0][0]) if rows else {}
+        kept = json.loads(rows[0][0]) if rows else {}
+        known = {old_names.get(name, name): value for name, value in kept.items()}
         wanted = json.loads(json.dumps(dict(settings)))
         differing = [
             f"{key}: {known.get(key)!r} there, {wanted.get(key)!r} now"

@@ -2,30 +2,46 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar
 
 from shmzero import _core
+from shmzero.inference.config import Batches
 from shmzero.machine import cores
-from shmzero.settings import check_choice, check_number, check_whole
+from shmzero.settings import Settings, check_choice, check_number, check_whole, setting
 from shmzero.shm.sizes import SegmentSizes, Widths
 
-SERVICE_LIMITS: dict[str, tuple[int, int]] = {
-    "max_batch": (1, 2**20), "slots": (1, _core.MAX_WORKERS), "rows_per_slot": (1, 2**20),
-    "timeout_ms": (0, 10_000), "spin_us": (0, 100_000),
-}  # fmt: skip
+
+@dataclass(frozen=True)
+class ServiceMemory(Settings):
+    """The requests that fit into a service's memory."""
+
+    title: ClassVar[str] = "service"
+
+    slots: int = setting(128, low=1, high=_core.MAX_WORKERS)
+    """Requests at once, over all clients."""
+    rows_per_slot: int = setting(128, low=1, high=2**20)
+    """Rows of a request; larger ones are split."""
+
+
+SERVICE_LIMITS: dict[str, tuple[float, float]] = {
+    one.name: (one.metadata["low"], one.metadata["high"])
+    for kind in (Batches, ServiceMemory)
+    for one in fields(kind)
+    if one.metadata.get("low") is not None
+}
 """The least and the most that each argument of a service may be; times may be fractions, and spin_us None."""
 MOST_WIDTH = 2**20
 """The most that a width of a row or of an answer may be."""
 
 
-def check_service(name: str, value: Any, called: str | None = None) -> None:
-    """Raises ConfigError unless `value` is allowed for an argument of SERVICE_LIMITS; `called`: its name in words."""
+def check_service(name: str, value: Any) -> None:
+    """Raises ConfigError unless `value` is allowed for an argument of SERVICE_LIMITS."""
     low, high = SERVICE_LIMITS[name]
     if name not in ("timeout_ms", "spin_us"):
-        check_whole(called or name, value, low, high)
+        check_whole(name, value, int(low), int(high))
     elif value is not None or name != "spin_us":
-        check_number(called or name, value, low, high)
+        check_number(name, value, low, high)
 
 
 def spin_us_or_default(spin_us: float | None) -> float:

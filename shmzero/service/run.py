@@ -17,7 +17,6 @@ from shmzero.inference.factory import make_net_device
 from shmzero.inference.loop import take_up
 from shmzero.inference.messages import DeviceSpec
 from shmzero.inference.model_factory import make_model_device
-from shmzero.machine import cores, has_cuda
 from shmzero.nets.config import NETS
 from shmzero.service.config import ServeConfig
 from shmzero.service.server import InferenceServer
@@ -49,50 +48,49 @@ def load_model(text: str) -> Any:
 
 
 def load_device(config: ServeConfig) -> BatchDevice:
-    """The BatchDevice of these settings, with the weights to begin with.
+    """The BatchDevice of settings that are resolved, with the weights to begin with.
 
     It runs the user's code and nothing of ours that has to be cleared away. Raises ConfigError.
     """
-    threads, widths = config.threads or max(cores() - 1, 1), config.widths()
-    if config.model:
-        model = load_model(config.model)
+    widths = config.model.widths()
+    if config.model.model:
+        model = load_model(config.model.model)
         if "torch" in sys.modules:
-            sys.modules["torch"].set_num_threads(threads)
+            sys.modules["torch"].set_num_threads(config.threads)
     else:
-        model = blob_device(config, threads)
+        model = blob_device(config)
         if widths != ENGINE_WIDTHS:
             raise ConfigError("Blob's own network has its own widths and wire; other ones need --model module:factory")
     options = config.options()
-    device = make_model_device(model, widths, options.max_batch, config.device, copy=False, grad=config.grad)
-    if config.model and config.weights:
-        take_up(device, config.weights)  # before anybody is answered
+    device = make_model_device(model, widths, options.max_batch, config.device, copy=False, grad=config.model.grad)
+    if config.model.model and config.net.checkpoint:
+        take_up(device, config.net.checkpoint)  # before anybody is answered
     return device
 
 
 def make_server(config: ServeConfig, device: BatchDevice) -> InferenceServer:
     """The server of these settings, serving what `load_device` has made."""
-    state_dim, action_dim, value_dim, wire = config.widths()
+    options = config.options()
+    state_dim, action_dim, value_dim, wire = options.widths
     return InferenceServer(
         device, state_dim, action_dim, value_dim, device=config.device, name=config.name, wire=wire,
-        max_batch=config.max_batch, slots=config.slots, rows_per_slot=config.rows_per_slot,
-        timeout_ms=config.timeout_ms, spin_us=config.spin_us, check_finite=config.check_finite,
+        max_batch=options.max_batch, slots=options.slots, rows_per_slot=options.rows_per_slot,
+        timeout_ms=options.timeout_ms, spin_us=options.spin_us, check_finite=options.check_finite,
     )  # fmt: skip
 
 
-def blob_device(config: ServeConfig, threads: int) -> BatchDevice:
+def blob_device(config: ServeConfig) -> BatchDevice:
     """Blob's network as the engine serves it: chosen precision, compiled where possible."""
-    device = config.device
-    if device == "auto":
-        device = "cuda:0" if has_cuda() else "cpu"
+    assert config.threads is not None  # the settings are resolved
     return make_net_device(
         DeviceSpec(
-            device="cuda:0" if device == "cuda" else device,
-            max_batch=config.max_batch,
-            threads=threads,
-            precision=config.precision,
-            compile=config.compile,
-            checkpoint=str(config.weights) if config.weights else None,
-            net=NETS[config.net],
+            device=config.device,
+            max_batch=config.options().max_batch,
+            threads=config.threads,
+            precision=config.batches.precision,
+            compile=config.batches.compile,
+            checkpoint=str(config.net.checkpoint) if config.net.checkpoint else None,
+            net=NETS[config.net.net],
         )
     )
 
@@ -164,7 +162,7 @@ class Attendant:
         if self._server.error is not None:
             raise ServerGone(f"the server ended:\n{self._server.last_failure}")
         self._tell_events()
-        if self._config.follow:
+        if self._config.net.follow:
             self._follow_weights()
         if self._config.stats and time.monotonic() - self._shown_at >= STATS_S:
             self._shown_at = time.monotonic()
@@ -180,11 +178,11 @@ class Attendant:
 
     def _follow_weights(self) -> None:
         """Serve what has taken the place of the weights file. What cannot be served is not tried again."""
-        stamp = file_stamp(self._config.weights)
+        stamp = file_stamp(self._config.net.checkpoint)
         if stamp == self._weights_stamp:
             return
         try:
-            self.tell(f"serving weights {self._server.swap(self._config.weights, SWAP_S)}")
+            self.tell(f"serving weights {self._server.swap(self._config.net.checkpoint, SWAP_S)}")
         except ConfigError as error:
             self.tell(f"kept the old weights: {error}")
         except TimeoutError as error:
@@ -206,7 +204,8 @@ def run(config: ServeConfig, stop: threading.Event | None = None) -> dict[str, A
 
     An Interrupt is made when the model is there: it leaves the signals alone as long as that is loaded.
     """
-    weights_stamp = file_stamp(config.weights)  # before they are read: a replacement is never missed
+    config = config.resolved()
+    weights_stamp = file_stamp(config.net.checkpoint)  # before they are read: a replacement is never missed
     device = load_device(config)
     until = stop or Interrupt()
     with make_server(config, device) as server:

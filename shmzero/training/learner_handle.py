@@ -14,6 +14,7 @@ from pathlib import Path
 
 from shmzero import _core
 from shmzero.errors import ConfigError, RecordError
+from shmzero.learner.config import LearnerConfig
 from shmzero.learner.messages import (
     EVENTS,
     CheckpointSaved,
@@ -29,13 +30,12 @@ from shmzero.processes.child import Child, start_child, starting
 from shmzero.processes.deaths import Deaths
 from shmzero.processes.line_socket import LineSocket
 from shmzero.processes.watch import Pulse
-from shmzero.training.config import TrainConfig
 
 
 class LearnerHandle:
     """Starts the learner, feeds it, and starts it again when it dies."""
 
-    def __init__(self, config: TrainConfig, folder: Path) -> None:
+    def __init__(self, config: LearnerConfig, folder: Path) -> None:
         self.config = config
         self.folder = folder
         self.events: deque[Event] = deque()
@@ -65,7 +65,7 @@ class LearnerHandle:
                 pulse_fd=self._pulse.fd,
                 folder=self.folder,
                 config=self.config,
-                device=self.config.learner_device(),
+                device=self.config.learner,
                 threads=threads,
                 progress=progress,
                 version=version,

@@ -12,10 +12,10 @@ from typing import Any
 
 from shmzero.engine.progress import Every
 from shmzero.errors import WorkerDied
+from shmzero.learner.config import LearnerConfig
 from shmzero.learner.messages import CheckpointSaved, Finished, Learned, PauseWanted, Ready, WeightsPublished
 from shmzero.runs.checkpoints import newest_checkpoint
 from shmzero.runs.recorder import Unit
-from shmzero.training.config import TrainConfig
 from shmzero.training.learner_handle import LearnerHandle
 
 TELL_S = 0.2
@@ -31,7 +31,7 @@ FilesWritten = WeightsPublished | CheckpointSaved
 class Learning:
     """The learner of a run, whichever process it is at the moment."""
 
-    def __init__(self, config: TrainConfig, folder: Path, say: Callable[[str], None]) -> None:
+    def __init__(self, config: LearnerConfig, folder: Path, say: Callable[[str], None]) -> None:
         self.handle = LearnerHandle(config, folder)
         self._say = say
         newest = newest_checkpoint(folder)

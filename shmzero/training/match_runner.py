@@ -49,13 +49,13 @@ class MatchRunner:
         self._playing: int | None = None  # that of the one that plays now, None where it plays the gate
         self.broken_off = False
         """Whether the last matches were left before their end."""
-        self._due_s = config.evaluate_s
+        self._due_s = config.matches.evaluate_s
         self._child: Child | None = None
 
     @property
     def wanted(self) -> bool:
         """Whether the run's checkpoints are matched or rated at all."""
-        return bool(self.config.opponents) or self.config.rate
+        return bool(self.config.matches.match_opponents) or self.config.matches.rating
 
     def recall(self, lines: list[dict[str, Any]]) -> None:
         """Take up what the metrics of an earlier session hold."""
@@ -82,26 +82,31 @@ class MatchRunner:
     def _start_due(self, elapsed_s: float) -> None:
         """Play the newest checkpoint against every opponent, where that is due and says something new."""
         newest = newest_checkpoint(self.folder)
-        if not self.config.evaluate_s or elapsed_s < self._due_s or newest is None or int(newest.stem) == self._matched:
+        if (
+            not self.config.matches.evaluate_s
+            or elapsed_s < self._due_s
+            or newest is None
+            or int(newest.stem) == self._matched
+        ):
             return
-        self._due_s = elapsed_s + self.config.evaluate_s
+        self._due_s = elapsed_s + self.config.matches.evaluate_s
         self._playing = int(newest.stem)
-        self._start(self.config.deals, NICENESS, rate=self.config.rate)
+        self._start(self.config.matches.deals, NICENESS, rate=self.config.matches.rating)
 
     def _start_gate(self) -> None:
         """Play the newest checkpoint against the one that self-play has, where the gate asks for that."""
-        if self.config.gate and self.gate.has_challenger():
+        if self.config.matches.gate and self.gate.has_challenger():
             self._playing = None
             if best := self.gate.try_challenger():
-                self._start(self.config.deals, NICENESS, modes=(GATE,), against=[f"{best}:policy"])
+                self._start(self.config.matches.deals, NICENESS, modes=(GATE,), against=[f"{best}:policy"])
 
     def finish(self, say: Callable[[str], None], stopped: Callable[[], bool]) -> list[dict[str, Any]]:
         """Play the last checkpoint's matches, both ways, rate it, and wait for that; lines for the metrics."""
         self.kill()
-        self._start(FINAL_DEALS, 0, modes=("one", "rest"), rate=self.config.rate, threads=cores())
+        self._start(FINAL_DEALS, 0, modes=("one", "rest"), rate=self.config.matches.rating, threads=cores())
         lines: list[dict[str, Any]] = []
         if self._child is not None:
-            say(f"the last checkpoint plays its matches against {self.config.opponents or 'older ones'}")
+            say(f"the last checkpoint plays its matches against {self.config.matches.match_opponents or 'older ones'}")
         while self._child is not None and self._child.is_running():
             if stopped():
                 say("the last matches are broken off: the same command plays them")
@@ -142,12 +147,12 @@ class MatchRunner:
     ) -> None:
         """`threads`: one beside self-play and learner, all cores where nothing else runs."""
         checkpoint = newest_checkpoint(self.folder)
-        opponents = against or [name for name in self.config.opponents.split(",") if name]
+        opponents = against or self.config.matches.opponents()
         if checkpoint is None or not (opponents or rate):
             return
 
         def units(deals: int) -> int:
-            return max(2, deals // ROUNDS_OF_A_GAME) if self.config.games else deals
+            return max(2, deals // ROUNDS_OF_A_GAME) if self.config.deals.whole_games else deals
 
         name = "the matches"
         with starting(name) as held, ExitStack() as theirs:
@@ -162,11 +167,11 @@ class MatchRunner:
                 opponents=tuple(opponents),
                 modes=modes,
                 deals=units(deals),
-                deals_rated=units(self.config.deals),
-                players=self.config.players,
-                cards=self.config.cards,
-                trump=self.config.trump,
-                games=self.config.games,
+                deals_rated=units(self.config.matches.deals),
+                players=self.config.deals.players,
+                cards=self.config.deals.cards,
+                trump=self.config.deals.trump,
+                games=self.config.deals.whole_games,
                 niceness=niceness,
                 rate=rate,
                 threads=threads,

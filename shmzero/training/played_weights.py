@@ -28,17 +28,17 @@ class PlayedWeights:
         self._config = config
         self._folder = folder
         self._gate = gate
-        self.version = gate.best_version if config.gate else newest_version(folder)
+        self.version = gate.best_version if config.matches.gate else newest_version(folder)
 
     def path(self) -> Path | None:
         """The file that self-play starts with; None where it starts with a fresh network."""
-        if self._config.gate:
+        if self._config.matches.gate:
             return self._gate.best_path()
         return weights_path(self._folder, self.version) if self.version else None
 
     def publish(self, fleet: Fleet, event: WeightsPublished) -> None:
         """Hand what the learner published to self-play, where there is no gate; remove what nobody reads any more."""
-        if not self._config.gate:
+        if not self._config.matches.gate:
             fleet.publish(event.path, event.version)
         if fleet.ready:
             remove_old_weights(self._folder, WEIGHTS_KEPT)
@@ -46,6 +46,6 @@ class PlayedWeights:
     def seat_older(self, fleet: Fleet) -> None:
         """Give the seats that are for older checkpoints to one of them, another each time."""
         saved = checkpoints(self._folder)
-        if saved and fleet.config.other_network() == OLDER:
+        if saved and self._config.seats.network() == OLDER:
             drawn = np.random.default_rng((self._config.seed, len(saved))).integers(len(saved))
             fleet.seat_other(saved[int(drawn)])

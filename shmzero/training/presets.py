@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from shmzero.training.config import TrainConfig
 
 TRAIN_PRESETS: dict[str, TrainConfig] = {
     "smoke": TrainConfig(),
-    "laptop": TrainConfig(
+    "laptop": TrainConfig.of(
         minutes=60,
         net="small",
         critic_net="small",
@@ -20,10 +21,10 @@ TRAIN_PRESETS: dict[str, TrainConfig] = {
         compile=True,
         checkpoint_s=120,
         evaluate_s=300,
-        opponents="threshold,mc90",
-        rate=True,
+        match_opponents="threshold,mc90",
+        rating=True,
     ),
-    "workstation": TrainConfig(
+    "workstation": TrainConfig.of(
         minutes=600,
         **DEALS["broad"],
         net="small",
@@ -37,10 +38,10 @@ TRAIN_PRESETS: dict[str, TrainConfig] = {
         publish_s=5,
         checkpoint_s=600,
         evaluate_s=1800,
-        opponents="threshold,mc90,mc900",
-        rate=True,
+        match_opponents="threshold,mc90,mc900",
+        rating=True,
     ),
-    "plan": TrainConfig(
+    "plan": TrainConfig.of(
         minutes=None,
         rounds=4_920_000,
         **DEALS["plan"],
@@ -58,18 +59,18 @@ TRAIN_PRESETS: dict[str, TrainConfig] = {
         publish_s=10,
         checkpoint_s=600,
         evaluate_s=1800,
-        opponents="threshold,mc90",
-        rate=True,
+        match_opponents="threshold,mc90",
+        rating=True,
     ),
 }
 """Settings by name. `plan`: 500 iterations of 10,000 rounds, of which the first 20 rise from 2,000 on: its first
 hundred come to 920,000 rounds, and with each hundred the search grows."""
 
 
-def read_train_toml(path: Path) -> dict[str, Any]:
-    """The settings of a TOML file; keys are TrainConfig's fields, with - or _.
+def read_train_toml(path: Path, say: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
+    """The settings of a TOML file, as TrainConfig.of takes them; see read_settings.
 
     A file that names rounds and no minutes is of a run without a time.
     """
-    settings = read_settings(path, TrainConfig)
+    settings = read_settings(path, TrainConfig, say)
     return {"minutes": None} | settings if "rounds" in settings else settings

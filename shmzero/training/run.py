@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from shmzero.engine.fleet import Fleet
-from shmzero.engine.plan import plan_fleet
 from shmzero.engine.progress import Every, Meter, Progress
 from shmzero.learner.messages import CheckpointSaved, WeightsPublished
 from shmzero.matches.agents import make_agent
@@ -29,6 +28,7 @@ from shmzero.training.budget import Budget
 from shmzero.training.config import TrainConfig
 from shmzero.training.learning import FilesWritten, Learning
 from shmzero.training.match_runner import MatchRunner
+from shmzero.training.plan import ENDLESS, TrainPlan, resolve_training
 from shmzero.training.played_weights import PlayedWeights
 from shmzero.training.progress import TrainProgress
 
@@ -39,8 +39,6 @@ METRICS_S = 5.0
 MUCH_WAITING = 0.25
 BALANCED_S = 30.0
 """When one half has waited for so large a share of at least such a time, the summary says what would balance them."""
-ENDLESS = 10**12
-"""Units of a run that ends by its time."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +66,7 @@ class Run:
 
     def __init__(
         self,
-        config: TrainConfig,
+        plan: TrainPlan,
         folder: Path,
         writer: RecordWriter,
         say: Callable[[str], None],
@@ -77,14 +75,15 @@ class Run:
         started: float,
     ) -> None:
         """`writer` is the folder's; `started`: when the time began, by time.monotonic()."""
-        self.config = config
+        self.plan = plan
+        self.config = config = plan.config
         self.folder = folder
         self._say, self._show, self._stopped = say, show, stopped
         names = writer.folder
         before = read_metrics(names.metrics) if names.metrics.exists() else []
-        self._budget = Budget(config, max((line["elapsed_s"] for line in before), default=0.0), started)
+        self._budget = Budget(config.length, max((line["elapsed_s"] for line in before), default=0.0), started)
         self._trained_s = self._budget.elapsed_before_s
-        self._learning = Learning(config, folder, say)
+        self._learning = Learning(plan.learner, folder, say)
         board = Board(names.tensorboard) if config.tensorboard else None
         self._recorder = Recorder(writer, range(ENDLESS), "unit", COMMIT_S, self._learning.feed, board)
         self._matches = MatchRunner(config, folder)
@@ -116,10 +115,10 @@ class Run:
     # --- stages ---------------------------------------------------------------------------------------
 
     def _train(self) -> None:
-        self._recorder.writer.folder.write_config(to_toml(resolved(self.config)))
+        self._recorder.writer.folder.write_config(to_toml(self.plan.dump()))
         self._learning.start(self.done, self._weights.version, refill=self._recorder.rounds > 0)
         while self.done < 1.0 and not self._stopped():
-            self._play_stage(self.config.stage(self.done))
+            self._play_stage(self.config.search.stage(self.done))
         while not self._learning.stopped:
             to_the_end = self._budget.ended_by_rounds(self._recorder.rounds) and not self._stopped()
             self._act(self._learning.attend_end(self.done, self._weights.version, to_the_end), None)
@@ -131,8 +130,9 @@ class Run:
     def _play_stage(self, number: int) -> None:
         """Play until the stage or the run is over. No other fleet lives: there may not be memory for two."""
         config, recorder = self.config, self._recorder
-        play = config.self_play(number, self._weights.path())
-        left = ENDLESS if config.rounds is None or config.games else config.rounds - recorder.rounds
+        play = self.plan.stages[number].with_checkpoint(self._weights.path())
+        rounds = config.length.rounds
+        left = ENDLESS if rounds is None or config.deals.whole_games else rounds - recorder.rounds
         units = itertools.islice(recorder.missing(), left)
         with Fleet(play, units, left, self._weights.version, recorder.in_progress) as fleet:
             self._weights.seat_older(fleet)
@@ -149,7 +149,7 @@ class Run:
 
     def _goes_on(self, stage: Stage) -> bool:
         done = self.done
-        over = stage.fleet.done or done >= 1.0 or self.config.stage(done) != stage.number
+        over = stage.fleet.done or done >= 1.0 or self.config.search.stage(done) != stage.number
         return not over and not self._stopped()
 
     # --- what happens all the time --------------------------------------------------------------------
@@ -161,7 +161,7 @@ class Run:
             line = fleet.events.popleft()
             if "serves weights" not in line:
                 self._say(line)
-        self._act(self._learning.attend(self.done, fleet.version, fleet.config.stall_s), fleet)
+        self._act(self._learning.attend(self.done, fleet.version, self.config.processes.stall_s), fleet)
         stage.meter.attend()
         fleet.paused = self._learning.is_behind
         self._attend_matches(fleet)
@@ -234,14 +234,14 @@ class Run:
 
     def _last_matches_are_kept(self) -> bool:
         """Whether the last checkpoint's matches and its rating are in the metrics, as far as they are wanted."""
-        checkpoint, config = newest_checkpoint(self.folder), self.config
+        checkpoint, wanted = newest_checkpoint(self.folder), self.config.matches
         if checkpoint is None or not self._matches.wanted:
             return True
         steps, lines = int(checkpoint.stem), read_metrics(RunFolder(self.folder).metrics)
         last = [line["match"] for line in lines if "match" in line and line["match"]["steps"] == steps]
         played = {match["opponent"] for match in last if match["mode"] == "rest"}
         rated = any(line["rating"]["steps"] == steps for line in lines if "rating" in line)
-        return played.issuperset(filter(None, config.opponents.split(","))) and (rated or not config.rate)
+        return played.issuperset(wanted.opponents()) and (rated or not wanted.rating)
 
     def _play_last_matches(self) -> list[dict[str, Any]]:
         """Of a run that is over the matches that are not kept yet; returns their lines of the metrics."""
@@ -254,7 +254,7 @@ class Run:
         return lines
 
     def _summary(self, matches: list[dict[str, Any]]) -> dict[str, Any]:
-        recorder, report, ratio = self._recorder, self._learning.report, self.config.replay_ratio
+        recorder, report, ratio = self._recorder, self._learning.report, self.config.learning.replay_ratio
         session_s, seen_s = self._trained_s - self._budget.elapsed_before_s, self._waited_s + self._played_s
         play_waits, learner_waits = self._waited_s / max(seen_s, 1e-9), report.get("learner_waits", 0.0)
         balanced = balanced_replay_ratio(ratio, play_waits, learner_waits) if seen_s >= BALANCED_S else None
@@ -278,22 +278,6 @@ class Run:
         }
 
 
-def resolved(config: TrainConfig) -> dict[str, Any]:
-    """The settings as the run uses them on this machine, in the form that `--config` takes.
-
-    What is not the same in every stage stays as it was given.
-    """
-    plans = [plan_fleet(config.self_play(stage, None), ENDLESS) for stage in range(len(config.stages()))]
-
-    def device(names: list[str]) -> str:
-        return f"cpu*{len(names)}" if set(names) == {"cpu"} else ",".join(names)
-
-    sizes = [{"device": device(plan.devices), "workers": plan.workers, "lanes": plan.lanes,
-              "max_batch": plan.max_batch} for plan in plans]  # fmt: skip
-    same = {name: value for name, value in sizes[0].items() if all(size[name] == value for size in sizes)}
-    return dataclasses.asdict(config) | same | {"learner": config.learner_device()}
-
-
 def train(
     config: TrainConfig,
     folder: Path,
@@ -308,15 +292,14 @@ def train(
     time.monotonic() (default: this call). Raises ConfigError, RecordError, SegmentError, WorkerDied.
     """
     config.check_devices()
-    for name in config.opponents.split(","):
-        if name:
-            make_agent(name)
+    for name in config.matches.opponents():
+        make_agent(name)
     if config.tensorboard:
         Board.check(folder)
-    resolved(config)  # refuses sizes that cannot be before anything is made
+    plan = resolve_training(config)
     started = time.monotonic() if started is None else started
-    with run_folder(folder, config.identity()) as writer:
-        return Run(config, folder, writer, say, show, stopped, started)()
+    with run_folder(folder, config.identity(), config.old_names) as writer:
+        return Run(plan, folder, writer, say, show, stopped, started)()
 
 
 def balanced_replay_ratio(ratio: float, play_waits: float, learner_waits: float) -> float | None:

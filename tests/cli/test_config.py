@@ -7,20 +7,20 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
 
 from shmzero import Rules, SearchConfig, _core, arena, machine, play_rounds, serve, train
 from shmzero.engine.config import SelfPlayConfig
-from shmzero.engine.plan import plan_fleet
+from shmzero.engine.plan import resolve
 from shmzero.errors import ConfigError
 from shmzero.files import file_stamp
 from shmzero.mcts.evaluators import HashEvaluator
 from shmzero.runs.record_writer import RecordWriter
 from shmzero.runs.records import Records
 from shmzero.selfplay import main, parse
+from shmzero.settings import declarations
 
 HASH = ("--evaluator", "hash", "--preset", "light", "--cards", "2")
 
@@ -57,19 +57,19 @@ BAD_FLAGS = [
     ("--trump", "spades:inf", "trump is 'spades:inf'"),
     ("--dealer", "4", "dealer is '4'"),
     ("--dealer", "-1", "dealer is '-1'"),
-    ("--preset", "huge", "'light', 'medium', 'heavy'"),
+    ("--preset", "huge", "preset is 'huge'; allowed: light, medium, heavy"),
     ("--determinizations", "0", "determinizations is 0"),
     ("--simulations", "-1", "simulations is -1"),
     ("--simulations", "100000000", "simulations is 100000000"),
     ("--leaves-in-flight", "0", "leaves_in_flight is 0"),
-    ("--opponents", "friends", "friends"),
+    ("--opponent-model", "friends", "opponent_model is 'friends'; allowed: policy, maximise"),
     ("--root", "best", "best"),
-    ("--target", "none", "none"),
-    ("--noise-fraction", "1.5", "noise_fraction is 1.5"),
+    ("--targets", "none", "targets is 'none'"),
+    ("--random-moves", "1.5", "random_moves is 1.5"),
     ("--noise-alpha", "0", "noise_alpha is 0"),
     ("--temperature", "nan", "temperature is nan"),
     ("--temperature", "inf", "temperature is inf"),
-    ("--temperature", "warm", "--temperature: could not convert"),
+    ("--temperature", "warm", "--temperature: 'warm' is no number"),
     ("--temperature-decisions", "-1", "temperature_decisions is -1"),
     ("--rivalry", "-0.1", "rivalry is -0.1"),
     ("--workers", "0", "workers is 0"),
@@ -103,7 +103,7 @@ BAD_FLAGS = [
         "10000",
         "determinizations x simulations is 10000 x 1000000; allowed: 262144",
     ),
-    ("--opponents", "maximise", "--simulations", "20000", "20000 for 8 seats each; allowed: 262144"),
+    ("--opponent-model", "maximise", "--simulations", "20000", "20000 for 8 seats each; allowed: 262144"),
     ("--follow", "follow is set without a checkpoint"),
     (
         *HASH,
@@ -141,7 +141,7 @@ def test_every_command_ends_with_one_line_for_bad_flags(
         (train.main, ["run", "--rounds", "-5"], "rounds is -5"),
         (train.main, ["run", "--targets", "luck"], "luck"),
         (train.main, ["run", "--preset"], "--preset: expected one argument"),
-        (train.main, [], "Run folder"),
+        (train.main, [], "RUN is missing"),
         (arena.main, ["--deals", "many"], "many"),
         (arena.main, ["--speed", "9"], "--speed"),
     ):
@@ -209,12 +209,12 @@ def test_selfplay_bad_config_files_end_with_one_line_and_leave_nothing(
 def test_settings_that_come_to_the_same_are_the_same_run() -> None:
     default = SelfPlayConfig().identity()
     assert (
-        SelfPlayConfig(noise_fraction=0.25, preset="medium", simulations=30, determinizations=3).identity() == default
+        SelfPlayConfig.of(random_moves=0.25, preset="medium", simulations=30, determinizations=3).identity() == default
     )
-    assert SelfPlayConfig(noise_fraction=0.2).identity() != default
-    alone = SelfPlayConfig(simulations=0)
-    assert replace(alone, noise_fraction=0.03).identity() == alone.identity()
-    assert replace(alone, noise_fraction=0.25).identity()["noise_fraction"] == 0.25
+    assert SelfPlayConfig.of(random_moves=0.2).identity() != default
+    alone = SelfPlayConfig.of(simulations=0)
+    assert alone.but(random_moves=0.03).identity() == alone.identity()
+    assert alone.but(random_moves=0.25).identity()["random_moves"] == 0.25
 
 
 def test_file_stamp_is_none_where_no_file_can_be_looked_at(tmp_path: Path) -> None:
@@ -256,7 +256,7 @@ def test_config_of_a_run_folder_plays_the_same_rounds_again(tmp_path: Path, caps
                 "7",
                 "--root",
                 "halving",
-                "--target",
+                "--targets",
                 "improved",
                 "--out",
                 str(first),
@@ -265,7 +265,7 @@ def test_config_of_a_run_folder_plays_the_same_rounds_again(tmp_path: Path, caps
         == 0
     )
     file = first / "config.toml"
-    assert parse(["--config", str(file)]).out == first
+    assert parse(["--config", str(file)]).output.out == first
     assert parse(["--config", str(file), "--seed", "8"]).seed == 8
     assert main(["--config", str(file), "--out", str(second)]) == 0
     assert list(Records(second)) == list(Records(first)) and len(Records(first)) == 20
@@ -291,15 +291,15 @@ def test_selfplay_help_explains_every_option(
 ) -> None:
     monkeypatch.setenv("COLUMNS", "200")
     with pytest.raises(SystemExit) as end:
-        parse(["--help"])
+        parse(["--help-all"])
     assert end.value.code == 0
     shown = capsys.readouterr().out
     options = re.split(r"\n\W{0,3}(?=--[a-z])", shown)[1:]
     texts = {option.split(",")[0].split()[0]: " ".join(option.replace("│", " ").split()) for option in options}
-    for field in fields(SelfPlayConfig):
-        text = texts["--" + field.name.replace("_", "-")]
-        help_text = re.sub(r"^(--\S+,? ?)+((\{\w+\}\|)?(INT|FLOAT|STR|PATH|\{[\w,]+\}))?", "", text)
-        assert len(re.findall(r"[A-Za-z]{2,}", help_text.rpartition("(default:")[0])) >= 3, text
+    for name in declarations(SelfPlayConfig):
+        text = texts["--" + name.replace("_", "-")]
+        help_text = re.sub(r"^(--\S+,? ?)+((\{\w+\}\|)?(N|X|TEXT|PATH|\{[\w,]+\}))?", "", text)
+        assert len(re.findall(r"[A-Za-z]{2,}", help_text.rpartition("(default")[0] or help_text)) >= 3, text
     assert "python -m shmzero.selfplay --config run.toml" in shown and "TOML file" in shown
 
 
@@ -327,9 +327,9 @@ def test_games_of_more_rounds_than_ids_are_refused() -> None:
 
 
 def test_lanes_leave_room_for_large_searches() -> None:
-    large = SelfPlayConfig(evaluator="hash", determinizations=1, simulations=200_000, workers=2)
-    assert plan_fleet(large, 10**6).lanes * 2 * 200_000 <= 1 << 22
-    assert plan_fleet(SelfPlayConfig(evaluator="hash", workers=2), 10**6).lanes >= 300
+    large = SelfPlayConfig.of(evaluator="hash", determinizations=1, simulations=200_000, workers=2)
+    assert resolve(large).for_units(10**6).lanes * 2 * 200_000 <= 1 << 22
+    assert resolve(SelfPlayConfig.of(evaluator="hash", workers=2)).for_units(10**6).lanes >= 300
 
 
 @pytest.mark.parametrize(
@@ -341,15 +341,15 @@ def test_device_auto_is_cuda_only_where_torch_can_use_it(
     monkeypatch.setattr(machine, "has_nvidia", lambda: nvidia)
     monkeypatch.setattr(machine, "torch_has_cuda", lambda: built)
     monkeypatch.setattr(machine, "num_cuda_devices", lambda: 1)
-    assert set(SelfPlayConfig().devices()) == {wanted}
-    assert SelfPlayConfig(device="cuda").devices() == ["cuda:0"]
+    assert set(resolve(SelfPlayConfig()).devices) == {wanted}
+    assert SelfPlayConfig.of(device="cuda").inference.devices() == ["cuda:0"]
 
 
 def test_device_auto_is_the_cpu_where_the_driver_shows_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "has_nvidia", lambda: True)
     monkeypatch.setattr(machine, "torch_has_cuda", lambda: True)
     monkeypatch.setattr(machine, "num_cuda_devices", lambda: 0)
-    assert set(SelfPlayConfig().devices()) == {"cpu"}
+    assert set(resolve(SelfPlayConfig()).devices) == {"cpu"}
 
 
 @pytest.mark.parametrize(
@@ -404,16 +404,16 @@ def test_rounds_or_games_as_a_flag_override_the_other_in_the_file(tmp_path: Path
     file = tmp_path / "run.toml"
     file.write_text("rounds = 5\n")
     found = parse(["--config", str(file), "--games", "2"])
-    assert (found.rounds, found.games) == (None, 2)
+    assert (found.length.rounds, found.length.games) == (None, 2)
     file.write_text("games = 5\n")
     found = parse(["--config", str(file), "--rounds=7"])
-    assert (found.rounds, found.games) == (7, None)
+    assert (found.length.rounds, found.length.games) == (7, None)
 
 
 def test_run_folder_of_a_fresh_network_takes_no_other_network(tmp_path: Path) -> None:
-    RecordWriter(tmp_path, SelfPlayConfig(net="small").identity()).close()
-    RecordWriter(tmp_path, SelfPlayConfig(net="small", workers=1).identity()).close()
+    RecordWriter(tmp_path, SelfPlayConfig.of(net="small").identity()).close()
+    RecordWriter(tmp_path, SelfPlayConfig.of(net="small", workers=1).identity()).close()
     with pytest.raises(ConfigError, match="net: 'small' there, 'plan' now"):
-        RecordWriter(tmp_path, SelfPlayConfig(net="plan").identity())
+        RecordWriter(tmp_path, SelfPlayConfig.of(net="plan").identity())
     with pytest.raises(ConfigError, match="net: 'small' there, 'of a checkpoint' now"):
-        RecordWriter(tmp_path, SelfPlayConfig(net="small", checkpoint=tmp_path / "x.safetensors").identity())
+        RecordWriter(tmp_path, SelfPlayConfig.of(net="small", checkpoint=tmp_path / "x.safetensors").identity())

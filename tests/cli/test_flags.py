@@ -12,24 +12,19 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import tyro
 
 from shmzero import arena, plot, records, selfplay, serve, train
-from shmzero.cli.flags import parse_flags
 from shmzero.errors import ConfigError
 from shmzero.nets.blob_net import BlobNet
 from shmzero.nets.checkpoint import save_checkpoint
 from shmzero.nets.config import NetConfig
-from shmzero.service import config as service_config
 from tests.golden import FOLDER
 from tests.golden.old_runs import lay_out
 from tools import bench
 
 FLAGS: dict[str, dict[str, str]] = json.loads((FOLDER / "flags.json").read_text())
-
-
-def _serve(words: list[str]) -> None:
-    parse_flags(service_config.ServeConfig, args=words, config=(tyro.conf.OmitArgPrefixes,)).check()
+NEW_FLAGS: dict[str, dict[str, str]] = json.loads((FOLDER / "new_flags.json").read_text())
+"""Flags that came after version 0.1.0."""
 
 
 def _records(words: list[str]) -> None:
@@ -41,7 +36,7 @@ def _plot(words: list[str]) -> None:
 
 
 PARSERS: dict[str, Callable[[list[str]], object]] = {
-    "selfplay": selfplay.parse, "train": train.parse, "serve": _serve, "arena": arena.parse, "records": _records, "plot": _plot,
+    "selfplay": selfplay.parse, "train": train.parse, "serve": serve.parse, "arena": arena.parse, "records": _records, "plot": _plot,
 }  # fmt: skip
 """What takes the words of a command and starts nothing; `records` prints, and `plot` draws nothing here."""
 MAINS: dict[str, Callable[[list[str]], int]] = {
@@ -65,7 +60,7 @@ def test_flags_that_a_command_has_had_are_taken(command: str, place: Path, monke
     monkeypatch.chdir(place)
     monkeypatch.setattr("shmzero.plot.plot", lambda run, out: None)
     name, _, benchmark = command.partition(" ")
-    for flag, line in FLAGS[command].items():
+    for flag, line in (FLAGS[command] | NEW_FLAGS.get(command, {})).items():
         words = shlex.split(line)
         assert flag in words
         if name == "bench":
@@ -98,10 +93,14 @@ def test_flags_that_the_help_names_are_among_those_that_stay(
     monkeypatch.setenv("COLUMNS", "1000")  # no flag is broken over two lines
     name, _, benchmark = command.partition(" ")
     with pytest.raises(SystemExit):
-        bench.main([benchmark, "--help"]) if name == "bench" else MAINS[name](["--help"])
+        bench.main([benchmark, "--help"]) if name == "bench" else MAINS[name](
+            ["--help-all" if name in ("selfplay", "train", "serve") else "--help"]
+        )
     text = capsys.readouterr().out.replace("selfplay --config", "")  # a benchmark's word of another command
     shown = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", text)) - {"--help"}
-    assert len(shown) > 0 and shown <= set(FLAGS[command]), "give an example of the new flag in tests/golden/flags.json"
+    assert len(shown) > 0 and shown <= {*FLAGS[command], *NEW_FLAGS.get(command, {}), "--help-all"}, (
+        "give an example of the new flag in tests/golden/new_flags.json"
+    )
 
 
 def test_flags_are_listed_for_every_benchmark() -> None:

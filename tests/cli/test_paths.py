@@ -51,8 +51,8 @@ def test_path_that_is_no_text_holds_runs_checkpoints_states_and_settings(
     load_checkpoint(place / "net.safetensors")
     assert arena_main([f"{place / 'net.safetensors'}:3x4", "random", "--deals", "2"]) == 0
     assert os.fsencode(place / "net.safetensors") in capfdbinary.readouterr().out
-    save_state(Learner(TrainConfig(), "cpu"), place / "learner.safetensors", {"rows": 5})
-    assert load_state(Learner(TrainConfig(), "cpu"), place / "learner.safetensors")["rows"] == 5
+    save_state(Learner(TrainConfig().learner_config(), "cpu"), place / "learner.safetensors", {"rows": 5})
+    assert load_state(Learner(TrainConfig().learner_config(), "cpu"), place / "learner.safetensors")["rows"] == 5
 
 
 def test_path_that_is_no_text_titles_a_picture(tmp_path: Path) -> None:
@@ -68,10 +68,10 @@ def test_path_that_is_no_text_titles_a_picture(tmp_path: Path) -> None:
 def test_settings_with_paths_of_any_characters_are_read_back_as_they_were(tmp_path: Path) -> None:
     for name in (NO_TEXT, "über", 'a\\b"c"', "a\nb\tc\x01\x7f"):
         path = tmp_path / name
-        write_whole(tmp_path / "run.toml", to_toml({"checkpoint": path, "out": path, "others": f"{path}:0.5"}))
-        assert read_toml(tmp_path / "run.toml") == {"checkpoint": path, "out": path, "others": f"{path}:0.5"}
+        write_whole(tmp_path / "run.toml", to_toml({"checkpoint": path, "out": path, "opponent_pool": f"{path}:0.5"}))
+        assert read_toml(tmp_path / "run.toml") == {"checkpoint": path, "out": path, "opponent_pool": f"{path}:0.5"}
         shutil.copy(tmp_path / "run.toml", path)
-        assert parse(["--config", str(path)]).out == path
+        assert parse(["--config", str(path)]).output.out == path
 
 
 def test_path_is_printed_also_where_the_locale_knows_no_letters_beyond_ascii(tmp_path: Path) -> None:

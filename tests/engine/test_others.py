@@ -79,13 +79,13 @@ def test_rounds_with_bots_are_the_same_with_one_worker_and_with_three(tmp_path: 
     kept = []
     for workers in (1, 3):
         folder = tmp_path / str(workers)
-        config = SelfPlayConfig(
+        config = SelfPlayConfig.of(
             rounds=150,
             evaluator="hash",
             determinizations=2,
             simulations=8,
             workers=workers,
-            others="mc20:0.3,random:0.2",
+            opponent_pool="mc20:0.3,random:0.2",
         )
         assert run(config, folder)["complete"]
         kept.append(sorted(Records(folder)))
@@ -125,14 +125,14 @@ def test_marked_rows_are_the_other_networks_also_after_it_changes(tmp_path: Path
 def test_network_in_the_other_seats_plays_its_best_action(tmp_path: Path) -> None:
     net = BlobNet(SMALL, seed=9)
     save_checkpoint(net, tmp_path / "old.safetensors")
-    config = SelfPlayConfig(
+    config = SelfPlayConfig.of(
         rounds=30,
         determinizations=2,
         simulations=8,
         net="quick",
         precision="fp32",
         compile=False,
-        others=f"{tmp_path / 'old.safetensors'}:0.6",
+        opponent_pool=f"{tmp_path / 'old.safetensors'}:0.6",
     )
     assert run(config, tmp_path / "run")["complete"]
     same = number = 0
@@ -149,8 +149,8 @@ def test_network_in_the_other_seats_plays_its_best_action(tmp_path: Path) -> Non
 
 @pytest.mark.slow
 def test_training_against_older_checkpoints_and_bots(tmp_path: Path) -> None:
-    process = start("shmzero.train", tmp_path, "--others", "older:0.3,threshold:0.2", "--rounds", 10**9, "--minutes", 30,
-                    "--opponents", "", "--lanes", 256, "--batch", 256, "--checkpoint-s", 0.5, "--json")  # fmt: skip
+    process = start("shmzero.train", tmp_path, "--opponent-pool", "older:0.3,threshold:0.2", "--rounds", 10**9, "--minutes", 30,
+                    "--match-opponents", "", "--lanes", 256, "--batch", 256, "--checkpoint-s", 0.5, "--json")  # fmt: skip
     wait_for(lambda: newest_checkpoint(tmp_path), process)
     known = committed(tmp_path)
     wait_for(lambda: committed(tmp_path) > known + 2000, process)
@@ -176,16 +176,16 @@ def test_training_against_older_checkpoints_and_bots(tmp_path: Path) -> None:
 )
 def test_others_bad_settings_are_named(others: str, named: str) -> None:
     with pytest.raises(ConfigError, match=named):
-        SelfPlayConfig(others=others)
+        SelfPlayConfig.of(opponent_pool=others)
 
 
 def test_others_networks_need_a_network_and_older_ones_a_training_run(tmp_path: Path) -> None:
     assert [share for _, _, share in other_agents("older:0.25,mc90:0.5")] == [0.25, 0.5]
     with pytest.raises(ConfigError, match="evaluator 'hash'"):
-        SelfPlayConfig(others="older:0.5", evaluator="hash")
+        SelfPlayConfig.of(opponent_pool="older:0.5", evaluator="hash")
     for others, named in (("older:0.5", "training runs"), ("missing.safetensors:0.5", "missing.safetensors")):
         done = subprocess.run(
-            [sys.executable, "-m", "shmzero.selfplay", "--others", others, "--out", str(tmp_path / "run")],
+            [sys.executable, "-m", "shmzero.selfplay", "--opponent-pool", others, "--out", str(tmp_path / "run")],
             capture_output=True, text=True, stdin=subprocess.DEVNULL,
         )  # fmt: skip
         assert done.returncode == 2 and named in done.stderr.splitlines()[-1] and "Traceback" not in done.stderr

@@ -22,6 +22,7 @@ from shmzero.engine import run as engine_run
 from shmzero.engine.config import SelfPlayConfig
 from shmzero.engine.fleet import Fleet
 from shmzero.engine.messages import WorkerSpec
+from shmzero.engine.plan import resolve
 from shmzero.engine.worker_pool import WorkerPool
 from shmzero.errors import RecordError
 from shmzero.mcts.evaluators import HashEvaluator
@@ -86,10 +87,10 @@ def test_fleet_killed_child_changes_no_record(monkeypatch: pytest.MonkeyPatch, k
     """Twenty kills at random moments; every unit comes once and as it comes without them."""
     monkeypatch.setattr("shmzero.processes.deaths.MOST_DEATHS", 1000)
     rng = random.Random(kind)
-    config = SelfPlayConfig(evaluator="hash", rounds=3000, preset="light", workers=2)
+    config = SelfPlayConfig.of(evaluator="hash", rounds=3000, preset="light", workers=2)
     units: dict[int, list[bytes]] = {}
     before = children_of(os.getpid())
-    with Fleet(config, range(3000), 3000) as fleet:
+    with Fleet(resolve(config), range(3000), 3000) as fleet:
         killed = 0
         while not fleet.done or fleet.restarts < 20:
             for unit, records in fleet.poll(0.02):
@@ -103,7 +104,7 @@ def test_fleet_killed_child_changes_no_record(monkeypatch: pytest.MonkeyPatch, k
     assert children_of(os.getpid()) == before
     assert not any(name.startswith(f"shmzero-{os.getpid()}-") for name in os.listdir("/dev/shm"))
     calm: dict[int, list[bytes]] = {}
-    with Fleet(config, range(3000), 3000) as fleet:
+    with Fleet(resolve(config), range(3000), 3000) as fleet:
         while not fleet.done:
             calm.update(fleet.poll(0.1))
     assert units == calm
@@ -183,7 +184,7 @@ def test_selfplay_checkpoint_replaced_while_the_fleet_starts_is_followed(
 
     monkeypatch.setattr(engine_run, "Fleet", Slow)
     monkeypatch.setattr(engine_run, "METRICS_S", 0.0)
-    config = SelfPlayConfig(checkpoint=first, follow=True, rounds=10**6, preset="light", compile=False)
+    config = SelfPlayConfig.of(checkpoint=first, follow=True, rounds=10**6, preset="light", compile=False)
     said: list[str] = []
     give_up = time.monotonic() + 60
 
@@ -209,9 +210,9 @@ def test_selfplay_game_is_gone_on_with_from_its_finished_rounds() -> None:
     """Its records so far are all that is needed; what follows is as if it had never stopped."""
     search = SearchConfig(determinizations=2, simulations=20, noise_fraction=0.25)
     whole = play_rounds(HashEvaluator(), 2, search, cards="3", games=True)
-    config = SelfPlayConfig(evaluator="hash", games=2, cards="3", preset="light", workers=1)
+    config = SelfPlayConfig.of(evaluator="hash", games=2, cards="3", preset="light", workers=1)
     found: dict[int, list[bytes]] = {}
-    with Fleet(config, range(2), 2, in_progress={1: whole[8:13]}) as fleet:
+    with Fleet(resolve(config), range(2), 2, in_progress={1: whole[8:13]}) as fleet:
         while not fleet.done:
             found.update(fleet.poll(0.05))
             rounds = fleet.counters()["rounds"]
@@ -221,10 +222,10 @@ def test_selfplay_game_is_gone_on_with_from_its_finished_rounds() -> None:
 def test_fleet_killed_worker_costs_no_finished_round_of_a_game(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shmzero.processes.deaths.MOST_DEATHS", 1000)
     search = SearchConfig(determinizations=2, simulations=20, noise_fraction=0.25)
-    config = SelfPlayConfig(evaluator="hash", games=4, cards="7", preset="light", workers=2)
+    config = SelfPlayConfig.of(evaluator="hash", games=4, cards="7", preset="light", workers=2)
     found: dict[int, list[bytes]] = {}
     killed: set[int] = set()
-    with Fleet(config, range(4), 4) as fleet:
+    with Fleet(resolve(config), range(4), 4) as fleet:
         while not fleet.done:
             found.update(fleet.poll(0.005))
             middle = {len(records) for records in fleet.in_progress.values()} - killed
@@ -327,14 +328,14 @@ def test_selfplay_record_file_of_another_schema_is_refused_untouched(tmp_path: P
 def test_selfplay_child_that_keeps_dying_ends_the_run_with_its_words(monkeypatch: pytest.MonkeyPatch) -> None:
     from shmzero.errors import WorkerDied
 
-    config = SelfPlayConfig(evaluator="hash", rounds=100)
+    config = SelfPlayConfig.of(evaluator="hash", rounds=100)
     real = WorkerPool._spec
 
     def too_large(self: WorkerPool, *how: int) -> WorkerSpec:
         return dataclasses.replace(real(self, *how), lanes=10**6)
 
     monkeypatch.setattr(WorkerPool, "_spec", too_large)
-    with pytest.raises(WorkerDied, match="lanes need"), Fleet(config, range(100), 100) as fleet:
+    with pytest.raises(WorkerDied, match="lanes need"), Fleet(resolve(config), range(100), 100) as fleet:
         while not fleet.done:
             fleet.poll(0.1)
 

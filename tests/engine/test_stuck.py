@@ -16,6 +16,7 @@ from shmzero import _core, play_rounds
 from shmzero.engine import stalls
 from shmzero.engine.config import SelfPlayConfig, to_flags
 from shmzero.engine.fleet import Fleet
+from shmzero.engine.plan import resolve
 from shmzero.errors import WorkerDied
 from shmzero.game.bots import built_in_bot
 from shmzero.mcts.config import SearchConfig
@@ -38,19 +39,19 @@ LIGHT = SearchConfig(determinizations=2, simulations=20, noise_fraction=0.25)
 
 def test_fleet_bots_whose_decisions_take_longer_than_stall_s_are_not_stuck() -> None:
     """With this seed the agent is asked in between, and so the worker is known to move."""
-    config = SelfPlayConfig(
+    config = SelfPlayConfig.of(
         evaluator="hash",
         preset="light",
         players="3",
         cards="1",
-        others="mc8000000:1",
+        opponent_pool="mc8000000:1",
         workers=1,
         lanes=1,
         stall_s=1,
         seed=2,
     )
     found = []
-    with Fleet(config, range(2), 2) as fleet:
+    with Fleet(resolve(config), range(2), 2) as fleet:
         while not fleet.done:
             found += fleet.poll(0.02)
         assert fleet.restarts == 0 and not [line for line in fleet.events if "did nothing" in line]
@@ -108,7 +109,7 @@ class Words:
 
 FREE, FILLING, TAKEN, ORPHANED = 0, 1, 3, 5
 MENDED = re.compile(r"inference process 0 mended \d slots whose words neither it nor a worker wrote")
-SLOTS = SelfPlayConfig(evaluator="hash", preset="light", workers=1, slots=2, lanes=20, rounds=150, stall_s=2)
+SLOTS = SelfPlayConfig.of(evaluator="hash", preset="light", workers=1, slots=2, lanes=20, rounds=150, stall_s=2)
 
 
 def finish(
@@ -135,7 +136,7 @@ def test_fleet_stray_write_to_a_slot_that_waits_is_said_and_costs_a_process_not_
     """Written while the inference process is stopped, which may have taken the request: it says so then."""
     found: dict[int, list[bytes]] = {}
     said: list[str] = []
-    with Fleet(SLOTS, range(150), 150) as fleet:
+    with Fleet(resolve(SLOTS), range(150), 150) as fleet:
         words, server = stop_with_a_request(fleet, found, said)
         generation = words.generation(0, 0)
         words.write(0, 0, generation + later, state)
@@ -150,7 +151,7 @@ def test_fleet_request_that_is_passed_over_while_others_are_answered_is_said_and
     """A stray write has it look as if it were being computed already."""
     found: dict[int, list[bytes]] = {}
     said: list[str] = []
-    with Fleet(SLOTS, range(10**6), 10**6) as fleet:
+    with Fleet(resolve(SLOTS), range(10**6), 10**6) as fleet:
         words, server = stop_with_a_request(fleet, found, said)
         words.write(0, 0, words.generation(0, 0), TAKEN)
         os.kill(server, signal.SIGCONT)
@@ -163,7 +164,7 @@ def test_fleet_stray_write_to_a_number_of_rows_is_said_and_costs_processes_not_t
     """The inference process may meet it first, and its replacement once more, before the worker has looked."""
     found: dict[int, list[bytes]] = {}
     said: list[str] = []
-    with Fleet(SLOTS, range(150), 150) as fleet:
+    with Fleet(resolve(SLOTS), range(150), 150) as fleet:
         words, server = stop_with_a_request(fleet, found, said)
         words.write_rows(0, 0, rows)
         os.kill(server, signal.SIGCONT)
@@ -180,7 +181,7 @@ def test_fleet_stray_write_to_slots_that_are_free_is_said_and_is_mended_or_costs
     monkeypatch.setattr(stalls, "LOOK_S", 0.0)  # the rounds may be over before a later look
     found: dict[int, list[bytes]] = {}
     said: list[str] = []
-    with Fleet(SLOTS, range(150), 150) as fleet:
+    with Fleet(resolve(SLOTS), range(150), 150) as fleet:
         words = Words(fleet)
         finish(fleet, found, said, until=lambda: found)
         fleet.paused = True
@@ -202,7 +203,7 @@ def test_fleet_stray_write_to_slots_that_are_free_is_said_and_is_mended_or_costs
 
 
 def test_slot_states_of_a_word_that_is_none_says_so() -> None:
-    with Fleet(SLOTS, range(1), 1) as fleet:
+    with Fleet(resolve(SLOTS), range(1), 1) as fleet:
         os.kill(fleet.pids()["workers"][0], signal.SIGSTOP)
         Words(fleet).write(0, 1, 7, 0x77)
         assert fleet.segment.slot_states(0)[1] == "state 119"
@@ -225,12 +226,15 @@ def test_fleet_round_that_ended_two_workers_is_given_up_with_what_plays_it_alone
     monkeypatch.setattr(watch, "START_S", 10.0)
     if how == "hang":
         (tmp_path / "hang").touch()
-    config = SelfPlayConfig(
-        evaluator="hash", preset="light", players="3", cards="3", others="mc300000:1", workers=1, lanes=1, rounds=4, stall_s=1,
+    config = SelfPlayConfig.of(
+        evaluator="hash", preset="light", players="3", cards="3", opponent_pool="mc300000:1", workers=1, lanes=1, rounds=4, stall_s=1,
         seed=5,
     )  # fmt: skip
     finished: list[int] = []
-    with pytest.raises(WorkerDied, match="round 2 has ended 2 workers") as caught, Fleet(config, range(4), 4) as fleet:
+    with (
+        pytest.raises(WorkerDied, match="round 2 has ended 2 workers") as caught,
+        Fleet(resolve(config), range(4), 4) as fleet,
+    ):
         while not fleet.done:
             finished += [unit for unit, _ in fleet.poll(0.02)]
         assert sorted(finished) == [0, 1]
@@ -238,17 +242,24 @@ def test_fleet_round_that_ended_two_workers_is_given_up_with_what_plays_it_alone
     assert ("with work to do" if how == "hang" else f"ended with status -{signal.SIGSEGV:d}") in text
     flags = shlex.split(text.partition("python -m shmzero.selfplay ")[2])
     alone = parse(flags)
-    assert (alone.first, alone.rounds, alone.seed, alone.others) == (2, 1, 5, "mc300000:1")
+    assert (alone.length.first, alone.length.rounds, alone.seed, alone.seats.opponent_pool) == (2, 1, 5, "mc300000:1")
     assert alone.identity() == config.identity()
 
 
 def test_fleet_workers_that_somebody_else_kills_cost_no_round(poisoned: None, tmp_path: Path) -> None:
     """Nobody knows whose doing that was; the round that they were at is played again."""
     (tmp_path / "hang").touch()
-    config = SelfPlayConfig(
-        evaluator="hash", preset="light", players="3", cards="3", others="mc300000:1", workers=1, lanes=1, rounds=4
+    config = SelfPlayConfig.of(
+        evaluator="hash",
+        preset="light",
+        players="3",
+        cards="3",
+        opponent_pool="mc300000:1",
+        workers=1,
+        lanes=1,
+        rounds=4,
     )
-    with Fleet(config, range(4), 4) as fleet:
+    with Fleet(resolve(config), range(4), 4) as fleet:
         for _ in range(deaths.MOST_DEATHS - 2):
             wait_for(lambda: fleet.poll(0.02) is None or fleet.segment.playing_unit(0) == 2)
             (worker,) = fleet.pids()["workers"]
@@ -261,15 +272,15 @@ def test_first_plays_the_rounds_from_a_number_on_as_they_always_are(tmp_path: Pa
     from shmzero.engine import run as engine_run
     from shmzero.runs.records import Records
 
-    config = SelfPlayConfig(evaluator="hash", preset="light", first=7, rounds=3, workers=1)
+    config = SelfPlayConfig.of(evaluator="hash", preset="light", first=7, rounds=3, workers=1)
     summary = engine_run.run(config, tmp_path)
     assert summary["complete"] and list(Records(tmp_path)) == play_rounds(HashEvaluator(), 10, LIGHT)[7:]
     assert engine_run.run(config, tmp_path)["new_rounds"] == 0
 
 
 def test_flags_of_settings_come_back_as_the_same_settings() -> None:
-    config = SelfPlayConfig(
-        rounds=3, cards="1-3", others="threshold:0.2,mc90:0.1", compile=False, noise_fraction=0.0, follow=False
+    config = SelfPlayConfig.of(
+        rounds=3, cards="1-3", opponent_pool="threshold:0.2,mc90:0.1", compile=False, random_moves=0.0, follow=False
     )
     assert parse(shlex.split(to_flags(config))) == config and to_flags(SelfPlayConfig()) == ""
 
@@ -281,7 +292,7 @@ def test_matches_that_stand_still_are_said_and_ended(tmp_path: Path, monkeypatch
     """While the run goes on, and at its end, where nothing else would ever end them."""
     monkeypatch.setattr(watch, "START_S", 1.0)
     monkeypatch.setattr(match_runner, "STALL_S", 1.0)
-    found = MatchRunner(TrainConfig(evaluate_s=1, deals=10**6, opponents="random"), tmp_path)
+    found = MatchRunner(TrainConfig.of(evaluate_s=1, deals=10**6, match_opponents="random"), tmp_path)
     (tmp_path / "checkpoints").mkdir()
     save_checkpoint(BlobNet(NetConfig(width=16, hidden=16, blocks=1)), checkpoint_path(tmp_path, 5))
     said: list[str] = []

@@ -22,6 +22,7 @@ import pytest
 from shmzero import NetConfig, _core, play_rounds
 from shmzero.engine.config import SelfPlayConfig
 from shmzero.engine.fleet import Fleet
+from shmzero.engine.plan import resolve
 from shmzero.engine.progress import Progress, decisions_in_a_unit
 from shmzero.errors import ConfigError, StartError
 from shmzero.mcts.config import SearchConfig
@@ -62,11 +63,11 @@ def gone(pid: int) -> bool:
 @pytest.mark.slow
 def test_fleet_inference_process_that_hangs_is_reported_replaced_and_costs_nothing() -> None:
     """Stopped, so alive and silent: its work is done again by its replacement, each unit once."""
-    config = SelfPlayConfig(evaluator="hash", rounds=2000, preset="light", workers=2, stall_s=3)
+    config = SelfPlayConfig.of(evaluator="hash", rounds=2000, preset="light", workers=2, stall_s=3)
     found: dict[int, list[bytes]] = {}
     said: list[str] = []
     stopped = None
-    with Fleet(config, range(2000), 2000) as fleet:
+    with Fleet(resolve(config), range(2000), 2000) as fleet:
         while not fleet.done:
             for unit, records in fleet.poll(0.02):
                 assert unit not in found
@@ -85,8 +86,8 @@ def test_fleet_inference_process_that_hangs_is_reported_replaced_and_costs_nothi
 
 def test_fleet_that_was_away_itself_takes_nobody_for_hanging() -> None:
     """Parent and children stand still together, as when the machine does: no time that tells anything."""
-    config = SelfPlayConfig(evaluator="hash", preset="light", workers=2, stall_s=2)
-    with Fleet(config, range(1_000_000), 1_000_000) as fleet:
+    config = SelfPlayConfig.of(evaluator="hash", preset="light", workers=2, stall_s=2)
+    with Fleet(resolve(config), range(1_000_000), 1_000_000) as fleet:
         wait_for(lambda: fleet.poll(0.02))
         family = [pid for pids in fleet.pids().values() for pid in pids]
         for pid in family:
@@ -103,9 +104,9 @@ def test_fleet_that_was_away_itself_takes_nobody_for_hanging() -> None:
 @pytest.mark.slow
 def test_fleet_that_fails_still_returns_what_has_come(monkeypatch: pytest.MonkeyPatch) -> None:
     """Both workers' pipes hold rounds when one dies and cannot be replaced; what is not returned is still to be played."""
-    config = SelfPlayConfig(evaluator="hash", determinizations=1, simulations=2, workers=2)
+    config = SelfPlayConfig.of(evaluator="hash", determinizations=1, simulations=2, workers=2)
     found: list[tuple[int, list[bytes]]] = []
-    with Fleet(config, range(4000), 4000) as fleet:
+    with Fleet(resolve(config), range(4000), 4000) as fleet:
         wait_for(lambda: found.extend(fleet.poll(0.02)) or found)
 
         def no_room(index: int) -> None:
@@ -126,7 +127,7 @@ def test_fleet_that_fails_still_returns_what_has_come(monkeypatch: pytest.Monkey
     assert len(units) == len(set(units)) == 4000 - fleet._units.left
     assert [records for _, records in sorted(found)][:100] == [
         [record]
-        for record in play_rounds(HashEvaluator(), 4000, config.search())
+        for record in play_rounds(HashEvaluator(), 4000, config.search_config())
         if _core.decode_record(record)["id"] in units
     ][:100]
 
@@ -151,10 +152,10 @@ def test_fleet_device_that_fails_once_costs_no_answer(tmp_path: Path, monkeypatc
     for name, value in with_fault(DEVICE, device_that_fails_once, tmp_path / "failed").items():
         monkeypatch.setenv(name, value)
     search = dict(determinizations=1, simulations=20)
-    config = SelfPlayConfig(evaluator="hash", preset="light", workers=1, lanes=4, max_batch=1, **search)
+    config = SelfPlayConfig.of(evaluator="hash", preset="light", workers=1, lanes=4, max_batch=1, **search)
     found: dict[int, list[bytes]] = {}
     said: list[str] = []
-    with Fleet(config, range(60), 60) as fleet:
+    with Fleet(resolve(config), range(60), 60) as fleet:
         while not fleet.done:
             found.update(fleet.poll(0.02))
             said += fleet.events
@@ -253,12 +254,12 @@ def test_fleet_replacement_serves_the_weights_that_were_taken_last(
     """Refused weights never get to a replacement, and those that were taken do, whatever became of their file."""
     file = tmp_path / "net.safetensors"
     file.write_bytes(checkpoints[0].read_bytes())
-    config = SelfPlayConfig(
+    config = SelfPlayConfig.of(
         checkpoint=file, rounds=10**6, simulations=2, cards="1", workers=1, device=device, compile=False, max_batch=8
     )
     said: list[str] = []
     versions: list[int] = []
-    with Fleet(config, range(10**6), 10**6) as fleet:
+    with Fleet(resolve(config), range(10**6), 10**6) as fleet:
 
         def until(condition: Callable[[], object]) -> None:
             while not condition():
@@ -308,7 +309,7 @@ def test_fleet_inference_process_that_is_slow_to_listen_hears_of_the_newest_weig
     checkpoints: list[Path],
 ) -> None:
     """More is published than its socket holds."""
-    config = SelfPlayConfig(
+    config = SelfPlayConfig.of(
         checkpoint=checkpoints[0],
         rounds=10**6,
         simulations=2,
@@ -319,7 +320,7 @@ def test_fleet_inference_process_that_is_slow_to_listen_hears_of_the_newest_weig
         max_batch=8,
     )
     said: list[str] = []
-    with Fleet(config, range(10**6), 10**6) as fleet:
+    with Fleet(resolve(config), range(10**6), 10**6) as fleet:
         attend(fleet, said, lambda: fleet.ready)
         slow = fleet.pids()["servers"][0]
         os.kill(slow, signal.SIGSTOP)
@@ -337,12 +338,12 @@ def test_fleet_inference_process_that_is_slow_to_listen_hears_of_the_newest_weig
 
 @pytest.mark.slow
 def test_fleet_other_network_that_is_refused_does_not_get_to_a_replacement(checkpoints: list[Path]) -> None:
-    config = SelfPlayConfig(
-        checkpoint=checkpoints[0], others=f"{checkpoints[1]}:0.5", rounds=10**6, simulations=2, cards="1", workers=1,
+    config = SelfPlayConfig.of(
+        checkpoint=checkpoints[0], opponent_pool=f"{checkpoints[1]}:0.5", rounds=10**6, simulations=2, cards="1", workers=1,
         device="cpu", compile=False, max_batch=8,
     )  # fmt: skip
     said: list[str] = []
-    with Fleet(config, range(10**6), 10**6) as fleet:
+    with Fleet(resolve(config), range(10**6), 10**6) as fleet:
         attend(fleet, said, lambda: fleet.ready)
         fleet.seat_other(checkpoints[3])
         attend(fleet, said, lambda: any("bad.safetensors" in line for line in said))
@@ -354,7 +355,7 @@ def test_fleet_other_network_that_is_refused_does_not_get_to_a_replacement(check
 
 def test_fleet_checkpoint_that_cannot_be_read_is_refused_by_name(checkpoints: list[Path], tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="none.safetensors cannot be read: No such file"):
-        Fleet(SelfPlayConfig(checkpoint=tmp_path / "none.safetensors"), range(1), 1)
+        Fleet(resolve(SelfPlayConfig.of(checkpoint=tmp_path / "none.safetensors")), range(1), 1)
 
 
 @pytest.mark.slow
@@ -396,9 +397,9 @@ def test_selfplay_follow_takes_new_weights_up_and_a_rerun_never_goes_back(
 
 def test_fleet_inference_process_that_hangs_before_it_serves_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watch, "START_S", 6.0)
-    config = SelfPlayConfig(evaluator="hash", rounds=20, preset="light", workers=2, stall_s=1)
+    config = SelfPlayConfig.of(evaluator="hash", rounds=20, preset="light", workers=2, stall_s=1)
     said: list[str] = []
-    with Fleet(config, range(20), 20) as fleet:
+    with Fleet(resolve(config), range(20), 20) as fleet:
         os.kill(fleet.pids()["servers"][0], signal.SIGSTOP)
         while not fleet.done:
             fleet.poll(0.05)
@@ -414,10 +415,10 @@ def test_fleet_worker_that_hangs_is_reported_replaced_and_costs_nothing(
     when: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(watch, "START_S", 6.0)
-    config = SelfPlayConfig(evaluator="hash", rounds=2000, preset="light", workers=2, stall_s=3)
+    config = SelfPlayConfig.of(evaluator="hash", rounds=2000, preset="light", workers=2, stall_s=3)
     found: dict[int, list[bytes]] = {}
     said: list[str] = []
-    with Fleet(config, range(2000), 2000) as fleet:
+    with Fleet(resolve(config), range(2000), 2000) as fleet:
         stopped = fleet.pids()["workers"][0]
         if when == "at its start":
             os.kill(stopped, signal.SIGSTOP)
@@ -443,7 +444,7 @@ def test_fleet_without_pidfd_notices_deaths_all_the_same(monkeypatch: pytest.Mon
     has_pidfd.cache_clear()
     found: dict[int, list[bytes]] = {}
     try:
-        with Fleet(SelfPlayConfig(evaluator="hash", preset="light", workers=2), range(500), 500) as fleet:
+        with Fleet(resolve(SelfPlayConfig.of(evaluator="hash", preset="light", workers=2)), range(500), 500) as fleet:
             while not fleet.done or fleet.restarts < 2:
                 found.update(fleet.poll(0.02))
                 if len(found) > 50 and fleet.restarts == 0:
@@ -464,7 +465,7 @@ def test_fleet_plays_with_small_pipes_where_large_ones_are_refused(monkeypatch: 
 
     monkeypatch.setattr(fcntl, "fcntl", fcntl_of_a_user)
     found: dict[int, list[bytes]] = {}
-    with Fleet(SelfPlayConfig(evaluator="hash", preset="light", workers=2), range(500), 500) as fleet:
+    with Fleet(resolve(SelfPlayConfig.of(evaluator="hash", preset="light", workers=2)), range(500), 500) as fleet:
         while not fleet.done:
             found.update(fleet.poll(0.02))
     assert [found[unit] for unit in range(500)] == [[r] for r in play_rounds(HashEvaluator(), 500, LIGHT)]

@@ -14,6 +14,7 @@ from shmzero.errors import ConfigError, ModelFailed
 from shmzero.game.deals import DEALS
 from shmzero.learner.algorithm import METRICS, Learner
 from shmzero.learner.buffer import ReplayBuffer
+from shmzero.learner.config import LearnerConfig
 from shmzero.learner.losses import action_weights, policy_gradient
 from shmzero.learner.optimiser import MOST_SKIPPED
 from shmzero.learner.schedule import Schedule
@@ -21,7 +22,6 @@ from shmzero.learner.state import load_state, save_state
 from shmzero.nets.blob_net import BlobNet
 from shmzero.nets.config import NetConfig
 from shmzero.nets.masks import masked_softmax, unpack_masks
-from shmzero.training.config import TrainConfig
 from shmzero.training.presets import TRAIN_PRESETS
 from tests.support import oracle
 from tests.support.cases import as_round
@@ -181,10 +181,10 @@ def test_random_moves_without_a_search_are_drawn_uniformly() -> None:
 
 # --- arithmetic --------------------------------------------------------------------------------------------------------------------
 
-SMALL = TrainConfig(net="quick", critic_net="quick", batch=256, autocast="off")
+SMALL = LearnerConfig(net="quick", critic_net="quick", batch=256, autocast="off", most_players=4)
 
 
-def learner(config: TrainConfig = SMALL) -> Learner:
+def learner(config: LearnerConfig = SMALL) -> Learner:
     torch.manual_seed(0)
     return Learner(config, "cpu")
 
@@ -271,7 +271,7 @@ def test_learner_critic_learns_most_from_what_is_rarely_done_where_that_counts_f
     assert error(40.0) < error(1.0) / 2
     assert "policies" in learner().columns
     assert "policies" not in learner(dataclasses.replace(SMALL, importance_cap=1.0)).columns
-    assert "policies" not in learner(dataclasses.replace(SMALL, search="2x8")).columns
+    assert "policies" not in learner(dataclasses.replace(SMALL, searches=True)).columns
 
 
 def test_broad_deals_have_as_many_decisions_of_every_hand_size() -> None:
@@ -284,7 +284,7 @@ def test_broad_deals_have_as_many_decisions_of_every_hand_size() -> None:
 def test_learner_policy_of_a_preset_goes_on_seeing_the_position(preset: str) -> None:
     """At twice the rate what the blocks make of different positions is soon the same."""
     buffer = buffer_of(play_rounds(HashEvaluator(), 1000, POLICY_ALONE, lanes=512))
-    one = learner(dataclasses.replace(TRAIN_PRESETS[preset], batch=512))
+    one = learner(TRAIN_PRESETS[preset].but(batch=512).learner_config())
     steps(one, buffer, 60, done=0.03)
     with torch.no_grad():
         seen = one.net.stream(buffer.tensors["features"][:1000].float())
@@ -364,7 +364,7 @@ def test_learner_tricks_head_learns_how_many_the_mover_will_win() -> None:
 
 def test_learner_visits_targets_approach_the_recorded_policy() -> None:
     records = play_rounds(HashEvaluator(), 150, SearchConfig(determinizations=2, simulations=8), lanes=150)
-    one = learner(dataclasses.replace(SMALL, targets="visits", search="2x8"))
+    one = learner(dataclasses.replace(SMALL, targets="visits", searches=True))
     assert one.critic is None
     found = np.array(steps(one, buffer_of(records), 150))
     at = METRICS.index("policy_loss")
@@ -389,7 +389,7 @@ def test_learner_gradient_that_is_not_finite_changes_nothing_and_then_stops() ->
 @pytest.mark.parametrize("targets", ["critic", "visits"])
 def test_learner_saved_and_loaded_goes_on_exactly(tmp_path: Path, targets: str) -> None:
     buffer = buffer_of(play_rounds(HashEvaluator(), 100, POLICY_ALONE))
-    config = dataclasses.replace(SMALL, targets=targets, search="2x8" if targets == "visits" else "0")
+    config = dataclasses.replace(SMALL, targets=targets, searches=targets == "visits")
     one = learner(config)
     steps(one, buffer, 5)
     save_state(one, tmp_path / "state.safetensors", {"rows": 7})
@@ -411,7 +411,7 @@ def test_learner_state_of_other_networks_is_refused(tmp_path: Path) -> None:
 
 
 def test_schedule_falls_to_a_hundredth_and_the_entropy_weight_linearly() -> None:
-    config = TrainConfig()
+    config = LearnerConfig()
     rates = [Schedule.at(config, done).learning_rate for done in np.linspace(0.03, 1, 50)]
     assert rates == sorted(rates, reverse=True)
     assert rates[-1] == pytest.approx(config.learning_rate / 100)

@@ -15,6 +15,7 @@ from shmzero import BatchedEvaluator, play_rounds
 from shmzero.inference.cpu import CpuNetDevice
 from shmzero.learner.algorithm import METRICS, Learner
 from shmzero.learner.buffer import ReplayBuffer
+from shmzero.learner.config import LearnerConfig
 from shmzero.learner.critic import Critic
 from shmzero.learner.losses import action_weights
 from shmzero.learner.schedule import Schedule
@@ -27,7 +28,6 @@ from shmzero.nets.checkpoint import load_checkpoint, save_checkpoint
 from shmzero.nets.config import NetConfig
 from shmzero.nets.evaluator import NetEvaluator
 from shmzero.nets.precision import bf16_is_faster
-from shmzero.training.config import TrainConfig
 from tests.support.service_programs import make_module, rows
 from tests.support.services import WIDTHS
 
@@ -95,9 +95,9 @@ def test_learner_does_not_follow_torchs_defaults(changed: str, targets: str, tmp
     records = play_rounds(
         HashEvaluator(), 200, SearchConfig(determinizations=1, simulations=4 if targets == "visits" else 0)
     )
-    more: dict[str, Any] = {"redeals": 3, "neurd_share": 0.2} if targets == "critic" else {"search": "1x4"}
-    config = TrainConfig(
-        targets=targets, batch=64, buffer=4096, importance_cap=5, tricks_weight=0.1, autocast="off", **more
+    more: dict[str, Any] = {"redeals": 3, "neurd_share": 0.2} if targets == "critic" else {"searches": True}
+    config = LearnerConfig(
+        net="quick", targets=targets, batch=64, buffer=4096, importance_cap=5, tricks_weight=0.1, autocast="off", **more
     )
 
     def steps() -> list[torch.Tensor]:

@@ -120,7 +120,7 @@ def test_commands_name_the_kind_of_a_checkpoint_that_is_none(tmp_path: Path) -> 
     commands = {
         "selfplay": ["--checkpoint", path, "--rounds", 5, "--out", tmp_path / "out", "--device", "cpu"],
         "arena": [path, "random", "--deals", 2],
-        "serve": ["--weights", path, "--device", "cpu", "--no-compile"],
+        "serve": ["--checkpoint", path, "--device", "cpu", "--no-compile"],
     }
     started = {
         name: subprocess.Popen([sys.executable, "-m", f"shmzero.{name}", *map(str, arguments)], cwd=ROOT,

@@ -11,19 +11,20 @@ import pytest
 
 from shmzero.engine.messages import WorkerSpec
 from shmzero.errors import MessageError
+from shmzero.game.deals import Deals
 from shmzero.inference import messages as inference
 from shmzero.learner import messages as learner
+from shmzero.learner.config import LearnerConfig
 from shmzero.matches import messages as matches
 from shmzero.mcts.config import SearchConfig
 from shmzero.processes.messages import Kinds, Message, encode
-from shmzero.training.config import TrainConfig
 
 DEVICE = inference.DeviceSpec("cuda:1", 8192, 2, precision="bf16", checkpoint="/proc/1/fd/7", searched=True)
 RATED = {"step 9": matches.AgentRating(110.5, 90.0, 130.0), "random": matches.AgentRating(0.0, -1.0, 1.0)}
 EXAMPLES: list[Message] = [
     WorkerSpec(
         segment_fd=5, grant_fd=6, record_fd=7, worker=3, lanes=64, spin_us=50.0, search=SearchConfig(simulations=20),
-        seed=2**64 - 1, players="3-6", cards="5", trump="random", dealer="random", games=False, others="threshold:0.2",
+        deals=Deals(players="3-6"), seed=2**64 - 1, games=False, opponent_pool="threshold:0.2",
     ),
     inference.InferenceSpec(5, 6, 0, 1, DEVICE, 4, 2.0, 0.0),
     inference.TakeWeights("/proc/1/fd/7", 5),
@@ -35,7 +36,7 @@ EXAMPLES: list[Message] = [
     inference.WeightsRefused(5, "it ends too early"),
     inference.OtherRefused("old.safetensors", "it ends too early"),
     inference.NetworkCompiled("serves the compiled network"),
-    learner.LearnerSpec(5, 6, 7, Path("runs/a"), TrainConfig(minutes=3), "cpu", 2, 0.25, 7, True),
+    learner.LearnerSpec(5, 6, 7, Path("runs/a"), LearnerConfig(buffer=2000), "cpu", 2, 0.25, 7, True),
     learner.RunProgress(1.0, 9),
     learner.Finish(1, 9, False),
     learner.SettingsRefused("too large"),

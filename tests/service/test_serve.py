@@ -34,7 +34,7 @@ def test_serve_stats_follow_and_leaving_on_a_signal(name: str, tmp_path: Path) -
         module.value.bias.add_(1.0)
     save_file(module.state_dict(), weights)
     server = start_server(
-        name, "--weights", weights, "--follow", "--stats", "--json", "--device", "cpu", model="make_module"
+        name, "--checkpoint", weights, "--follow", "--stats", "--json", "--device", "cpu", model="make_module"
     )
     client = Client(name)
     states, masks = rows(np.random.default_rng(2), 5)
@@ -108,9 +108,9 @@ def test_serve_follow_goes_on_after_weights_that_were_not_taken_up_in_time(
     monkeypatch.setattr(service_run, "SWAP_S", 0.01)
     weights, stop = tmp_path / "w.safetensors", threading.Event()
     save_file({"shift": torch.zeros(1)}, weights)
-    config = service_config.ServeConfig(
+    config = service_config.ServeConfig.of(
         name=name, model="a:b", state_dim=STATE_DIM, action_dim=ACTION_DIM, value_dim=VALUE_DIM,
-        weights=weights, follow=True, device="cpu",
+        checkpoint=weights, follow=True, device="cpu",
     )  # fmt: skip
     asked, said = held(np.random.default_rng(1), 1), ""
     with ThreadPoolExecutor(1) as pool:
@@ -147,11 +147,11 @@ def test_serve_without_a_model_serves_blobs_own_network_and_swaps_its_checkpoint
     save_checkpoint(BlobNet(NETS["small"], seed=5), tmp_path / "a.safetensors")
     save_checkpoint(BlobNet(NETS["small"], seed=6), tmp_path / "b.safetensors")
     threads = torch.get_num_threads()
-    config = ServeConfig(
-        name=name, net="small", compile=False, precision="fp32", device="cpu", weights=tmp_path / "a.safetensors"
+    config = ServeConfig.of(
+        name=name, net="small", compile=False, precision="fp32", device="cpu", checkpoint=tmp_path / "a.safetensors"
     )
     deal = _core.Round.deal(players=4, cards=5, trump=1, seed=11)
-    with make_server(config, load_device(config)) as server:
+    with make_server(config, load_device(config.resolved())) as server:
         client = server.client()
         for seed in (5, 6):
             direct = NetEvaluator(BlobNet(NETS["small"], seed=seed))
@@ -168,10 +168,10 @@ def test_serve_auto_is_the_cpu_unless_device_and_torch_are_both_of_cuda(monkeypa
     from shmzero.service.config import ServeConfig
     from shmzero.service.run import blob_device
 
-    asked = ServeConfig(name="unused", net="quick", compile=False, precision="fp32")
+    asked = ServeConfig.of(name="unused", net="quick", compile=False, precision="fp32")
     monkeypatch.setattr(machine, "has_nvidia", lambda: True)
     monkeypatch.setattr(machine, "torch_has_cuda", lambda: False)
-    assert blob_device(asked, 1).description.startswith("cpu")  # type: ignore[attr-defined]
+    assert blob_device(asked.resolved()).description.startswith("cpu")  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(
@@ -184,11 +184,11 @@ def test_serve_auto_is_the_cpu_unless_device_and_torch_are_both_of_cuda(monkeypa
             ("--model", "tests.support.service_programs:make_echo", "--value-dim", "1", "--action-dim", "5"),
             "operands could not be broadcast",
         ),
-        (("--slots", "0"), "--slots is 0"),
+        (("--slots", "0"), "slots is 0"),
         (("--model", "tests.support.service_programs:make_echo", "--state-dim", "-3"), "state_dim is -3"),
         (("--model", "tests.support.service_programs:make_echo", "--device", "nonsense"), "device is 'nonsense'"),
         (("--name", "a/b", "--model", "tests.support.service_programs:make_echo"), "service name"),
-        (("--follow",), "--follow needs --weights"),
+        (("--follow",), "follow is set without a checkpoint"),
     ],
 )
 def test_serve_mistakes_are_one_line_and_exit_code_2(arguments: tuple[str, ...], words: str) -> None:

@@ -19,7 +19,7 @@ import pytest
 
 from shmzero import _core
 from shmzero.engine.config import SelfPlayConfig, read_toml
-from shmzero.engine.plan import plan_fleet
+from shmzero.engine.plan import resolve
 from shmzero.errors import WorkerDied
 from shmzero.nets.blob_net import BlobNet
 from shmzero.nets.checkpoint import save_checkpoint
@@ -110,10 +110,10 @@ def test_bench_engines_take_turns_and_short_runs_are_held_against_their_rows(tmp
 def test_bench_tune_writes_settings_that_selfplay_takes(tmp_path: Path) -> None:
     out = bench("tune", "--evaluator", "hash", "--seconds", 0.3, "--repeats", 1, "--preset", "light",
                 "--output", tmp_path / "tuned.toml").stdout  # fmt: skip
-    config = SelfPlayConfig(**read_toml(tmp_path / "tuned.toml"))
+    config = SelfPlayConfig.of(**read_toml(tmp_path / "tuned.toml"))
     chosen = {line.split()[1]: line.split()[2] for line in out.splitlines() if line.startswith("chosen: ")}
-    assert config.preset == "light"
-    assert {name: str(getattr(config, name)) for name in chosen} == chosen and "lanes" in chosen
+    assert config.search.preset == "light"
+    assert {name: str(config.flat()[name]) for name in chosen} == chosen and "lanes" in chosen
 
 
 @pytest.mark.slow
@@ -131,7 +131,9 @@ def test_bench_training_plays_what_it_trained_without_and_with_search(tmp_path: 
     assert len(matches) == 6 and "1x4 against its policy, the others against one" in matches
     assert all(results[name]["low"] < results[name]["value"] < results[name]["high"] for name in matches)
     run = tmp_path / "run"
-    subprocess.run([sys.executable, "-m", "shmzero.train", str(run), "--rounds", "600", "--opponents", ""], check=True)
+    subprocess.run(
+        [sys.executable, "-m", "shmzero.train", str(run), "--rounds", "600", "--match-opponents", ""], check=True
+    )
     finished = bench("training", "--run", run, "--deals", 2, "--match-opponents", "threshold", "--search", "1x4").stdout
     assert re.search(r"^trained, all sessions .* s$", finished, re.M) and finished.count(" points/round ") == 6
     assert re.search(r"^rounds +600$", finished, re.M)
@@ -272,7 +274,7 @@ def test_bench_selfplay_is_held_against_what_it_replaces_within_repeats() -> Non
     rates = iter([100.0, 200.0])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(selfplay, "Engine", FakeEngine)
-        config = SelfPlayConfig(evaluator="hash")
+        config = SelfPlayConfig.of(evaluator="hash")
         results = selfplay.steady(config, 0.1, 2, {"manager": lambda: next(rates)})
     against = next(result for result in results if result.name == "medium: engine against manager")
     assert (against.low, against.high) == (5.0, 10.0)  # 1,000 / 200 and 1,000 / 100
@@ -353,10 +355,12 @@ def test_tune_writes_all_that_it_measured_with(tmp_path: Path) -> None:
     given = tools_bench.parser().parse_args(["tune", "--net", "small", "--checkpoint", "x.safetensors"])
     settings = tune.tuned_settings(given, {"device": "cpu*2", "workers": 4, "lanes": 30})
     (tmp_path / "tuned.toml").write_text(to_toml(settings))
-    config = SelfPlayConfig(**read_toml(tmp_path / "tuned.toml"))
-    plan = plan_fleet(config, 10**6)
-    assert (config.net, config.device, plan.lanes, plan.workers) == ("small", "cpu*2", 30, 4)
-    assert config.inference_threads == plan.threads and config.checkpoint == Path("x.safetensors").resolve()
+    config = SelfPlayConfig.of(**read_toml(tmp_path / "tuned.toml"))
+    plan = resolve(config).for_units(10**6)
+    assert (config.net.net, config.inference.device, plan.lanes, plan.workers) == ("small", "cpu*2", 30, 4)
+    assert (
+        config.inference.inference_threads == plan.threads and config.net.checkpoint == Path("x.safetensors").resolve()
+    )
 
 
 def test_report_without_matplotlib_says_what_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -79,9 +79,9 @@ def test_rows_of_games_know_the_score_and_take_what_the_game_came_to() -> None:
 def test_utility_of_a_win_wants_games_and_no_search() -> None:
     for settings in ({}, {"targets": "visits", "search": "2x8"}, {"search": "2x8"}, {"search": "0,2x8"}):
         with pytest.raises(ConfigError, match="utility is 'win'"):
-            TrainConfig(utility="win", games=bool(settings), **settings)
+            TrainConfig.of(utility="win", whole_games=bool(settings), **settings)
     with pytest.raises(ConfigError, match="rivalry is 1.0"):
-        TrainConfig(utility="win", games=True, rivalry=1.0)
+        TrainConfig.of(utility="win", whole_games=True, rivalry=1.0)
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +93,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
         "-m",
         "shmzero.train",
         str(folder),
-        "--games",
+        "--whole-games",
         "--utility",
         "win",
         "--cards",
@@ -110,7 +110,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
         "0.2",
         "--buffer",
         "20000",
-        "--opponents",
+        "--match-opponents",
         "threshold",
         "--evaluate-s",
         "0",

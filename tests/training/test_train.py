@@ -25,11 +25,13 @@ from rich.console import Console
 from shmzero import _core
 from shmzero.engine.config import SelfPlayConfig
 from shmzero.engine.fleet import Fleet
+from shmzero.engine.plan import resolve
 from shmzero.engine.progress import Meter, Progress
 from shmzero.errors import ConfigError
 from shmzero.game.deals import DEALS
 from shmzero.learner.algorithm import METRICS
 from shmzero.learner.state import read_facts
+from shmzero.machine import Machine
 from shmzero.nets.blob_net import BlobNet
 from shmzero.nets.checkpoint import load_checkpoint, save_checkpoint
 from shmzero.nets.config import NetConfig
@@ -40,9 +42,10 @@ from shmzero.settings import to_toml
 from shmzero.train import describe, parse
 from shmzero.training.config import TrainConfig
 from shmzero.training.match_runner import MatchRunner
+from shmzero.training.plan import resolve_training
 from shmzero.training.presets import TRAIN_PRESETS
 from shmzero.training.progress import TrainProgress
-from shmzero.training.run import balanced_replay_ratio, resolved, train
+from shmzero.training.run import balanced_replay_ratio, train
 from tests.support.processes import alive, children_of, committed, start, wait_for
 
 HAS_TENSORBOARD = importlib.util.find_spec("tensorboard") is not None
@@ -54,10 +57,10 @@ HAS_TENSORBOARD = importlib.util.find_spec("tensorboard") is not None
 @pytest.mark.parametrize("name", TRAIN_PRESETS)
 def test_presets_are_settings_of_real_runs(name: str) -> None:
     config = TRAIN_PRESETS[name]
-    last = len(config.stages()) - 1
-    assert config.stage(0.0) == 0 and config.stage(1.0) == last
-    for stage, (worlds, simulations) in enumerate(config.stages()):
-        search = config.self_play(stage, None).search()
+    last = len(config.search.stages()) - 1
+    assert config.search.stage(0.0) == 0 and config.search.stage(1.0) == last
+    for stage, (worlds, simulations) in enumerate(config.search.stages()):
+        search = config.self_play(stage).search_config()
         assert (search.determinizations, search.simulations) == (worlds, simulations)
 
 
@@ -77,56 +80,56 @@ def test_presets_are_settings_of_real_runs(name: str) -> None:
         ({"learner": "tpu"}, "learner"),
         ({"rounds": 0}, "rounds"),
         ({"minutes": 0.5, "closing_s": 30}, "closing_s is 30 of 30 s"),
-        ({"games": True, "utility": "win", "gate": True}, "gate"),
+        ({"whole_games": True, "utility": "win", "gate": True}, "gate"),
     ],
 )
 def test_impossible_settings_are_named(settings: dict, named: str) -> None:
     with pytest.raises(ConfigError, match=named):
-        TrainConfig(**settings)
+        TrainConfig.of(**settings)
 
 
 def test_summary_of_a_run_too_short_to_learn_says_so(tmp_path: Path) -> None:
-    summary = train(TrainConfig(rounds=1, minutes=30, opponents=""), tmp_path, started=time.monotonic() - 3600)
+    summary = train(TrainConfig.of(rounds=1, minutes=30, match_opponents=""), tmp_path, started=time.monotonic() - 3600)
     assert summary["complete"] and "no checkpoint: it was over before" in describe(summary)
 
 
 @pytest.mark.parametrize("name", TRAIN_PRESETS)
 def test_resolved_settings_come_back_from_their_file(tmp_path: Path, name: str) -> None:
     config = TRAIN_PRESETS[name]
-    (tmp_path / "config.toml").write_text(to_toml(resolved(config)))
+    (tmp_path / "config.toml").write_text(to_toml(resolve_training(config).dump()))
     read, _, _ = parse(["run", "--config", str(tmp_path / "config.toml")])
-    assert read.identity() == config.identity() and resolved(read) == resolved(config)
-    assert (read.minutes, read.rounds) == (config.minutes, config.rounds)
+    assert read.identity() == config.identity() and resolve_training(read).dump() == resolve_training(config).dump()
+    assert read.length == config.length
 
 
-def test_resolved_settings_fill_batches_and_cores_where_there_is_a_search(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("engine.config", "training.config"):
-        monkeypatch.setattr(f"shmzero.{module}.has_cuda", lambda: False)
-    monkeypatch.setattr("shmzero.engine.config.cores", lambda: 3)
-    policy = resolved(TrainConfig())
-    searched = resolved(TrainConfig(targets="visits", search="3x30"))
+def test_resolved_settings_fill_batches_and_cores_where_there_is_a_search() -> None:
+    machine = Machine(cores=3, has_cuda=False)
+    policy = resolve_training(TrainConfig(), machine).dump()
+    searched = resolve_training(TrainConfig.of(targets="visits", search="3x30"), machine).dump()
     assert (policy["device"], policy["lanes"]) == ("cpu*1", 512) and policy["max_batch"] and policy["workers"]
     assert searched["device"] == "cpu*3" and searched["lanes"] < policy["lanes"]
     assert searched["lanes"] * searched["workers"] >= searched["max_batch"] / 4
-    mixed = resolved(TrainConfig(search="0,3x30"))
+    mixed = resolve_training(TrainConfig.of(search="0,3x30"), machine).dump()
     assert (mixed["device"], mixed["lanes"]) == ("auto", None)  # each stage has its own
 
 
 def test_stages_of_the_plan_change_with_every_hundred_of_its_iterations() -> None:
     config = TRAIN_PRESETS["plan"]
-    assert config.rounds is not None
+    rounds = config.length.rounds
+    assert rounds is not None
     sizes = [round(2000 + 8000 * min(i / 19, 1)) for i in range(500)]
-    assert sum(sizes) == pytest.approx(config.rounds, abs=20)
+    assert sum(sizes) == pytest.approx(rounds, abs=20)
     for hundred in range(1, 5):
         played = sum(sizes[: 100 * hundred])
-        assert config.stage((played - 50) / config.rounds) == hundred - 1
-        assert config.stage((played + 50) / config.rounds) == hundred
+        assert config.search.stage((played - 50) / rounds) == hundred - 1
+        assert config.search.stage((played + 50) / rounds) == hundred
 
 
 def test_deals_from_a_named_distribution_yield_to_a_flag() -> None:
     config, _, _ = parse(["run", "--deals-from", "broad", "--players", "3"])
-    assert (config.players, config.cards) == ("3", DEALS["broad"]["cards"]) and config.net == TrainConfig().net
-    assert parse(["run", "--deals-from=plan"])[0].players == "4:15,5:70,6:15"
+    assert (config.deals.players, config.deals.cards) == ("3", DEALS["broad"]["cards"])
+    assert config.learning == TrainConfig().learning
+    assert parse(["run", "--deals-from=plan"])[0].deals.players == "4:15,5:70,6:15"
     with pytest.raises(ConfigError, match="deals-from"):
         parse(["run", "--deals-from", "mine"])
 
@@ -135,7 +138,7 @@ def test_deals_from_a_named_distribution_yield_to_a_flag() -> None:
     ("arguments", "named"),
     [
         (["--root", "halving"], "root is 'halving' without a search"),
-        (["--seats", "maximise"], "seats"),
+        (["--opponent-model", "maximise"], "opponent_model"),
         (["--solved-cards", "8"], "solved_cards"),
         (["--targets", "visits", "--search", "2x8", "--entropy-first", "0.1"], "entropy_first"),
         (["--targets", "visits", "--search", "2x8", "--critic-net", "small"], "critic_net"),
@@ -153,7 +156,7 @@ def test_settings_that_would_do_nothing_are_refused(arguments: list[str], named:
 # --- the command -------------------------------------------------------------------------------------------------------------------
 
 QUICK = [
-    "--opponents",
+    "--match-opponents",
     "threshold",
     "--evaluate-s",
     "4",
@@ -291,7 +294,7 @@ def test_train_stages_change_the_search_and_visits_are_learned_from(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("shmzero.training.run.COMMIT_S", 0.0)  # a stage ends by what is committed
-    config = TrainConfig(minutes=None, rounds=1200, targets="visits", search="2x8:1,2x12:3", opponents="",
+    config = TrainConfig.of(minutes=None, rounds=1200, targets="visits", search="2x8:1,2x12:3", match_opponents="",
                          lanes=64, batch=128, buffer=4000, device="cpu", workers=2)  # fmt: skip
     shown: list[TrainProgress] = []
     summary = train(config, tmp_path, show=shown.append)
@@ -306,12 +309,12 @@ def test_train_stages_change_the_search_and_visits_are_learned_from(
 
 @pytest.mark.slow
 def test_train_gate_lets_through_what_beats_the_last_and_ratings_are_kept(tmp_path: Path) -> None:
-    process = begin(tmp_path, ENDLESS, "--gate", "--rate")
+    process = begin(tmp_path, ENDLESS, "--gate", "--rating")
     wait_for(lambda: committed(tmp_path) and any("gate" in line for line in metrics(tmp_path)), process)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate()
     assert process.returncode == 130, err
-    done = command(tmp_path, "--gate", "--rate", "--rounds", committed(tmp_path), "--minutes", 30, *QUICK)
+    done = command(tmp_path, "--gate", "--rating", "--rounds", committed(tmp_path), "--minutes", 30, *QUICK)
     assert done.returncode == 0, done.stderr
     lines = metrics(tmp_path)
     passed = [line["gate"]["steps"] for line in lines if "gate" in line]
@@ -326,7 +329,7 @@ def test_train_gate_lets_through_what_beats_the_last_and_ratings_are_kept(tmp_pa
     ages = [line["learner"]["replay_age_versions"] for line in lines if line.get("learner", {}).get("policy_loss")]
     # In gates passed, not in weights published; rounds may be there before the word of the weights that made them.
     assert ages and all(-1 <= age <= len(passed) for age in ages)
-    matches = MatchRunner(TrainConfig(gate=True), tmp_path)
+    matches = MatchRunner(TrainConfig.of(gate=True), tmp_path)
     matches.recall(lines)
     assert (matches.gate.best, matches.gate.best_version) == (passed[-1], len(passed))  # what a rerun starts with
     rated = [line["rating"] for line in lines if "rating" in line]
@@ -340,7 +343,7 @@ def test_gate_opens_for_a_match_won_beyond_its_interval_and_for_no_other(
 ) -> None:
     checkpoints = tmp_path / "checkpoints"
     checkpoints.mkdir()
-    matches = MatchRunner(TrainConfig(gate=True, evaluate_s=0, deals=300), tmp_path)
+    matches = MatchRunner(TrainConfig.of(gate=True, evaluate_s=0, deals=300), tmp_path)
 
     def saved(steps: int, path: Path | None = None) -> None:
         target = checkpoints / f"{steps:08d}.safetensors"
@@ -374,7 +377,7 @@ def test_gate_opens_for_a_match_won_beyond_its_interval_and_for_no_other(
 
 @pytest.mark.slow
 def test_checkpoint_plays_its_matches_once(tmp_path: Path) -> None:
-    matches = MatchRunner(TrainConfig(evaluate_s=1, deals=2, opponents="random"), tmp_path)
+    matches = MatchRunner(TrainConfig.of(evaluate_s=1, deals=2, match_opponents="random"), tmp_path)
     (tmp_path / "checkpoints").mkdir()
     matched: list[int] = []
 
@@ -465,8 +468,8 @@ def test_live_view_of_self_play_that_has_not_played_yet_has_no_rates() -> None:
 
 
 def test_meter_counts_no_time_in_which_the_fleet_waits() -> None:
-    config = SelfPlayConfig(evaluator="hash", preset="light", workers=1, lanes=20)
-    with Fleet(config, range(10**6), 10**6) as fleet:
+    config = SelfPlayConfig.of(evaluator="hash", preset="light", workers=1, lanes=20)
+    with Fleet(resolve(config), range(10**6), 10**6) as fleet:
         meter = Meter(fleet, 10**6)
         rounds = 0
 
@@ -572,7 +575,7 @@ def test_plot_without_a_run_is_one_line(tmp_path: Path) -> None:
         (["--preset", "huge"], "preset"),
         (["--batch", "0"], "batch"),
         (["--config", "missing.toml"], "missing.toml"),
-        (["--opponents", "nobody"], "nobody"),
+        (["--match-opponents", "nobody"], "nobody"),
         (["--targets", "visits"], "search"),
         pytest.param(
             ["--tensorboard"],

@@ -23,6 +23,7 @@ from shmzero.cli import terminal
 from shmzero.errors import ConfigError, RecordError, WorkerDied
 from shmzero.files import append_line, write_whole
 from shmzero.learner.algorithm import Learner
+from shmzero.learner.config import LearnerConfig
 from shmzero.learner.messages import Ready
 from shmzero.learner.state import save_state
 from shmzero.matches.messages import MatchesSpec
@@ -45,7 +46,7 @@ from tests.cli.test_bad_input import mounted
 from tests.support.processes import alive, children_of, wait_for
 from tests.support.users import forbid_memfd
 
-QUICK = ["--minutes", "30", "--opponents", "", "--lanes", "256", "--batch", "256", "--publish-s", "0.2", "--checkpoint-s", "0.5",
+QUICK = ["--minutes", "30", "--match-opponents", "", "--lanes", "256", "--batch", "256", "--publish-s", "0.2", "--checkpoint-s", "0.5",
          "--buffer", "20000", "--json"]  # fmt: skip
 
 
@@ -103,7 +104,7 @@ def test_stages_of_a_run_need_shared_memory_for_one_fleet_at_a_time(tmp_path: Pa
     for minutes in (0.3, 1, 3):  # until there was time for both
         done = mounted(
             script, sys.executable, "-m", "shmzero.train", tmp_path / "run", "--minutes", minutes, "--targets", "visits",
-            "--opponents", "", "--search", "1x4,1x8", "--device", "cpu", "--max-batch", 24576, "--json",
+            "--match-opponents", "", "--search", "1x4,1x8", "--device", "cpu", "--max-batch", 24576, "--json",
             before=forbid_memfd,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
@@ -142,7 +143,7 @@ def ended(matches: MatchRunner) -> list[str]:
 def matches_of(folder: Path, **settings: object) -> MatchRunner:
     (folder / "checkpoints").mkdir(parents=True)
     save_checkpoint(BlobNet(NetConfig(width=16, hidden=16, blocks=1)), folder / "checkpoints" / "00000001.safetensors")
-    return MatchRunner(TrainConfig(**{"deals": 2, "evaluate_s": 1} | settings), folder)  # type: ignore[arg-type]
+    return MatchRunner(TrainConfig.of(**{"deals": 2, "evaluate_s": 1} | settings), folder)  # type: ignore[arg-type]
 
 
 def test_matches_whose_process_dies_are_said_and_counted(tmp_path: Path) -> None:
@@ -195,7 +196,7 @@ def test_train_ctrl_c_in_the_last_matches_is_an_interruption(tmp_path: Path) -> 
         "300",
         "--lanes",
         "64",
-        "--opponents",
+        "--match-opponents",
         "mc900",
         "--evaluate-s",
         "0",
@@ -216,7 +217,7 @@ def test_learner_that_never_saves_its_last_state_ends_the_run_with_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("shmzero.training.learning.STOP_S", 1.0)
-    config = TrainConfig(rounds=10**9, minutes=30, lanes=64, batch=64, opponents="")
+    config = TrainConfig.of(rounds=10**9, minutes=30, lanes=64, batch=64, match_opponents="")
     stopped: list[int] = []
 
     def stop_once_it_learns() -> bool:
@@ -237,7 +238,7 @@ def test_learner_that_stands_still_is_ended_and_another_goes_on(tmp_path: Path) 
     records = [
         (unit, [record]) for unit, record in enumerate(play_rounds(HashEvaluator(), 100, SearchConfig(simulations=0)))
     ]
-    link = LearnerHandle(TrainConfig(minutes=30), tmp_path)
+    link = LearnerHandle(LearnerConfig(net="quick", learner="cpu"), tmp_path)
     link.start(0.0, 0, refill=False)
     try:
         wait_for(lambda: not link.poll() or bool(link.events))
@@ -269,7 +270,9 @@ def test_learner_that_stands_still_while_self_play_waits_for_it_is_replaced(
         return real(link, 2.0 if stopped else stall_s, behind)
 
     monkeypatch.setattr(LearnerHandle, "kill_stalled", soon)
-    config = TrainConfig(rounds=10**9, minutes=30, lanes=256, batch=4096, buffer=20_000, replay_ratio=100, opponents="")
+    config = TrainConfig.of(
+        rounds=10**9, minutes=30, lanes=256, batch=4096, buffer=20_000, replay_ratio=100, match_opponents=""
+    )
     said: list[str] = []
     stopped: list[int] = []
 
@@ -320,7 +323,7 @@ def test_ratings_that_cannot_be_written_are_said_in_one_line(tmp_path: Path) -> 
 @pytest.mark.slow
 def test_run_is_over_when_every_opponents_last_match_and_the_rating_are_kept(tmp_path: Path) -> None:
     matches_of(tmp_path)
-    config = TrainConfig(opponents="threshold,random", rate=True)
+    config = TrainConfig.of(match_opponents="threshold,random", rating=True)
 
     def judged(line: dict) -> bool:
         append_line(RunFolder(tmp_path).metrics, {"elapsed_s": 1.0} | line)
@@ -371,7 +374,7 @@ def test_checkpoint_of_another_feature_version_is_one_line(tmp_path: Path, capsy
 
 
 def test_learner_state_of_another_feature_version_is_one_line(tmp_path: Path) -> None:
-    config = TrainConfig(rounds=500)
+    config = TrainConfig().learner_config()
     save_state(Learner(config, "cpu"), tmp_path / "learner.safetensors", {"rows": 0})
     of_other_features(tmp_path / "learner.safetensors")
     done = subprocess.run(
@@ -386,7 +389,7 @@ def test_learner_state_of_another_feature_version_is_one_line(tmp_path: Path) ->
 def test_run_of_other_settings_names_what_both_commands_have(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    RecordWriter(tmp_path, TrainConfig(seed=1).identity()).close()
+    RecordWriter(tmp_path, TrainConfig.of(seed=1).identity()).close()
     assert train.main([str(tmp_path), "--seed", "2"]) == 2
     line = one_line(capsys.readouterr().err)
     assert "seed: 1 there, 2 now" in line and "another folder" in line and "--out" not in line
@@ -396,11 +399,11 @@ def test_run_of_other_settings_names_what_both_commands_have(
 def test_run_from_before_a_setting_goes_on_where_it_is_off(tmp_path: Path) -> None:
     before = TrainConfig().identity()
     assert not {"redeals", "neurd_share"} & before.keys()
-    assert "redeals" not in TrainConfig(targets="visits", search="2x8", redeals=3).identity()
+    assert "redeals" not in TrainConfig.of(targets="visits", search="2x8", redeals=3).identity()
     RecordWriter(tmp_path, before).close()
     for settings in ({"redeals": 3}, {"neurd_share": 0.5}):
         with pytest.raises(ConfigError, match=r"(redeals|neurd_share): None there, (3|0\.5) now"):
-            RecordWriter(tmp_path, TrainConfig(**settings).identity())
+            RecordWriter(tmp_path, TrainConfig.of(**settings).identity())
 
 
 @pytest.mark.parametrize(
@@ -432,7 +435,7 @@ def test_training_that_cannot_begin_leaves_nothing_behind(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(terminal.Terminal, "PLAIN_S", math.inf)  # however long the processes take to be loaded
-    assert train.main([str(tmp_path / "new" / "run"), "--others", "oldr:0.2", *QUICK]) == 2
+    assert train.main([str(tmp_path / "new" / "run"), "--opponent-pool", "oldr:0.2", *QUICK]) == 2
     assert "oldr" in one_line(capsys.readouterr().err) and list(tmp_path.iterdir()) == []
 
 
@@ -440,7 +443,7 @@ def test_training_that_cannot_begin_leaves_nothing_behind(
 def test_time_of_a_run_begins_with_its_call_and_not_with_the_program(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = TrainConfig(minutes=30, opponents="")
+    config = TrainConfig.of(minutes=30, match_opponents="")
     long_ago = time.monotonic() - 1e6
     monkeypatch.setattr(train, "STARTED", long_ago)
     assert not training_run.train(config, tmp_path / "called", stopped=lambda: True)["complete"]
@@ -448,7 +451,7 @@ def test_time_of_a_run_begins_with_its_call_and_not_with_the_program(
 
 
 def test_training_without_room_for_its_files_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "shmzero.train", str(tmp_path / "run"), "--opponents", ""]
+    command = [sys.executable, "-m", "shmzero.train", str(tmp_path / "run"), "--match-opponents", ""]
     for files in (9, 14, 20):  # of the learner's sockets, of its process, of the fleet
         done = subprocess.run(
             ["bash", "-c", f'ulimit -n {files}; exec "$@"', "bash", *command], capture_output=True, text=True

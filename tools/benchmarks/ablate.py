@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from shmzero.engine.plan import plan_fleet
+from shmzero.engine.plan import resolve
 from shmzero.machine import cores
 from shmzero.mcts.config import PRESETS
 from tools.benchmarks.engines import device_spec, engine_options, in_turns, settings_of
@@ -32,22 +32,22 @@ ABLATIONS: dict[str, dict[str, Any]] = {
 def measure(given: argparse.Namespace) -> list[Result]:
     """What each measure brings: the engine with it switched off, against the whole engine, in turns."""
     whole = settings_of(given)
-    plan = plan_fleet(whole, 10**6)
+    plan = resolve(whole).for_units(10**6)
     changes = dict(ABLATIONS)
     if plan.spin_us > 0:
         changes["no busy waiting"] = {"spin_us": 0.0}
     else:
         changes["50 us of busy waiting"] = {"spin_us": 50.0}
-    if "cpu" not in whole.devices():
+    if "cpu" not in plan.devices:
         del changes["one inference process, all cores its threads"]
-    without, left = hidden_allocators("cpu" not in whole.devices())
+    without, left = hidden_allocators("cpu" not in plan.devices)
     engines = {"engine": whole} | {name: settings_of(given, **change) for name, change in changes.items()}
     measured = in_turns(given, engines | dict.fromkeys(without, whole), without)
     engine = measured.pop("engine")
     results = [engine.result("engine", "evaluations/s")]
     results += [ratio(name, spread, engine) for name, spread in measured.items()]
-    if whole.evaluator == "net":
-        with Pool(layouts(whole.devices(), cores())[-1], device_spec(whole, plan.max_batch)) as pool:
+    if whole.net.evaluator == "net":
+        with Pool(layouts(plan.devices, cores())[-1], device_spec(whole, plan.max_batch)) as pool:
             results += serving_costs(pool, given.repeats, 0.5 if given.quick else 2.0)
         results += thread_costs(given.repeats, 0.5 if given.quick else 2.0)
     return results + left

@@ -19,6 +19,7 @@ from typing import Any
 
 from shmzero.engine.config import SelfPlayConfig
 from shmzero.engine.fleet import Fleet
+from shmzero.engine.plan import resolve
 from shmzero.inference.messages import DeviceSpec
 from shmzero.machine import cores
 from shmzero.nets.config import NETS
@@ -40,7 +41,7 @@ def settings_of(given: argparse.Namespace, **changes: Any) -> SelfPlayConfig:
         "checkpoint": None,
     }
     chosen = {name: getattr(given, name, default) for name, default in options.items()}
-    return SelfPlayConfig(**(chosen | {"stall_s": 86_400.0} | changes))
+    return SelfPlayConfig.of(**(chosen | {"stall_s": 86_400.0} | changes))
 
 
 def device_spec(config: SelfPlayConfig, max_batch: int) -> DeviceSpec:
@@ -49,11 +50,11 @@ def device_spec(config: SelfPlayConfig, max_batch: int) -> DeviceSpec:
         device="cpu",
         max_batch=max_batch,
         threads=1,
-        evaluator=config.evaluator,
-        precision=config.precision,
-        compile=config.compile,
-        checkpoint=str(config.checkpoint) if config.checkpoint else None,
-        net=NETS[config.net],
+        evaluator=config.net.evaluator,
+        precision=config.inference.precision,
+        compile=config.inference.compile,
+        checkpoint=str(config.net.checkpoint) if config.net.checkpoint else None,
+        net=NETS[config.net.net],
         seed=config.seed,
     )
 
@@ -87,7 +88,7 @@ class Engine:
         self._stack = ExitStack()
         hidden = {name: os.environ.pop(name) for name in without if name in os.environ}
         try:
-            self.fleet = self._stack.enter_context(Fleet(config, iter(range(10**9)), 10**6))
+            self.fleet = self._stack.enter_context(Fleet(resolve(config), iter(range(10**9)), 10**6))
         finally:
             os.environ.update(hidden)
         self.rounds = 0

@@ -17,6 +17,7 @@ from typing import Any
 
 from shmzero import _core
 from shmzero.engine.config import SelfPlayConfig
+from shmzero.engine.plan import resolve
 from shmzero.errors import ConfigError, WorkerDied
 from shmzero.inference.messages import DeviceSpec
 from shmzero.machine import cores
@@ -134,13 +135,13 @@ class Roofline:
 
     def __init__(self, config: SelfPlayConfig, max_batch: int, seconds: float) -> None:
         """Starts a pool of each layout, finds the best of layouts and batch sizes, keeps that one."""
-        cuda = any(name != "cpu" for name in config.devices())
+        cuda = any(name != "cpu" for name in resolve(config).devices)
         sizes = (max_batch // 2, max_batch) if cuda else (256, 512, 1024, 2048)
         spec = device_spec(config, sizes[-1])
         best: tuple[float, Pool | None, int] = (0.0, None, 0)
         self.tried: dict[str, float] = {}
         self._pool: Pool | None = None
-        for layout in layouts(config.devices(), cores()):
+        for layout in layouts(resolve(config).devices, cores()):
             pool = Pool(layout, spec)
             for rows in sizes:
                 rate = pool.measure(rows, seconds)

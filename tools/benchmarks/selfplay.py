@@ -18,7 +18,7 @@ from typing import Any
 
 from shmzero import SearchConfig, _core, play_rounds
 from shmzero.engine.config import SelfPlayConfig
-from shmzero.engine.plan import plan_fleet
+from shmzero.engine.plan import resolve
 from shmzero.errors import ConfigError, WorkerDied
 from shmzero.machine import cores
 from shmzero.mcts.config import PRESETS
@@ -41,16 +41,16 @@ def measure(given: argparse.Namespace) -> list[Result]:
     with ExitStack() as stack:
         rivals: dict[str, Callable[[int], float]] = {}
         for number, config in enumerate(configs):
-            summary = command(dataclasses.replace(config, rounds=given.rounds))
-            if not number and config.evaluator == "net":
+            summary = command(config.but(rounds=given.rounds))
+            if not number and config.net.evaluator == "net":
                 # After the first run: its one line is for a device that is not there.
-                roofline = Roofline(config, plan_fleet(config, 10**6).max_batch, 0.5 if given.quick else 1.0)
+                roofline = Roofline(config, resolve(config).for_units(10**6).max_batch, 0.5 if given.quick else 1.0)
                 stack.callback(roofline.close)
                 rivals[ROOFLINE] = partial(_measure_roofline, roofline, seconds)
                 if given.before:
                     rivals |= rivals_before(stack, given, configs, seconds / 2)
                 results.append(Result("roofline of", roofline.name()))
-            name = config.preset
+            name = config.search.preset
             results += [
                 Result(f"{name}: rounds of the run", float(summary["new_rounds"])),
                 Result(f"{name}: from the command on", summary["rounds_per_min"], "rounds/min"),
@@ -78,7 +78,7 @@ def command(config: SelfPlayConfig) -> dict[str, Any]:
         settings.write_text(to_toml({name: value for name, value in dataclasses.asdict(config).items()
                                      if name not in ("out", "json", "checkpoint")}))  # fmt: skip
         flags = ["--config", str(settings), "--out", str(Path(folder) / "run"), "--json"]
-        flags += ["--checkpoint", str(config.checkpoint)] if config.checkpoint else []
+        flags += ["--checkpoint", str(config.net.checkpoint)] if config.net.checkpoint else []
         done = subprocess.run([sys.executable, "-m", "shmzero.selfplay", *flags],
                               capture_output=True, text=True)  # fmt: skip
         if done.returncode:
@@ -94,9 +94,9 @@ def rivals_before(
 ) -> dict[str, Callable[[int], float]]:
     """What the engine replaces, on this machine: one round a process, eager float32, rows by message."""
     workers = given.workers or 2 * cores()
-    searches = [config.search() for config in configs]
+    searches = [config.search_config() for config in configs]
     ways = {
-        way: stack.enter_context(before.Before(way, searches, workers, given.net, configs[0].devices()[0]))
+        way: stack.enter_context(before.Before(way, searches, workers, given.net, resolve(configs[0]).devices[0]))
         for way in before.WAYS
     }
     return {way: partial(_measure_before, running, seconds) for way, running in ways.items()}
@@ -113,7 +113,9 @@ def _measure_before(running: before.Before, seconds: float, which: int) -> float
 def decisions_per_round(config: SelfPlayConfig) -> float:
     """Searched decisions of a round: a matter of the rules far more than of who plays."""
     search = SearchConfig(determinizations=1, simulations=4)
-    records = play_rounds(HashEvaluator(), 400, search, players=config.players, cards=config.cards, trump=config.trump)
+    records = play_rounds(
+        HashEvaluator(), 400, search, players=config.deals.players, cards=config.deals.cards, trump=config.deals.trump
+    )
     return statistics.mean(len(_core.decode_record(record)["searched"]) for record in records)
 
 
@@ -121,7 +123,7 @@ def steady(
     config: SelfPlayConfig, seconds: float, repeats: int, rivals: Mapping[str, Callable[[], float]]
 ) -> list[Result]:
     """All lanes busy, in turns with the roofline and with what the engine replaces; ratios within repeats."""
-    name = config.preset
+    name = config.search.preset
     with Engine(config) as engine:
         engine.warm_up(seconds)
         rates: list[Rates] = []
@@ -185,7 +187,7 @@ def write_table(path: Path, results: Sequence[Result], given: argparse.Namespace
     """A row for each preset; empty where a figure does not apply."""
     found = {result.name: result.value for result in results}
     found["medium: roofline_share"] = found.get("roofline_share", "")
-    devices = device_text(settings_of(given).devices())
+    devices = device_text(resolve(settings_of(given)).devices)
     with path.open("w", newline="") as file:
         table = csv.writer(file)
         table.writerow(["preset", "device", *COLUMNS])

@@ -11,6 +11,7 @@ from collections import deque
 from dataclasses import replace
 from pathlib import Path
 
+from shmzero.engine.plan import resolve
 from shmzero.inference.device import BatchDevice
 from shmzero.inference.factory import make_device
 from shmzero.inference.messages import DeviceSpec
@@ -75,7 +76,7 @@ def unfolded_rows_per_s(device: BatchDevice, rows: int, seconds: float) -> float
 
 def device_name(given: argparse.Namespace) -> str:
     """The device, or the first of several; `auto` is what self-play takes."""
-    return str(settings_of(given).devices()[0])
+    return str(resolve(settings_of(given)).devices[0])
 
 
 def precisions(device: str) -> list[str]:

@@ -8,6 +8,7 @@ import time
 from contextlib import ExitStack
 
 from shmzero.engine.fleet import Fleet
+from shmzero.engine.plan import resolve
 from shmzero.machine import cores
 from shmzero.mcts.config import PRESETS
 from tools.benchmarks.engines import device_spec, engine_options, settings_of
@@ -19,12 +20,12 @@ from tools.benchmarks.roofline import Pool, layouts
 def measure(given: argparse.Namespace) -> list[Result]:
     """Runs of few rounds, from the first request to the last answer, against what their rows allow."""
     config = settings_of(given, rounds=given.rounds)
-    rows = given.rounds * config.search().to_core().rows_per_step(config.play_settings().most_players)
+    rows = given.rounds * config.search_config().to_core().rows_per_step(config.play_settings().most_players)
     walls: list[float] = []
 
     def play() -> float:
         start = time.monotonic()
-        with Fleet(config, iter(range(given.rounds)), given.rounds) as fleet:
+        with Fleet(resolve(config), iter(range(given.rounds)), given.rounds) as fleet:
             while not fleet.counters()["rows"]:
                 fleet.poll(0.002)
             first = time.monotonic()
@@ -36,7 +37,7 @@ def measure(given: argparse.Namespace) -> list[Result]:
     with ExitStack() as stack:
         pools = [
             stack.enter_context(Pool(layout, device_spec(config, rows)))
-            for layout in layouts(config.devices(), cores())
+            for layout in layouts(resolve(config).devices, cores())
         ]
 
         def serve() -> float:

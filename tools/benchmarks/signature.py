@@ -18,7 +18,7 @@ def measure(given: argparse.Namespace) -> list[Result]:
     total = hashlib.sha256()
     with tempfile.TemporaryDirectory() as folder:
         for leaves in (1, 4):
-            config = SelfPlayConfig(
+            config = SelfPlayConfig.of(
                 rounds=100,
                 preset="light",
                 evaluator="hash",

@@ -128,12 +128,12 @@ def _finished(folder: Path) -> list[Result]:
 
 
 def _matches(folder: Path, given: argparse.Namespace, names: Sequence[str], seed: int) -> list[Result]:
-    config = TrainConfig(**read_train_toml(RunFolder(folder).config))
+    config = TrainConfig.of(**read_train_toml(RunFolder(folder).config))
     played: dict[str, Any] = {
-        "players": config.players,
-        "cards": config.cards,
-        "trump": config.trump,
-        "games": config.games,
+        "players": config.deals.players,
+        "cards": config.deals.cards,
+        "trump": config.deals.trump,
+        "games": config.deals.whole_games,
     }
     policy, searched = (make_agent(f"{folder}:{how}") for how in ("policy", given.search))
     bots = [(bot, make_agent(bot)) for bot in names]

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from shmzero.engine.plan import plan_fleet
+from shmzero.engine.plan import resolve
 from shmzero.machine import cores
 from shmzero.mcts.config import PRESETS
 from shmzero.settings import to_toml
@@ -21,15 +21,15 @@ from tools.benchmarks.roofline import layouts
 def measure(given: argparse.Namespace) -> list[Result]:
     """Finds the settings of a machine by trying one after the other; writes them for selfplay --config."""
     config = settings_of(given)
-    plan = plan_fleet(config, 10**6)
+    plan = resolve(config).for_units(10**6)
     cuda = any(name != "cpu" for name in plan.devices)
     results: list[Result] = []
     chosen: dict[str, Any] = {}
     devices = [given.device]
-    if given.device == "auto" and not cuda and config.evaluator == "net":
+    if given.device == "auto" and not cuda and config.net.evaluator == "net":
         devices = [f"cpu*{len(layout.devices)}" for layout in layouts(["cpu"], cores())]
         chosen["device"] = tried_in_turns(given, {"max_batch": plan.max_batch}, "device", devices, results)
-        plan = plan_fleet(settings_of(given, **chosen), 10**6)
+        plan = resolve(settings_of(given, **chosen)).for_units(10**6)
     choices: dict[str, list[Any]] = {
         "max_batch": [2048, 4096, 8192, 16384] if cuda else [512, 1024, 2048],
         "workers": sorted({max(1, plan.workers // 2), plan.workers, 2 * plan.workers}),
@@ -40,13 +40,13 @@ def measure(given: argparse.Namespace) -> list[Result]:
     chosen |= {
         "max_batch": plan.max_batch,
         "workers": plan.workers,
-        "slots": config.slots,
-        "timeout_ms": config.timeout_ms,
+        "slots": config.processes.slots,
+        "timeout_ms": config.inference.timeout_ms,
         "lanes": None,
     }
     for name, values in choices.items():
         if name == "lanes":  # about what so many rows, workers and slots come to
-            lanes = plan_fleet(settings_of(given, **chosen), 10**6).lanes
+            lanes = resolve(settings_of(given, **chosen)).for_units(10**6).lanes
             values += [max(chosen["slots"], lanes // 2), lanes, 2 * lanes]
         chosen[name] = tried_in_turns(given, chosen, name, values, results)
     results += [Result(f"chosen: {name}", str(value)) for name, value in chosen.items()]
@@ -69,18 +69,18 @@ def tried_in_turns(
 def tuned_settings(given: argparse.Namespace, chosen: dict[str, Any]) -> dict[str, Any]:
     """All that `selfplay --config` needs to run what was measured."""
     config = settings_of(given, **chosen)
-    plan = plan_fleet(config, 10**6)
+    plan = resolve(config).for_units(10**6)
     settings: dict[str, Any] = {
-        "preset": config.preset,
-        "evaluator": config.evaluator,
-        "net": config.net,
-        "precision": config.precision,
+        "preset": config.search.preset,
+        "evaluator": config.net.evaluator,
+        "net": config.net.net,
+        "precision": config.inference.precision,
         "device": device_text(plan.devices),
     }
     if set(plan.devices) == {"cpu"}:
         settings["inference_threads"] = plan.threads
-    if config.checkpoint:
-        settings["checkpoint"] = str(config.checkpoint.resolve())
+    if config.net.checkpoint:
+        settings["checkpoint"] = str(config.net.checkpoint.resolve())
     return chosen | settings
 
 
