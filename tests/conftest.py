@@ -1,4 +1,7 @@
-"""Fixtures that several test files share, and which tests run: those marked `slow` with --slow alone."""
+"""Fixtures that several test files share, and which tests run: those marked `slow` with --slow alone.
+
+A test is slow as well where it needs what takes long to make.
+"""
 
 import signal
 from collections.abc import Iterator
@@ -11,6 +14,8 @@ from tests.support.services import client, name, rng, server
 
 __all__ = ["cache", "client", "name", "processes", "rng", "server", "signals"]
 
+SLOW_FIXTURES = {"cache", "fitted", "trained"}
+"""A compiled network, a network fitted to searches, a training run."""
 LEFT_OUT = pytest.StashKey[int]()
 """How many slow tests this session does not run."""
 
@@ -19,8 +24,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--slow", action="store_true", help="run the tests that are marked slow as well")
 
 
+@pytest.hookimpl(tryfirst=True)  # before -m is looked at
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave slow tests out, unless --slow, -m or the very name of a test asks for them."""
+    for item in items:
+        if SLOW_FIXTURES & set(getattr(item, "fixturenames", ())):
+            item.add_marker("slow")
     if config.getoption("--slow") or config.getoption("-m") or any("::" in word for word in config.args):
         return
     slow = [item for item in items if item.get_closest_marker("slow")]

@@ -301,6 +301,7 @@ def test_learner_that_stands_still_while_self_play_waits_for_it_is_replaced(
     assert summary["self_play_waits"] > 0.2 and summary["learner_waits"] < 0.8
 
 
+@pytest.mark.slow
 def test_damaged_record_ends_training_with_one_line(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "shmzero.train", str(tmp_path / "run"), *QUICK]
     assert subprocess.run([*command, "--rounds", "300"], capture_output=True).returncode == 0
