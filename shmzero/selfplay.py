@@ -34,7 +34,7 @@ def parser(asked: SelfPlayConfig | None = None, everything: bool = True) -> Pars
     """The command's parser; `asked`: settings whose help it shows."""
     found = settings_parser(
         "python -m shmzero.selfplay",
-        "Plays Blob against itself and records the rounds. No option is required; flags override --config.",
+        "Plays Blob against itself and records the rounds. No option is required;\nflags override --config.",
         EXAMPLES,
         SelfPlayConfig,
         asked,

@@ -31,7 +31,7 @@ def parse(arguments: list[str] | None) -> ServeConfig:
     def parser(asked: ServeConfig | None = None, everything: bool = True) -> Parser:
         return settings_parser(
             "python -m shmzero.serve",
-            "Serves a model to every program of this machine over shared memory. Ctrl-C ends it.",
+            "Serves a model to every program of this machine over shared memory.\nCtrl-C ends it.",
             EXAMPLES,
             ServeConfig,
             asked,

@@ -53,8 +53,8 @@ def parser(asked: TrainConfig | None = None, everything: bool = True) -> Parser:
     """The command's parser; `asked`: settings whose help it shows."""
     found = settings_parser(
         "python -m shmzero.train",
-        "Trains an agent; RUN is its folder, and an unfinished run there is continued.\n"
-        "Flags override --deals-from, which overrides --config, which overrides --preset.",
+        "Trains an agent; RUN is its folder, and an unfinished run is continued.\n"
+        "Flags override --deals-from, that overrides --config, and that --preset.",
         EXAMPLES,
         TrainConfig,
         asked,

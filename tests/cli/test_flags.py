@@ -105,3 +105,43 @@ def test_flags_that_the_help_names_are_among_those_that_stay(
 
 def test_flags_are_listed_for_every_benchmark() -> None:
     assert {f"bench {name}" for name in (*bench.BENCHMARKS, "report", "all")} <= set(FLAGS)
+
+
+def test_package_lists_the_commands_that_there_are(capsys: pytest.CaptureFixture[str]) -> None:
+    from shmzero.__main__ import main
+
+    assert main([]) == 0
+    named = re.findall(r"^  python -m shmzero\.(\w+) +\w", capsys.readouterr().out, re.MULTILINE)
+    assert set(named) == PARSERS.keys()
+    assert main(["selfplay"]) == 2
+
+
+@pytest.mark.parametrize("command", ["selfplay", "train", "serve"])
+@pytest.mark.parametrize("columns", [80, 120])
+def test_help_fits_the_terminal_and_shows_each_default_once(
+    command: str, columns: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    lengths = {}
+    for flag in ("--help", "--help-all"):
+        with pytest.raises(SystemExit):
+            PARSERS[command]([flag])
+        shown = capsys.readouterr().out
+        options, _, _ = shown.partition("examples:")
+        lengths[flag] = len(options.splitlines())
+        assert max(map(len, options.splitlines())) < columns
+        assert "None" not in options and "{None}" not in options
+        for option in re.split(r"\n  (?=-)", options)[1:]:
+            assert option.count("(default") <= 1, option
+    assert lengths["--help"] < lengths["--help-all"]
+
+
+def test_old_flags_and_keys_are_named_with_their_new_ones(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "old.toml").write_text('seats = "maximise"\nsearch = "3x30"\n')
+    found, _, _ = train.parse(["run", "--config", str(tmp_path / "old.toml"), "--opponents", "mc90", "--no-games"])
+    assert (found.search.opponents, found.matches.match_opponents) == ("maximise", "mc90")
+    assert capsys.readouterr().err.splitlines() == [
+        "note: --opponents is called --match-opponents now",
+        "note: --no-games is called --no-whole-games now",
+        f"note: seats in {tmp_path / 'old.toml'} is called opponent_model now",
+    ]
