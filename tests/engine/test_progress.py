@@ -17,8 +17,7 @@ class Clocked:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 100.0
         self.waits = False
-        self.config = SelfPlayConfig()
-        self.plan = SimpleNamespace(devices=["cpu"], workers=1)
+        self.plan = SimpleNamespace(config=SelfPlayConfig(), devices=["cpu"], workers=1)
         self._counters = dict.fromkeys(("rows", "batches", "decisions", "busy_ns", "worker_busy_ns"), 0)
         monkeypatch.setattr("time.monotonic", lambda: self.now)
 

@@ -157,7 +157,7 @@ def test_matches_whose_process_dies_are_said_and_counted(tmp_path: Path) -> None
 
 def test_opponent_whose_file_has_gone_is_said_counted_and_met_again_when_it_is_back(tmp_path: Path) -> None:
     gone = tmp_path / "gone.safetensors"
-    matches = matches_of(tmp_path, opponents=str(gone))
+    matches = matches_of(tmp_path, match_opponents=str(gone))
     matches.poll(2.0, print)
     (line,) = ended(matches)
     assert "gone.safetensors" in line and matches.failures == 1
@@ -314,7 +314,7 @@ def test_damaged_record_ends_training_with_one_line(tmp_path: Path) -> None:
 
 
 def test_ratings_that_cannot_be_written_are_said_in_one_line(tmp_path: Path) -> None:
-    matches = matches_of(tmp_path, opponents="", rate=True)
+    matches = matches_of(tmp_path, match_opponents="", rating=True)
     (tmp_path / "ratings.json").mkdir()
     matches.poll(2.0, print)
     (line,) = ended(matches)
