@@ -239,13 +239,13 @@ def test_run_takes_what_an_interpreter_lacks_from_a_folder_of_wheels(copy: Path,
     (site / "torch" / "__init__.py").write_text("__version__ = '2.11.0'\n")
     wheels = tmp_path / "wheels"
     wheels.mkdir()
-    for name in ("numpy", "posix_ipc", "safetensors", "rich", "tyro", "pytest", "pytest_timeout", "hypothesis"):
+    for name in ("numpy", "posix_ipc", "safetensors", "rich", "pytest", "pytest_timeout", "hypothesis"):
         wheel(wheels, name, {f"{name}/__init__.py": ""})
     wheel(wheels, "setuptools", {"setuptools/__init__.py": SETUPTOOLS})
     wheel(wheels, "pybind11", {"pybind11/__init__.py": "", "pybind11/setup_helpers.py": HELPERS})
     environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "PIP_INDEX_URL": "http://127.0.0.1:9/simple",
                    "PIP_CONFIG_FILE": "/dev/null", "SHMZERO_PYTHON": str(tmp_path / "bare/bin/python")}  # fmt: skip
-    command = [str(copy / "env" / "run"), "python", "-c", "import tyro, torch; print(tyro.__file__, torch.__file__)"]
+    command = [str(copy / "env" / "run"), "python", "-c", "import rich, torch; print(rich.__file__, torch.__file__)"]
     result = subprocess.run(command, capture_output=True, text=True, timeout=120,
                             env=environment | {"SHMZERO_WHEELS": str(wheels)})  # fmt: skip
     assert result.returncode == 0, result.stderr

@@ -147,7 +147,7 @@ def test_names_that_programs_import_are_where_they_were() -> None:
 
 def test_worker_process_loads_neither_torch_nor_what_it_does_not_need() -> None:
     found = loaded_after("import shmzero.engine.worker")
-    assert not found & {"torch", "rich", "tyro", "sqlite3", "shmzero.engine.fleet", "shmzero.service.server"}
+    assert not found & {"torch", "rich", "sqlite3", "shmzero.engine.fleet", "shmzero.service.server"}
 
 
 def includes(name: str) -> set[str]:
