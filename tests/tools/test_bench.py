@@ -77,7 +77,7 @@ def test_old_names_of_flags_are_taken_and_named(tmp_path: Path, capsys: pytest.C
     file = tmp_path / "x"
     given = tools_bench.parser().parse_args(["short", "--games", "7", "--json", str(file)])
     assert (given.rounds, given.save, given.json) == (7, file, False)
-    said = ["note: --games is called --rounds now", "note: --json is called --save now"]
+    said = ["note: --games is called --rounds now", "note: --json with a file is called --save now"]
     assert capsys.readouterr().err.splitlines() == said
     assert with_new_names(["--games=7", f"--json={file}", "--json"]) == ["--rounds=7", f"--save={file}", "--json"]
     assert capsys.readouterr().err.splitlines() == said

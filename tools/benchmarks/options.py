@@ -12,11 +12,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from shmzero.cli.flags import Parser
+from shmzero.cli.flags import Parser, renamed_words
 from tools.benchmarks.measure import Result
 
-RENAMED = {"--games": "--rounds", "--opponents": "--match-opponents"}
-"""Flags by the names that they had; these are taken as well, and a line on standard error has the new one."""
+OLD_NAMES = {"games": "rounds", "opponents": "match_opponents"}
+"""Options by the names that they had; these are taken as well, and a line on standard error has the new one."""
 
 
 class ToolParser(Parser):
@@ -31,15 +31,12 @@ class ToolParser(Parser):
 
 def with_new_names(words: Sequence[str]) -> list[str]:
     """The words with today's names of flags; says on standard error which old ones were there."""
-    found = list(words)
-    for at, word in enumerate(words):
+    found = renamed_words(words, OLD_NAMES)
+    for at, word in enumerate(found):
         name, equals, value = word.partition("=")
-        new = RENAMED.get(name)
-        if name == "--json" and (equals or names_a_new_file(words[at + 1 : at + 2])):
-            new = "--save"  # --json once took the file
-        if new:
-            found[at] = new + equals + value
-            print(f"note: {name} is called {new} now", file=sys.stderr)
+        if name == "--json" and (equals or names_a_new_file(found[at + 1 : at + 2])):
+            found[at] = "--save" + equals + value
+            print("note: --json with a file is called --save now", file=sys.stderr)
     return found
 
 
