@@ -42,6 +42,7 @@ from shmzero.training import run as training_run
 from shmzero.training.config import TrainConfig
 from shmzero.training.learner_handle import LearnerHandle
 from shmzero.training.match_runner import MatchRunner
+from shmzero.training.plan import resolve_training
 from tests.cli.test_bad_input import mounted
 from tests.support.processes import alive, children_of, wait_for
 from tests.support.users import forbid_memfd
@@ -324,13 +325,13 @@ def test_ratings_that_cannot_be_written_are_said_in_one_line(tmp_path: Path) -> 
 @pytest.mark.slow
 def test_run_is_over_when_every_opponents_last_match_and_the_rating_are_kept(tmp_path: Path) -> None:
     matches_of(tmp_path)
-    config = TrainConfig.of(match_opponents="threshold,random", rating=True)
+    plan = resolve_training(TrainConfig.of(match_opponents="threshold,random", rating=True))
 
     def judged(line: dict) -> bool:
         append_line(RunFolder(tmp_path).metrics, {"elapsed_s": 1.0} | line)
-        with run_folder(tmp_path, config.identity()) as writer:
+        with run_folder(tmp_path, plan.config.identity()) as writer:
             return training_run.Run(
-                config, tmp_path, writer, print, lambda progress: None, lambda: False, 0.0
+                plan, tmp_path, writer, print, lambda progress: None, lambda: False, 0.0
             )._last_matches_are_kept()
 
     found = [judged({"match": {"opponent": name, "mode": mode, "steps": steps}}) for name, mode, steps in (
