@@ -75,7 +75,7 @@ def command(config: SelfPlayConfig) -> dict[str, Any]:
     """
     with tempfile.TemporaryDirectory() as folder:
         settings = Path(folder) / "run.toml"
-        settings.write_text(to_toml({name: value for name, value in dataclasses.asdict(config).items()
+        settings.write_text(to_toml({name: value for name, value in config.flat().items()
                                      if name not in ("out", "json", "checkpoint")}))  # fmt: skip
         flags = ["--config", str(settings), "--out", str(Path(folder) / "run"), "--json"]
         flags += ["--checkpoint", str(config.net.checkpoint)] if config.net.checkpoint else []
