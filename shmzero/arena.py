@@ -1,9 +1,6 @@
-"""Matches between agents by duplicate deals, and `python -m shmzero.arena`, the command for them.
+"""`python -m shmzero.arena`: matches and ratings of agents, and `play_match` for programs.
 
-An agent is a built-in opponent, a checkpoint with or without search, or any evaluator with a
-SearchConfig. Every deal is played once in each rotation of the seats, so that luck of the cards falls
-on all alike; the deal is the unit of every interval. The rounds are played by csrc/play/match.h. Ratings of
-more than two agents are matches/rating.py.
+The matches are matches/duplicate.py, who plays them matches/agents.py.
 """
 
 from __future__ import annotations
@@ -30,6 +27,8 @@ from shmzero.mcts.config import SearchConfig
 from shmzero.runs.checkpoints import newest_checkpoint
 from shmzero.settings import check_number
 
+__all__ = ["main", "parse", "play_match"]
+
 EXAMPLES = """examples:
   python -m shmzero.arena mc90 threshold random               mc90 against each of the others
   python -m shmzero.arena runs/a/net.safetensors mc900 --deals 1000 --mode both
@@ -37,9 +36,6 @@ EXAMPLES = """examples:
   python -m shmzero.arena threshold random --whole-games --cards 7 --deals 20
   python -m shmzero.arena --rating random threshold mc90 mc900 --deals 500 --out runs/ratings
   python -m shmzero.arena --exploit runs/a --minutes 3        what a fresh seat learns to gain from copies of it"""
-
-
-# --- the command ------------------------------------------------------------------------------------
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:

@@ -1,4 +1,4 @@
-"""python -m shmzero.records: lists the records of a run folder."""
+"""`python -m shmzero.records`: shows the records of a run folder; and `Records`, their reader, for programs."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from shmzero.cli.flags import Parser
 from shmzero.errors import ConfigError, RecordError
 from shmzero.game.notation import show
 from shmzero.runs.records import Records
+
+__all__ = ["Records", "main"]
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -138,9 +138,9 @@ def test_every_name_of_the_package_is_loaded_when_it_is_asked_for() -> None:
 
 
 def test_names_that_programs_import_are_where_they_were() -> None:
-    from shmzero.arena import play_match  # type: ignore[attr-defined]
+    from shmzero.arena import play_match
     from shmzero.evaluators import HashEvaluator, LoadedNetwork, NetEvaluator, UniformEvaluator, load_network
-    from shmzero.records import Records  # type: ignore[attr-defined]
+    from shmzero.records import Records
 
     assert all((play_match, HashEvaluator, LoadedNetwork, NetEvaluator, UniformEvaluator, load_network, Records))
 
