@@ -35,7 +35,8 @@ class Batches:
         check_finite: bool,
         on_failure: Callable[[ModelFailed], object],
     ) -> None:
-        """`on_failure` is called once for each failure. Where it raises, the requests stay unanswered.
+        """`on_failure` is called once for each failure, before anybody is told of it. Where it raises, the requests
+        stay unanswered.
 
         `timeout_ms`: how long a batch waits for further rows. `spin_us`: how long `gather` spins before it sleeps.
         With `check_finite` a request whose answer holds NaN or infinity fails.
@@ -119,9 +120,10 @@ class Batches:
         buffer, batch = self._in_flight.popleft()
         self._device.wait(buffer)
         staging = self._device.staging(buffer)
-        message = self._port.scatter(batch, staging.policies, staging.values, self.version, self._check_finite)
-        if message:
+        refused = self._port.scatter(batch, staging.policies, staging.values, self.version, self._check_finite)
+        for part, message in refused:
             self._on_failure(ModelFailed(message))
+            self._port.fail(part, message, self.version)
 
     def _set_aside(self, batch: int, error: ModelFailed) -> None:
         """Keep a batch that failed as a whole, until nothing is in flight and its requests can be tried alone."""

@@ -10,6 +10,7 @@ import pytest
 
 from shmzero import BatchedEvaluator, InferenceServer, ModelFailed
 from shmzero.inference.device import Staging
+from shmzero.service.host import LoopControl
 from tests.support.service_programs import ACTION_DIM, STATE_DIM, VALUE_DIM, check, echo, rows
 from tests.support.services import WIDTHS
 
@@ -58,6 +59,30 @@ def test_answer_that_is_not_finite_fails_its_request_and_no_other(
         with pytest.raises(ModelFailed), client.request(1) as r:
             r.states[:], r.masks[:] = mark, 127
             r.run()
+
+
+def test_failure_is_counted_before_its_client_is_told_of_it(
+    name: str, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counting, let_go = threading.Event(), threading.Event()
+
+    def failed(control: LoopControl, error: ModelFailed) -> None:
+        counting.set()
+        let_go.wait(60)
+        counts(control, error)
+
+    counts = LoopControl.failed
+    monkeypatch.setattr(LoopControl, "failed", failed)
+    states, masks = rows(rng, 3)
+    states[:, 0], masks[:, -1] = 0.5, True
+    with InferenceServer(broken_where_asked, *WIDTHS, name=name, slots=4) as server:
+        pending = server.client().submit_many(states, masks)
+        assert counting.wait(60)
+        states_of_slots = [state for w in range(4) for state in server._memory.segment.slot_states(w)]
+        let_go.set()
+        with pytest.raises(ModelFailed, match="NaN as policy 6 of row 0"):
+            pending.result()
+        assert "taken" in states_of_slots and server.stats()["failures"] == 1
 
 
 def test_answer_that_is_not_finite_is_handed_out_where_that_is_wanted(rng: np.random.Generator) -> None:

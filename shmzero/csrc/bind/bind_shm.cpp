@@ -211,9 +211,10 @@ class PyServerPort {
     return py::make_tuple(gathered.batch, gathered.rows);
   }
 
-  std::string scatter(std::uint64_t batch, const py::array_t<float, py::array::c_style>& policies,
-                      const py::array_t<float, py::array::c_style>& values, std::uint32_t version,
-                      bool check_finite) {
+  std::vector<std::pair<std::uint64_t, std::string>> scatter(
+      std::uint64_t batch, const py::array_t<float, py::array::c_style>& policies,
+      const py::array_t<float, py::array::c_style>& values, std::uint32_t version,
+      bool check_finite) {
     const SegmentSizes& sizes = segment_.sizes();
     const std::uint32_t rows = port_.num_rows(batch);
     check_answer_rows("policies", policies, rows, sizes.action_dim);
@@ -222,7 +223,11 @@ class PyServerPort {
       const float* policy = policies.data();
       const float* value = values.data();
       const GilRelease release;
-      return port_.scatter(batch, policy, value, version, check_finite);
+      std::vector<std::pair<std::uint64_t, std::string>> refused;
+      for (auto& each : port_.scatter(batch, policy, value, version, check_finite)) {
+        refused.emplace_back(each.batch, std::move(each.message));
+      }
+      return refused;
     });
   }
 

@@ -69,29 +69,40 @@ class ServerPort {
     }
   }
 
+  /// A part of a batch that has no answer yet, and what its request shall be told by `fail`.
+  struct Refused {
+    std::uint64_t batch;
+    std::string message;
+  };
+
   /// Writes a batch's answers into its slots and wakes their workers, each once. With
-  /// `check_finite` a request whose answer holds NaN or infinity fails instead. Returns what one of
-  /// those was told, an empty string where there is none.
-  std::string scatter(std::uint64_t batch, const float* policies, const float* values,
-                      std::uint32_t version, bool check_finite = false) {
+  /// `check_finite` requests whose answers hold NaN or infinity are left out, each as a batch of
+  /// its own. Returns these.
+  std::vector<Refused> scatter(std::uint64_t batch, const float* policies, const float* values,
+                               std::uint32_t version, bool check_finite = false) {
     const SegmentSizes& sizes = segment_.sizes();
-    std::string told;
-    finish_batch(
-        batch, version,
-        [&](const Piece& piece, Request& request, const SlotRows& out, std::size_t from) {
-          const std::size_t to = piece.first_row, number = piece.num_rows;
-          std::memcpy(out.policies + to * sizes.action_dim, policies + from * sizes.action_dim,
-                      number * sizes.action_dim * sizeof(float));
-          std::memcpy(out.values + to * sizes.value_dim, values + from * sizes.value_dim,
-                      number * sizes.value_dim * sizeof(float));
-          if (!check_finite) return;
-          const std::string wrong = not_finite(out, sizes, piece.first_row, piece.num_rows);
-          if (wrong.empty()) return;
-          request.failed = true;
-          write_message(*out.header, wrong);
-          told = wrong;
-        });
-    return told;
+    const std::uint64_t gathered_ns = find_batch(batch)->gathered_ns;
+    std::vector<Refused> refused;
+    std::vector<Piece> pieces;  // of them
+    finish_batch(batch, version,
+                 [&](const Piece& piece, Request&, const SlotRows& out, std::size_t from) {
+                   const std::size_t to = piece.first_row, number = piece.num_rows;
+                   std::memcpy(out.policies + to * sizes.action_dim,
+                               policies + from * sizes.action_dim,
+                               number * sizes.action_dim * sizeof(float));
+                   std::memcpy(out.values + to * sizes.value_dim, values + from * sizes.value_dim,
+                               number * sizes.value_dim * sizeof(float));
+                   if (!check_finite) return true;
+                   std::string wrong = not_finite(out, sizes, piece.first_row, piece.num_rows);
+                   if (wrong.empty()) return true;
+                   refused.push_back({.batch = 0, .message = std::move(wrong)});
+                   pieces.push_back(piece);
+                   return false;
+                 });
+    for (std::size_t i = 0; i < refused.size(); ++i) {
+      refused[i].batch = add_batch(gathered_ns, pieces[i]);
+    }
+    return refused;
   }
 
   /// Takes a batch apart into one for each request in it, to be copied again by `refill`.
@@ -100,11 +111,7 @@ class ServerPort {
     const Batch whole = std::move(*found);
     batches_.erase(found);
     std::vector<std::uint64_t> parts;
-    for (const Piece& piece : whole.pieces) {
-      parts.push_back(next_batch_);
-      batches_.push_back(
-          {.id = next_batch_++, .gathered_ns = whole.gathered_ns, .pieces = {piece}});
-    }
+    for (const Piece& piece : whole.pieces) parts.push_back(add_batch(whole.gathered_ns, piece));
     return parts;
   }
 
@@ -133,6 +140,7 @@ class ServerPort {
                  [&](const Piece&, Request& request, const SlotRows& out, std::size_t) {
                    request.failed = true;
                    write_message(*out.header, message);
+                   return true;
                  });
   }
 
@@ -219,6 +227,12 @@ class ServerPort {
     return found;
   }
 
+  /// A batch of one piece of another one, which is still to be answered. Returns its name.
+  std::uint64_t add_batch(std::uint64_t gathered_ns, const Piece& piece) {
+    batches_.push_back({.id = next_batch_++, .gathered_ns = gathered_ns, .pieces = {piece}});
+    return batches_.back().id;
+  }
+
   /// To row `row` of `staging` and those behind it.
   void copy_piece(const Piece& piece, const Staging& staging, std::uint32_t row) const {
     const SegmentSizes& sizes = segment_.sizes();
@@ -253,11 +267,11 @@ class ServerPort {
   }
 
   /// Lets `answer(piece, request, slot, row of the batch)` write each piece, hands full slots back
-  /// and wakes their workers, each once.
+  /// and wakes their workers, each once. A piece for which it returns false is not answered yet.
   template <class Answer>
   void finish_batch(std::uint64_t batch, std::uint32_t version, Answer&& answer) {
     const auto found = find_batch(batch);
-    std::uint32_t rows = 0;
+    std::uint32_t rows = 0, num_answered = 0;
     std::uint32_t last_worker = UINT32_MAX;
     const auto ring = [&] {
       if (last_worker != UINT32_MAX) slots_.wake(last_worker);
@@ -266,8 +280,10 @@ class ServerPort {
       Request& request = requests_[piece.request];
       const SlotRows out = slots_.rows(request.taken);
       const bool is_wanted = slots_.is_wanted(request.taken);
-      if (is_wanted) answer(piece, request, out, rows);
+      const bool is_answered = !is_wanted || answer(piece, request, out, rows);
       rows += piece.num_rows;
+      if (!is_answered) continue;
+      num_answered += piece.num_rows;
       request.unanswered -= piece.num_rows;
       request.version = std::min(request.version, version);
       if (request.unanswered > 0) continue;
@@ -286,7 +302,7 @@ class ServerPort {
       const Request& request = requests_[piece.request];
       if (request.unanswered == 0) stats_.count_answered_request(now - request.taken.request_ns);
     }
-    stats_.count_batch(rows, found->gathered_ns, version, now);
+    stats_.count_batch(num_answered, found->gathered_ns, version, now);
     batches_.erase(found);
   }
 
