@@ -197,6 +197,19 @@ def test_source_files_that_a_page_names_exist(page: Path) -> None:
         assert name in MADE_BY_READERS or any((folder / name).is_file() for folder in folders), name
 
 
+SOURCES = sorted(path for path in PACKAGE.rglob("*.*") if path.suffix in (".py", ".h", ".cpp"))
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.relative_to(PACKAGE).as_posix())
+def test_source_files_that_a_comment_names_lie_beside_it_or_where_it_says(source: Path) -> None:
+    """A bare name is of the same folder, of the ground or of the root; others start at the package or the core."""
+    text = re.sub(r"^#include .*$", "", source.read_text(), flags=re.M)
+    for name in re.findall(r"""(?<![\w/.*{}"'])((?:\w+/)*\w+\.(?:py|h|cpp))\b""", text):
+        folders = [source.parent, ROOT] if "/" not in name else [PACKAGE, CSRC, ROOT]
+        is_ground = name.removesuffix(".py") in GROUND
+        assert is_ground or any((folder / name).is_file() for folder in folders), name
+
+
 @pytest.mark.parametrize("name", MAY_USE)
 def test_page_of_a_room_names_each_of_its_files_once(name: str) -> None:
     text = (PACKAGE / name / "README.md").read_text()

@@ -3,7 +3,8 @@
 Finished rounds come over one socket as frames (u32 bytes, record), messages go both ways over another.
 A learner that starts takes up the state and the newest records of the run folder, so one that was
 killed is simply started again. A second thread does the critic's half of a step while the first does the
-policy's half of the step before. Read next: learner/algorithm.py (the arithmetic), train.py (the parent).
+policy's half of the step before. Read next: algorithm.py (the arithmetic), messages.py (what both ends say),
+training/learner_handle.py (the parent's end).
 """
 
 from __future__ import annotations

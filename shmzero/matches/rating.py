@@ -2,7 +2,7 @@
 
 Plackett-Luce: at each place the next best of those left is agent a with a chance proportional to
 exp(strength a). Tied players share their places as in Efron 1977 (the Plackett-Luce likelihood is
-that of a Cox model). Who plays whom, and the command, are arena.py.
+that of a Cox model). Who plays whom is decided in pool.py.
 """
 
 from __future__ import annotations

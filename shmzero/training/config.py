@@ -1,4 +1,4 @@
-"""Settings of a training run: defaults, presets and what is allowed. Read next: train.py."""
+"""Settings of a training run: defaults, presets and what is allowed. Read next: plan.py."""
 
 from __future__ import annotations
 

@@ -46,7 +46,8 @@ inline std::uint64_t ns_of_ms(double ms) {
   return ms > 0.0 ? static_cast<std::uint64_t>(std::min(ms * 1e6, 1e18)) : 0;
 }
 
-/// Raises ValueError for what the core cannot run with. What is sensible, config.py says.
+/// Raises ValueError for what the core cannot run with. What is sensible, mcts/config.py and
+/// mcts/play.py say.
 void check_search(const SearchConfig& config);
 void check_play(const PlaySettings& settings);
 

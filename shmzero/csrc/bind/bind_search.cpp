@@ -488,7 +488,7 @@ void bind_search(py::module_& m) {
       .def_property_readonly("wave_leaves", &SearchConfig::wave_leaves)
       .def("rows_per_step", &SearchConfig::rows_per_step, py::arg("players"));
 
-  py::class_<PlaySettings>(m, "PlaySettings", "What self-play plays; checked by config.py.")
+  py::class_<PlaySettings>(m, "PlaySettings", "What self-play plays; made by mcts/play.py.")
       .def(py::init<>())
       .def_readwrite("seed", &PlaySettings::seed)
       .def_readwrite("search", &PlaySettings::search)

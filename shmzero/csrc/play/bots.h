@@ -189,9 +189,9 @@ inline int choose_monte_carlo(const Round& round, std::uint32_t playouts, Rng& r
 
 // --- determinized UCT --------------------------------------------------------------------------
 
-/// UCT (Kocsis and Szepesvari 2006) with random playouts, one root over all worlds as in search.h:
-/// each step tries one root action in every world. Below the root every seat maximises its own
-/// utility (max^n) in its world's tree.
+/// UCT (Kocsis and Szepesvari 2006) with random playouts, one root over all worlds as in
+/// search/search.h: each step tries one root action in every world. Below the root every seat
+/// maximises its own utility (max^n) in its world's tree.
 class UctBot {
  public:
   int choose(const Round& round, const BotConfig& config, Rng& rng, Progress* progress) {

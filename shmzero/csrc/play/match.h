@@ -3,7 +3,7 @@
 //
 // A unit, (deal, rotation), is a pure function of the seed and the agents at its table. None of its
 // random numbers are those of self-play with the same seed: what was trained on is not played here.
-// Read next: bots.h, search.h; arena.py, which turns the rounds into figures.
+// Read next: bots.h, search/search.h; matches/duplicate.py, which turns the rounds into figures.
 #pragma once
 
 #include <array>

@@ -71,7 +71,7 @@ class RowCache {
   ///
   /// Returns false, and takes nothing, where the answer cannot be used: a weight below 0 or not
   /// finite, a sum that cannot be divided by, a value not within kMostValue of 0. Which of these it
-  /// is, refuse_answer in rows.h says.
+  /// is, refuse_answer in play/rows.h says.
   [[nodiscard]] bool answer(std::uint32_t row, const float* policy, float value) {
     Row& to = rows_[row];
     const std::uint32_t num_actions = to.num_actions;

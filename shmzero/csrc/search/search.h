@@ -3,7 +3,7 @@
 // Emits the rows it needs and takes their answers; knows no features, slots or processes. Reads:
 // simulate (descend), expand, back up. The driver calls `begin`, then `advance` until it returns
 // true, answering after each call every row that it emitted.
-// Read next: lane.h, which plays rounds with it.
+// Read next: play/lane.h, which plays rounds with it.
 #pragma once
 
 #include <algorithm>

@@ -10,7 +10,7 @@ enum class Opponents : std::uint8_t { kPolicy, kMaximise };
 enum class RootRule : std::uint8_t { kPuct, kHalving };
 enum class Target : std::uint8_t { kVisits, kImproved };
 
-/// See SearchConfig in config.py, which has the defaults and the checks.
+/// See SearchConfig in mcts/config.py, which has the defaults and the checks.
 struct SearchConfig {
   std::uint32_t determinizations;
   std::uint32_t simulations;  ///< In each world.

@@ -38,7 +38,7 @@ struct PackedScores {
   }
 };
 
-/// As utility() of rules.h, from scores.
+/// As utility() of game/rules.h, from scores.
 inline float utility(const PackedScores& scores, const Round& round, int seat, float rivalry) {
   float value = static_cast<float>(scores.of(seat));
   if (rivalry != 0.0f) {

@@ -1,6 +1,7 @@
 // A client's side of a service: one request in flight, in a block of the segment that it claims and
-// gives back. Whoever wants several in flight has several. Knows no names and no Python; client.py
-// finds the segment, notices that a server is gone and asks again.
+// gives back. Whoever wants several in flight has several. Knows no names and no Python: those who
+// find the segment, notice that a server is gone and ask again are service/link.py and
+// service/pending.py.
 #pragma once
 
 #include <unistd.h>
