@@ -185,7 +185,12 @@ def test_readme_lists_the_rooms_in_this_order() -> None:
     assert [name for name in table if name in MAY_USE] == list(MAY_USE)
 
 
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted(PACKAGE.glob("*/README.md"))]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted(PACKAGE.glob("*/README.md")),
+]
 MADE_BY_READERS = {"my_nets.py"}
 """Files that an example tells its reader to write."""
 

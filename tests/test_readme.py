@@ -4,6 +4,7 @@ measured, and the page of a room names all of its files."""
 from __future__ import annotations
 
 import functools
+import inspect
 import json
 import os
 import re
@@ -15,11 +16,18 @@ from typing import Any
 
 import pytest
 
+import shmzero
+from shmzero.engine.config import SelfPlayConfig
+from shmzero.engine.plan import resolve
+from shmzero.machine import Machine
 from shmzero.nets.blob_net import BlobNet
 from shmzero.nets.checkpoint import save_checkpoint
 from shmzero.nets.config import NETS
 from shmzero.runs.checkpoints import numbered_path
 from shmzero.runs.folder import CHECKPOINT_FOLDER
+from shmzero.service.config import ServeConfig
+from shmzero.training.config import TrainConfig
+from shmzero.training.plan import resolve_training
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "tools" / "results"
@@ -170,6 +178,28 @@ def test_worked_score_is_what_the_rules_say() -> None:
     r = round_of("SA C2 | S5 C9 | H2 CA", "H", 2, "1 0 2 | SA S5 H2 | CA C2 C9")
     assert r.scores() == [0, 10, 12]
     assert "`SA C2 | S5 C9 | H2 CA`" in words(TEXTS["shmzero/game/README.md"])
+
+
+def test_places_to_change_hold_what_the_table_says() -> None:
+    section = TEXTS["CONTRIBUTING.md"].partition("\n## Where to change what\n")[2].partition("\n## ")[0]
+    named = re.findall(r"`(\w+)` in `([^`]+)`", section)
+    assert len(named) == 7
+    for name, file in named:
+        assert re.search(rf"\b{name}\b", (ROOT / file).read_text()), f"{name} is not in {file}"
+
+
+def test_default_of_max_batch_is_what_the_page_says() -> None:
+    def rows(has_cuda: bool) -> set[int]:
+        machine = Machine(cores=8, has_cuda=has_cuda)
+        trained = [plan.max_batch for plan in resolve_training(TrainConfig(), machine).stages]
+        return {resolve(SelfPlayConfig(), machine).max_batch, *trained}
+
+    services = (shmzero.InferenceServer, shmzero.BatchedEvaluator)
+    service = {ServeConfig().options().max_batch}
+    service |= {inspect.signature(kind).parameters["max_batch"].default for kind in services}
+    (cpu,), (cuda,), (served,) = rows(has_cuda=False), rows(has_cuda=True), service
+    said = f"is {cpu:,} rows on a CPU and {cuda:,} on CUDA in self-play and training, and {served:,} in a service"
+    assert said in words(TEXTS["shmzero/inference/README.md"])
 
 
 # --- figures ------------------------------------------------------------------------------------------

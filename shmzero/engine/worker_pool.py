@@ -1,7 +1,8 @@
 """The worker processes of a fleet: they are granted units, and their finished rounds are read.
 
-The pool replaces workers that die and gives their units out again. Read next: engine/worker.py (the process),
-engine/units.py (what is granted), csrc/play/worker.h (who reads grants and writes frames).
+The pool replaces workers that die and gives their units out again: see `_reap`. Read next: worker.py (the process),
+units.py (what is granted), csrc/play/worker.h (who reads grants and writes frames), csrc/shm/reaper.h (what becomes of
+the slots of a dead worker), processes/deaths.py (how many may die).
 """
 
 from __future__ import annotations

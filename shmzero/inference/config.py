@@ -20,6 +20,7 @@ class Batches(Settings):
     """Number format of the network: auto takes the fastest that the device has."""
     compile: bool = setting(True, free=True)
     """Serve a compiled network as soon as it is ready; worth it in runs of more than a few minutes."""
+    # None, here and below: engine/plan.py decides. A service has defaults of its own, in service/config.py.
     max_batch: int | None = setting(None, low=1, high=2**20, free=True)
     """Rows of a batch at most."""
     timeout_ms: float = setting(2.0, low=0, high=10_000, free=True)

@@ -1,4 +1,8 @@
-"""What an inference process and its parent say to each other."""
+"""What an inference process and its parent say to each other.
+
+Commands: engine/inference_pool.py sends them, loop.py acts on them.
+Events: process.py and loop.py send them, engine/inference_pool.py acts on them. How to add one is in CONTRIBUTING.md.
+"""
 
 from __future__ import annotations
 

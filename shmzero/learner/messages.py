@@ -1,4 +1,9 @@
-"""What the learner and its parent say to each other. Records go down another socket: see feed.py."""
+"""What the learner and its parent say to each other. Records go down another socket: see feed.py.
+
+Commands: training/learner_handle.py sends them, process.py (`run`) acts on them.
+Events: process.py sends them, training/learner_handle.py receives them, training/learning.py and training/run.py act
+on them. How to add one is in CONTRIBUTING.md.
+"""
 
 from __future__ import annotations
 

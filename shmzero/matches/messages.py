@@ -1,4 +1,7 @@
-"""What the process that plays matches is told when it starts, and what it tells its parent."""
+"""What the process that plays matches is told when it starts, and what it tells its parent.
+
+Events: process.py sends them, training/match_runner.py acts on them. How to add one is in CONTRIBUTING.md.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 // What one seat knows of a round, as 256 float16 features in canonical suit order.
 // Reads public state and the ego's own hand, nothing else: features are a function of the
-// information set. The table of the 256 entries stands at `encode`.
+// information set. The table of the 256 entries stands at `encode`; what else has to change with
+// them is in csrc/README.md, under "Features".
 #pragma once
 
 #include <algorithm>

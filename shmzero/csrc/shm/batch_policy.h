@@ -1,4 +1,5 @@
-// When a batch is started: the one rule of a server. Knows no slots.
+// When a batch is started: the one rule of a server. Knows no slots. Read next: server_port.h,
+// whose `gather` asks it, with what it has found in the slots.
 #pragma once
 
 #include <algorithm>
@@ -10,8 +11,8 @@ namespace shmzero {
 /// would bring nothing; or when its oldest request has waited for `timeout_ns`, unless another
 /// batch is being computed: until that is done an unfull one stays open for those who are writing.
 struct BatchPolicy {
-  std::uint32_t limit_rows;
-  std::uint64_t timeout_ns;
+  std::uint32_t limit_rows;      ///< The setting max_batch.
+  std::uint64_t timeout_ns;      ///< The setting timeout_ms.
   bool other_in_flight = false;  ///< Another batch is being computed.
 
   /// Whether requests of `rows` rows, the oldest published at `oldest_ns`, are a batch at `now`.
