@@ -11,7 +11,7 @@ from setuptools import setup
 
 flags = ["-O3", "-Wall", "-Wextra", "-fno-math-errno"]
 if platform.machine() in ("x86_64", "AMD64") and "-march" not in os.environ.get("CFLAGS", ""):
-    flags.append("-march=x86-64-v2")  # POPCNT and byte shuffles: what numpy's own wheels ask of a machine
+    flags.append("-march=x86-64-v2")  # POPCNT and byte shuffles: what the wheels of numpy 2.4 ask of a machine
 if os.environ.get("SHMZERO_WERROR") == "1":
     flags.append("-Werror")
 link_flags = ["-lrt", "-pthread"]

@@ -202,6 +202,14 @@ def test_default_of_max_batch_is_what_the_page_says() -> None:
     assert said in words(TEXTS["shmzero/inference/README.md"])
 
 
+def test_what_the_page_on_learning_cites_stands_under_its_sources_and_nothing_else() -> None:
+    text, _, sources = TEXTS["docs/how-it-learns.md"].partition("\n## Sources\n")
+    name = r"([A-Z]\w+)(?: et al\.| and [A-Z]\w+)?,?"
+    cited = re.findall(rf"{name} \(?((?:19|20)\d\d)\b", words(text))
+    listed = [(entry.split()[0].strip(",:"), entry.strip()[-5:-1]) for entry in sources.split("\n- ")[1:]]
+    assert set(cited) == set(listed) and len(listed) == len(set(listed))
+
+
 # --- figures ------------------------------------------------------------------------------------------
 
 

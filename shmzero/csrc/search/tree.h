@@ -110,8 +110,8 @@ inline std::uint32_t select_by_policy(const Node& node, const Edge* edges, std::
 }
 
 /// Visit counts at which sequential halving takes its candidates, one a simulation: in each of
-/// ceil(log2 m) phases the better half goes on with twice the visits (Karnin et al. 2013; Danihelka
-/// et al. 2022, appendix A).
+/// ceil(log2 m) phases the better half goes on with twice the visits (Karnin et al. 2013; at the
+/// root of a tree, Danihelka et al. 2022).
 inline std::vector<std::uint32_t> halving_schedule(std::uint32_t num_considered,
                                                    std::uint32_t num_simulations) {
   std::vector<std::uint32_t> schedule;
