@@ -84,21 +84,20 @@ class ServerPort {
     const std::uint64_t gathered_ns = find_batch(batch)->gathered_ns;
     std::vector<Refused> refused;
     std::vector<Piece> pieces;  // of them
-    finish_batch(batch, version,
-                 [&](const Piece& piece, Request&, const SlotRows& out, std::size_t from) {
-                   const std::size_t to = piece.first_row, number = piece.num_rows;
-                   std::memcpy(out.policies + to * sizes.action_dim,
-                               policies + from * sizes.action_dim,
-                               number * sizes.action_dim * sizeof(float));
-                   std::memcpy(out.values + to * sizes.value_dim, values + from * sizes.value_dim,
-                               number * sizes.value_dim * sizeof(float));
-                   if (!check_finite) return true;
-                   std::string wrong = not_finite(out, sizes, piece.first_row, piece.num_rows);
-                   if (wrong.empty()) return true;
-                   refused.push_back({.batch = 0, .message = std::move(wrong)});
-                   pieces.push_back(piece);
-                   return false;
-                 });
+    finish_batch(
+        batch, version, [&](const Piece& piece, Request&, const SlotRows& out, std::size_t from) {
+          const std::size_t to = piece.first_row, number = piece.num_rows;
+          std::memcpy(out.policies + to * sizes.action_dim, policies + from * sizes.action_dim,
+                      number * sizes.action_dim * sizeof(float));
+          std::memcpy(out.values + to * sizes.value_dim, values + from * sizes.value_dim,
+                      number * sizes.value_dim * sizeof(float));
+          if (!check_finite) return true;
+          std::string wrong = not_finite(out, sizes, piece.first_row, piece.num_rows);
+          if (wrong.empty()) return true;
+          refused.push_back({.batch = 0, .message = std::move(wrong)});
+          pieces.push_back(piece);
+          return false;
+        });
     for (std::size_t i = 0; i < refused.size(); ++i) {
       refused[i].batch = add_batch(gathered_ns, pieces[i]);
     }
