@@ -73,10 +73,28 @@ class Fleet:
             self.close()
             raise
 
+    def notices(self) -> list[str]:
+        """Its sizes, for people."""
+        plan = self.plan
+        return [
+            f"{plan.workers} workers x {plan.lanes} lanes, {len(plan.devices)} inference processes "
+            f"({', '.join(plan.devices)}), batches up to {plan.max_batch} rows"
+        ]
+
     @property
     def in_progress(self) -> dict[int, list[bytes]]:
         """Records of the rounds finished so far of games in progress: all that is needed to go on with them."""
         return self._units.in_progress
+
+    @property
+    def num_workers(self) -> int:
+        """Worker processes."""
+        return self.plan.workers
+
+    @property
+    def num_servers(self) -> int:
+        """Inference processes."""
+        return len(self.plan.devices)
 
     @property
     def restarts(self) -> int:

@@ -1,4 +1,4 @@
-"""How a run of self-play goes: rates and shares out of the fleet's counters."""
+"""How a run of self-play goes: rates and shares out of the engine's counters."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from shmzero import _core
-from shmzero.engine.fleet import Fleet
+from shmzero.engine.interface import Engine
 
 
 @dataclass
@@ -68,37 +68,37 @@ class Every:
 
 
 class Meter:
-    """Turns the fleet's counters into Progress."""
+    """Turns the engine's counters into Progress."""
 
     WINDOW_S = 60.0
 
-    def __init__(self, fleet: Fleet, total_units: int) -> None:
-        self._fleet = fleet
+    def __init__(self, engine: Engine, total_units: int) -> None:
+        self._engine = engine
         self._total_units = total_units
-        self._unit_decisions = decisions_in_a_unit(fleet.plan.config.play_settings())
+        self._unit_decisions = decisions_in_a_unit(engine.plan.config.play_settings())
         self.start = time.monotonic()
         self.played_s = 0.0
         """Since the first row was answered, without what follows."""
         self.waited_s = 0.0
-        """Seconds in which the fleet waited, being paused."""
+        """Seconds in which the engine waited, being paused."""
         self.waits_since: float | None = None
         """Since when it does, by time.monotonic()."""
         self._began = False
         self._looked_at = self.start
-        self._samples: deque[tuple[float, int, dict[str, int]]] = deque([(0.0, 0, fleet.counters())])
+        self._samples: deque[tuple[float, int, dict[str, int]]] = deque([(0.0, 0, engine.counters())])
 
     @property
     def waits(self) -> float:
-        """Share of the time in which the fleet waited."""
+        """Share of the time in which the engine waited."""
         return self.waited_s / max(self.waited_s + self.played_s, 1e-9)
 
     def attend(self) -> None:
-        """Note whether the fleet plays or waits. To be called often."""
+        """Note whether the engine plays or waits. To be called often."""
         now = time.monotonic()
         passed_s, self._looked_at = now - self._looked_at, now
         if not self._began:
             self._note_the_first_row()
-        if self._fleet.waits:
+        if self._engine.waits:
             self.waited_s += passed_s
             self.waits_since = now if self.waits_since is None else self.waits_since
         else:
@@ -107,7 +107,7 @@ class Meter:
 
     def _note_the_first_row(self) -> None:
         """Note whether a row has been answered. What the counters gained until the last look before is not counted."""
-        counters = self._fleet.counters()
+        counters = self._engine.counters()
         self._began = counters["rows"] > 0
         if not self._began:
             self._samples[0] = (0.0, 0, counters)
@@ -115,7 +115,7 @@ class Meter:
     def progress(self, units: int, rounds: int) -> Progress:
         """The state at this moment, when so many `units` are finished, and so many `rounds` of them and of others."""
         self.attend()
-        now, counters = self._looked_at, self._fleet.counters()
+        now, counters = self._looked_at, self._engine.counters()
         if len(self._samples) > 1 and self._samples[-1][0] == self.played_s:
             self._samples.pop()  # it has not played since
         if self._began:
@@ -134,8 +134,8 @@ class Meter:
             rounds_per_min=(rounds - rounds_then) * 60 * per_second,
             evaluations_per_s=gained["rows"] * per_second,
             mean_batch_rows=gained["rows"] / max(gained["batches"], 1),
-            inference_busy=gained["busy_ns"] / 1e9 * per_second / len(self._fleet.plan.devices),
-            workers_busy=gained["worker_busy_ns"] / 1e9 * per_second / self._fleet.plan.workers,
+            inference_busy=gained["busy_ns"] / 1e9 * per_second / max(self._engine.num_servers, 1),
+            workers_busy=gained["worker_busy_ns"] / 1e9 * per_second / max(self._engine.num_workers, 1),
         )
 
 

@@ -1,6 +1,6 @@
-"""A run of self-play: settings become a Fleet, and what it finishes goes into the run folder.
+"""A run of self-play: settings become an engine, and what it finishes goes into the run folder.
 
-Read next: fleet.py (who plays), runs/recorder.py (where it goes).
+Read next: interface.py and fleet.py (who plays), runs/recorder.py (where it goes).
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 
 from shmzero.engine.config import SelfPlayConfig
 from shmzero.engine.fleet import Fleet
+from shmzero.engine.interface import Engine, StartEngine
 from shmzero.engine.plan import FleetPlan, resolve
 from shmzero.engine.progress import Every, Meter, Progress
 from shmzero.engine.weights import Weights
@@ -34,18 +35,20 @@ def run(
     show: Callable[[Progress], None] = lambda progress: None,
     stopped: Callable[[], bool] = lambda: False,
     started: float | None = None,
+    start: StartEngine = Fleet,
 ) -> dict[str, Any]:
     """Play until the folder holds what is asked for; returns the summary of `--json`.
 
     `say` gets lines worth keeping, `show` the state about ten times a second, `stopped` asks whether
     to leave early: finished rounds are committed first. `started` is when the command began, by
-    time.monotonic() (default: with this call). Raises ConfigError, RecordError, SegmentError, WorkerDied.
+    time.monotonic() (default: with this call). `start` makes the engine that plays. Raises ConfigError, RecordError,
+    SegmentError, WorkerDied.
     """
     started = time.monotonic() if started is None else started
     config.inference.check_devices()
     plan = resolve(config)
     with run_folder(folder, config.identity(), config.old_names) as writer:
-        return Run(plan, writer, say, show, stopped, started)()
+        return Run(plan, writer, say, show, stopped, started, start)()
 
 
 class Run:
@@ -59,9 +62,11 @@ class Run:
         show: Callable[[Progress], None],
         stopped: Callable[[], bool],
         started: float,
+        start: StartEngine = Fleet,
     ) -> None:
         """`writer` is the folder's; see `run` for the others."""
         self.plan = plan
+        self._start = start
         self._say, self._show, self._stopped = say, show, stopped
         self._writer = writer
         self._started = started
@@ -82,29 +87,29 @@ class Run:
         if missing == 0:
             return self._nothing_to_do()
         version = _first_version(self._checkpoint, self._writer)
-        with Fleet(self.plan, recorder.missing(), missing, version, recorder.in_progress) as fleet:
-            self._note_weights(fleet)
+        with self._start(self.plan, recorder.missing(), missing, version, recorder.in_progress) as engine:
+            self._note_weights(engine)
             if not self._writer.folder.config.exists():
                 self._write_config()
-            for line in notices(fleet.plan):
+            for line in [*engine.notices(), *notices(self.plan)]:
                 self._say(line)
-            meter = Meter(fleet, missing)
+            meter = Meter(engine, missing)
             try:
-                while not fleet.done and not self._stopped():
-                    self._attend(fleet, meter)
-                play_s, counters = time.monotonic() - meter.start, fleet.counters()
+                while not engine.done and not self._stopped():
+                    self._attend(engine, meter)
+                play_s, counters = time.monotonic() - meter.start, engine.counters()
             finally:
-                recorder.finish(fleet)
+                recorder.finish(engine)
                 self._note_first_round()
-        return self._summary(fleet, play_s, counters)
+        return self._summary(engine, play_s, counters)
 
-    def _attend(self, fleet: Fleet, meter: Meter) -> None:
-        """Take what the fleet has finished, and do what is due."""
-        self._recorder.poll(fleet, TICK_S)
+    def _attend(self, engine: Engine, meter: Meter) -> None:
+        """Take what the engine has finished, and do what is due."""
+        self._recorder.poll(engine, TICK_S)
         self._note_first_round()
-        self._note_weights(fleet)
-        while fleet.events:
-            self._say(fleet.events.popleft())
+        self._note_weights(engine)
+        while engine.events:
+            self._say(engine.events.popleft())
         if not self._show_due():
             return
         recorder = self._recorder
@@ -113,20 +118,20 @@ class Run:
         if self._metrics_due():
             recorder.log(progress.as_metrics())
             recorder.sync()
-            self._follow_checkpoint(fleet)
+            self._follow_checkpoint(engine)
 
-    def _follow_checkpoint(self, fleet: Fleet) -> None:
+    def _follow_checkpoint(self, engine: Engine) -> None:
         """Publish the checkpoint's file where it has changed and that is wanted."""
         checkpoint = self._checkpoint
         if checkpoint is None or not self.plan.config.net.follow or file_stamp(checkpoint) == self._checkpoint_seen:
             return
         self._checkpoint_seen = file_stamp(checkpoint)
-        fleet.publish(checkpoint)
+        engine.publish(checkpoint)
 
-    def _note_weights(self, fleet: Fleet) -> None:
+    def _note_weights(self, engine: Engine) -> None:
         """Have the folder name the weights that play from now on."""
-        if fleet.served is not self._served:
-            self._served = fleet.served
+        if engine.served is not self._served:
+            self._served = engine.served
             self._writer.set_weights(self._served.version, self._served.digest())
 
     def _note_first_round(self) -> None:
@@ -152,14 +157,14 @@ class Run:
             "mean_batch_rows": 0.0,
         }
 
-    def _summary(self, fleet: Fleet, play_s: float, counters: dict[str, int]) -> dict[str, Any]:
-        """`play_s`: seconds of playing; `counters`: the fleet's at their end."""
+    def _summary(self, engine: Engine, play_s: float, counters: dict[str, int]) -> dict[str, Any]:
+        """`play_s`: seconds of playing; `counters`: the engine's at their end."""
         recorder = self._recorder
         return {
             "records": str(self._writer.path),
             "rounds": recorder.rounds,
             "new_rounds": recorder.new_rounds,
-            "complete": fleet.done,
+            "complete": engine.done,
             "seconds": play_s,
             "rounds_per_min": recorder.new_rounds * 60 / play_s,
             "distinct_evaluations_per_s": counters["worker_rows"] / play_s,
@@ -169,17 +174,14 @@ class Run:
             "terminal_share": counters["terminals"] / max(counters["simulations"], 1),
             "record_bytes_per_round": recorder.record_bytes / max(recorder.new_rounds, 1),
             "first_round_s": self._first_round_s,
-            "restarts": fleet.restarts,
-            "weights_version": fleet.served.version,
+            "restarts": engine.restarts,
+            "weights_version": engine.served.version,
         }
 
 
 def notices(plan: FleetPlan) -> list[str]:
-    """What a run says before it plays: its sizes, and what is otherwise than somebody may think."""
-    lines = [
-        f"{plan.workers} workers x {plan.lanes} lanes, {len(plan.devices)} inference processes "
-        f"({', '.join(plan.devices)}), batches up to {plan.max_batch} rows"
-    ]
+    """What a run says before it plays: whatever is otherwise than somebody may think."""
+    lines = []
     config, in_flight = plan.config, plan.config.search.leaves_in_flight
     if plan.asked.inference.device == "auto" and config.net.evaluator == "net" and has_nvidia() and not has_cuda():
         lines.append("there is an NVIDIA device, and torch is installed without CUDA: the network runs on the CPU")
@@ -198,6 +200,6 @@ def _first_version(checkpoint: Path | None, writer: RecordWriter) -> int:
         return 0
     version, digest = last
     now = None
-    with suppress(OSError):  # the fleet says what is wrong
+    with suppress(OSError):  # the engine says what is wrong
         now = digest_of(checkpoint) if checkpoint else None
     return version if digest == now else version + 1

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from shmzero.engine.fleet import Fleet
+from shmzero.engine.interface import Engine
 from shmzero.game.bots import OLDER
 from shmzero.learner.messages import WeightsPublished
 from shmzero.runs.checkpoints import checkpoints, newest_version, remove_old_weights, weights_path
@@ -36,16 +36,16 @@ class PlayedWeights:
             return self._gate.best_path()
         return weights_path(self._folder, self.version) if self.version else None
 
-    def publish(self, fleet: Fleet, event: WeightsPublished) -> None:
+    def publish(self, engine: Engine, event: WeightsPublished) -> None:
         """Hand what the learner published to self-play, where there is no gate; remove what nobody reads any more."""
         if not self._config.matches.gate:
-            fleet.publish(event.path, event.version)
-        if fleet.ready:
+            engine.publish(event.path, event.version)
+        if engine.ready:
             remove_old_weights(self._folder, WEIGHTS_KEPT)
 
-    def seat_older(self, fleet: Fleet) -> None:
+    def seat_older(self, engine: Engine) -> None:
         """Give the seats that are for older checkpoints to one of them, another each time."""
         saved = checkpoints(self._folder)
         if saved and self._config.seats.network() == OLDER:
             drawn = np.random.default_rng((self._config.seed, len(saved))).integers(len(saved))
-            fleet.seat_other(saved[int(drawn)])
+            engine.seat_other(saved[int(drawn)])

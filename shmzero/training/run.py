@@ -1,7 +1,7 @@
 """A training run: self-play, the learner and matches, until the budget is spent.
 
-A round goes from the fleet to the recorder, which commits it and hands it to the learner; the learner's weights go back
-to the fleet. Read next: budget.py (how long), learning.py (the learner), played_weights.py (what self-play gets),
+A round goes from the engine to the recorder, which commits it and hands it to the learner; the learner's weights go
+back to the engine. Read next: budget.py (how long), learning.py (the learner), played_weights.py (what self-play gets),
 match_runner.py (matches), gate.py, runs/recorder.py (what is kept).
 """
 
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from shmzero.engine.fleet import Fleet
+from shmzero.engine.interface import Engine, StartEngine
 from shmzero.engine.progress import Every, Meter, Progress
 from shmzero.learner.messages import CheckpointSaved, WeightsPublished
 from shmzero.matches.agents import make_agent
@@ -46,7 +47,7 @@ class Stage:
     """Self-play of one stage, for as long as its processes live."""
 
     number: int
-    fleet: Fleet
+    engine: Engine
     meter: Meter
     rounds_before: int
     """Rounds that the run had when the stage began."""
@@ -56,7 +57,7 @@ class Stage:
         now = time.monotonic()
         if self.meter.waits_since is not None:
             return "the learner" if learner_is_ready else "the learner to start", now - self.meter.waits_since
-        if play.evaluations_per_s == 0 and not self.fleet.ready:
+        if play.evaluations_per_s == 0 and not self.engine.ready:
             return "the inference processes to start", now - self.meter.start
         return None, 0.0
 
@@ -73,12 +74,14 @@ class Run:
         show: Callable[[TrainProgress], None],
         stopped: Callable[[], bool],
         started: float,
+        start: StartEngine = Fleet,
     ) -> None:
-        """`writer` is the folder's; `started`: when the time began, by time.monotonic()."""
+        """`writer` is the folder's; `started`: when the time began, by time.monotonic(); `start` makes who plays."""
         self.plan = plan
         self.config = config = plan.config
         self.folder = folder
         self._say, self._show, self._stopped = say, show, stopped
+        self._start = start
         names = writer.folder
         before = read_metrics(names.metrics) if names.metrics.exists() else []
         self._budget = Budget(config.length, max((line["elapsed_s"] for line in before), default=0.0), started)
@@ -128,65 +131,65 @@ class Run:
         self._log(report)
 
     def _play_stage(self, number: int) -> None:
-        """Play until the stage or the run is over. No other fleet lives: there may not be memory for two."""
+        """Play until the stage or the run is over. No other engine lives: there may not be memory for two."""
         config, recorder = self.config, self._recorder
         play = self.plan.stages[number].with_checkpoint(self._weights.path())
         rounds = config.length.rounds
         left = ENDLESS if rounds is None or config.deals.whole_games else rounds - recorder.rounds
         units = itertools.islice(recorder.missing(), left)
-        with Fleet(play, units, left, self._weights.version, recorder.in_progress) as fleet:
-            self._weights.seat_older(fleet)
-            stage = Stage(number, fleet, Meter(fleet, left), recorder.rounds)
+        with self._start(play, units, left, self._weights.version, recorder.in_progress) as engine:
+            self._weights.seat_older(engine)
+            stage = Stage(number, engine, Meter(engine, left), recorder.rounds)
             try:
                 while self._goes_on(stage):
-                    recorder.poll(fleet, TICK_S)
+                    recorder.poll(engine, TICK_S)
                     self._attend(stage)
             finally:
-                recorder.finish(fleet)
+                recorder.finish(engine)
                 self._played_s += stage.meter.played_s
                 self._waited_s += stage.meter.waited_s
-            self._weights.version = fleet.version
+            self._weights.version = engine.version
 
     def _goes_on(self, stage: Stage) -> bool:
         done = self.done
-        over = stage.fleet.done or done >= 1.0 or self.config.search.stage(done) != stage.number
+        over = stage.engine.done or done >= 1.0 or self.config.search.stage(done) != stage.number
         return not over and not self._stopped()
 
     # --- what happens all the time --------------------------------------------------------------------
 
     def _attend(self, stage: Stage) -> None:
         """Do everything that is due while self-play goes on."""
-        fleet = stage.fleet
-        while fleet.events:
-            line = fleet.events.popleft()
+        engine = stage.engine
+        while engine.events:
+            line = engine.events.popleft()
             if "serves weights" not in line:
                 self._say(line)
-        self._act(self._learning.attend(self.done, fleet.version, self.config.processes.stall_s), fleet)
+        self._act(self._learning.attend(self.done, engine.version, self.config.processes.stall_s), engine)
         stage.meter.attend()
-        fleet.paused = self._learning.is_behind
-        self._attend_matches(fleet)
+        engine.paused = self._learning.is_behind
+        self._attend_matches(engine)
         if self._show_due():
             self._report(stage)
 
-    def _act(self, events: list[FilesWritten], fleet: Fleet | None) -> None:
-        """Act on the learner's new weights and checkpoints; `fleet` is None once self-play is over."""
+    def _act(self, events: list[FilesWritten], engine: Engine | None) -> None:
+        """Act on the learner's new weights and checkpoints; `engine` is None once self-play is over."""
         for event in events:
             match event:
-                case WeightsPublished() if fleet is not None:
-                    self._weights.publish(fleet, event)
+                case WeightsPublished() if engine is not None:
+                    self._weights.publish(engine, event)
                 case CheckpointSaved():
                     self._recorder.sync()  # it has learned from these rounds
-                    if fleet is not None:
-                        self._weights.seat_older(fleet)
+                    if engine is not None:
+                        self._weights.seat_older(engine)
 
-    def _attend_matches(self, fleet: Fleet) -> None:
+    def _attend_matches(self, engine: Engine) -> None:
         """Keep the results of matches; self-play gets a checkpoint that has passed the gate."""
         gate, before = self._matches.gate, self._matches.gate.best
         for line in self._matches.poll(self._budget.elapsed_s, self._say):
             self._log(line)
         if gate.best != before and (path := gate.best_path()):
-            fleet.publish(path)
-            self._log({"gate": {"steps": gate.best, "version": fleet.version}})
+            engine.publish(path)
+            self._log({"gate": {"steps": gate.best, "version": engine.version}})
 
     def _report(self, stage: Stage) -> None:
         """Show where the run stands, and add it to the metrics where that is due."""
@@ -218,7 +221,7 @@ class Run:
                 "mean_batch_rows": play.mean_batch_rows,
                 "inference_busy": play.inference_busy,
                 "workers_busy": play.workers_busy,
-                "version": stage.fleet.version,
+                "version": stage.engine.version,
                 "self_play_waits": waits,
                 "learner": self._learning.report,
             }
@@ -285,11 +288,13 @@ def train(
     show: Callable[[TrainProgress], None] = lambda progress: None,
     stopped: Callable[[], bool] = lambda: False,
     started: float | None = None,
+    start: StartEngine = Fleet,
 ) -> dict[str, Any]:
     """Train in `folder` until the time or the rounds are reached; returns the summary of `--json`.
 
     A folder with a run of the same settings is continued. The time counts from `started` on, by
-    time.monotonic() (default: this call). Raises ConfigError, RecordError, SegmentError, WorkerDied.
+    time.monotonic() (default: this call). `start` makes the engine of self-play. Raises ConfigError, RecordError,
+    SegmentError, WorkerDied.
     """
     config.check_devices()
     for name in config.matches.opponents():
@@ -299,7 +304,7 @@ def train(
     plan = resolve_training(config)
     started = time.monotonic() if started is None else started
     with run_folder(folder, config.identity(), config.old_names) as writer:
-        return Run(plan, folder, writer, say, show, stopped, started)()
+        return Run(plan, folder, writer, say, show, stopped, started, start)()
 
 
 def balanced_replay_ratio(ratio: float, play_waits: float, learner_waits: float) -> float | None:

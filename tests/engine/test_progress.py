@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from shmzero.engine.config import SelfPlayConfig
+from shmzero.engine.interface import NodeReport
 from shmzero.engine.progress import Meter
 
 
@@ -17,12 +18,16 @@ class Clocked:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 100.0
         self.waits = False
-        self.plan = SimpleNamespace(config=SelfPlayConfig(), devices=["cpu"], workers=1)
+        self.plan = SimpleNamespace(config=SelfPlayConfig())
+        self.num_workers = self.num_servers = 1
         self._counters = dict.fromkeys(("rows", "batches", "decisions", "busy_ns", "worker_busy_ns"), 0)
         monkeypatch.setattr("time.monotonic", lambda: self.now)
 
     def counters(self) -> dict[str, int]:
         return dict(self._counters)
+
+    def by_node(self) -> dict[str, NodeReport]:
+        return {}
 
     def passes(self, seconds: float, **gained: int) -> None:
         """Let time pass in which the counters grow."""

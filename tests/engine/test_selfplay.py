@@ -182,7 +182,6 @@ def test_selfplay_checkpoint_replaced_while_the_fleet_starts_is_followed(
             super().__init__(*settings)  # type: ignore[arg-type]
             second.replace(first)
 
-    monkeypatch.setattr(engine_run, "Fleet", Slow)
     monkeypatch.setattr(engine_run, "METRICS_S", 0.0)
     config = SelfPlayConfig.of(checkpoint=first, follow=True, rounds=10**6, preset="light", compile=False)
     said: list[str] = []
@@ -191,7 +190,7 @@ def test_selfplay_checkpoint_replaced_while_the_fleet_starts_is_followed(
     def stopped() -> bool:
         return "inference process 0 serves weights 1" in said or time.monotonic() > give_up
 
-    engine_run.run(config, tmp_path / "run", said.append, stopped=stopped)
+    engine_run.run(config, tmp_path / "run", said.append, stopped=stopped, start=Slow)
     assert "inference process 0 serves weights 1" in said
 
 
