@@ -17,7 +17,7 @@ from shmzero.engine.inference_pool import InferencePool
 from shmzero.engine.plan import FleetPlan
 from shmzero.engine.stalls import StallWatch
 from shmzero.engine.units import Units
-from shmzero.engine.weights import Weights, WeightsVersions
+from shmzero.engine.weights import CheckpointFile, Source, Weights, WeightsVersions
 from shmzero.engine.worker_pool import WorkerPool
 from shmzero.game.bots import OLDER
 from shmzero.processes.child import starting
@@ -33,15 +33,19 @@ class Fleet:
     def __init__(
         self,
         plan: FleetPlan,
-        units: Iterable[int],
+        units: Iterable[int] | None,
         num_units: int,
         version: int = 0,
         in_progress: Mapping[int, list[bytes]] | None = None,
+        checkpoint: CheckpointFile | None = None,
+        other: CheckpointFile | None = None,
     ) -> None:
-        """Starts everything. `units` yields the ids to play, `num_units` is how many there are.
+        """Starts everything. `units` yields the ids to play, `num_units` is how many there are. Without
+        `units` they are added later, perhaps not as many.
 
         `version` is that of the weights it starts with; `in_progress` has the first rounds' records of games
-        that it shall go on with.
+        that it shall go on with. `checkpoint` and `other` stand in for the files that the plan names, of the
+        network and of the one that holds others' seats.
 
         Raises SegmentError where shared memory is short, ConfigError for impossible sizes and for a
         checkpoint that cannot be read, StartError where the machine has no room for the processes.
@@ -52,17 +56,18 @@ class Fleet:
         """Lines for people: replacements, refusals, the switch to the compiled network."""
         self.paused = False
         """While set, no further units are granted; those in progress go on."""
-        self._units = Units(units, num_units, in_progress or {})
+        self._units = Units((), 0, {}) if units is None else Units(units, num_units, in_progress or {})
         self._deaths = Deaths()
-        self._weights = WeightsVersions(version, plan.config.net.checkpoint)
+        self._weights = WeightsVersions(version, checkpoint or plan.config.net.checkpoint)
         with starting("a fleet") as undo:
             undo.callback(self._weights.close)
             self._selector = ChildSelector()
             undo.callback(self._selector.close)
             self._memory = create_private(len(plan.devices), plan.workers, plan.slots, plan.rows_per_slot)
+            undo.callback(self._memory.close)
+            children = (self._deaths, self._selector, self.events)
+            self._inference = InferencePool(plan, self._memory, self._weights, *children, other)
         self.segment = self._memory.segment
-        children = (self._deaths, self._selector, self.events)
-        self._inference = InferencePool(plan, self._memory, self._weights, *children)
         command = partial(command_of, asked=plan.asked, weights=self._weights, inference=self._inference)
         self._workers = WorkerPool(plan, self._memory, self._units, *children, command)
         self._stalls = StallWatch(self._memory, plan, plan.config.processes.stall_s, self.events)
@@ -129,6 +134,10 @@ class Fleet:
         self._stalls.look(self._workers.workers, self._inference.servers)
         return self._units.take_finished()
 
+    def add_units(self, units: Mapping[int, list[bytes]]) -> None:
+        """Play these units as well; each comes with the records of the rounds of it that are finished."""
+        self._units.add(units)
+
     # --- weights ------------------------------------------------------------------------------------
 
     @property
@@ -141,23 +150,24 @@ class Fleet:
         """The newest weights that an inference process has taken; a replacement starts with them."""
         return self._weights.served
 
-    def publish(self, path: Path | str, version: int | None = None) -> int:
+    def publish(self, source: Source, version: int | None = None) -> int:
         """Serve the weights of a checkpoint from the next batch on; returns their version.
 
         The version is the next one, or `version` where that is higher. What cannot be used is refused
         with a line in `events`, and what was served before stays.
         """
         try:
-            weights = self._weights.publish(path, version)
+            weights = self._weights.publish(source, version)
         except OSError as error:
+            path = source.path if isinstance(source, CheckpointFile) else source
             self.events.append(f"checkpoint {path} cannot be read: {error.strerror}; weights {self.version} stay")
         else:
             self._inference.offer(weights)
         return self.version
 
-    def seat_other(self, path: Path) -> None:
-        """Let a checkpoint's network hold the seats that `others` gives to one, from the next batch on."""
-        self._inference.offer_other(path)
+    def seat_other(self, source: Source) -> None:
+        """Let a checkpoint's network hold the seats that the opponent pool gives to one, from the next batch on."""
+        self._inference.offer_other(source)
 
     # --- what is known of it ---------------------------------------------------------------------------
 
@@ -205,7 +215,7 @@ class Fleet:
 
 def command_of(unit: int, asked: SelfPlayConfig, weights: WeightsVersions, inference: InferencePool) -> str:
     """The command that plays a unit alone, with the networks that are served now."""
-    is_game, other, path = asked.length.games is not None, inference.other, weights.served.path
+    is_game, other, path = asked.length.games is not None, inference.other_path, weights.served.path
     pool = asked.seats.opponent_pool
     alone = asked.but(
         rounds=None if is_game else 1,

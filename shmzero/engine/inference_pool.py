@@ -9,10 +9,9 @@ from __future__ import annotations
 from collections import deque
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from shmzero.engine.plan import FleetPlan
-from shmzero.engine.weights import Weights, WeightsVersions
+from shmzero.engine.weights import CheckpointFile, Source, Weights, WeightsVersions
 from shmzero.errors import ConfigError
 from shmzero.game.bots import OLDER
 from shmzero.inference.messages import (
@@ -68,14 +67,17 @@ class InferencePool:
         deaths: Deaths,
         selector: ChildSelector,
         events: deque[str],
+        other: CheckpointFile | None = None,
     ) -> None:
-        """Starts nothing. `events` gets lines for people."""
+        """Starts nothing. `events` gets lines for people. `other` stands in for the file of the other network."""
         self.servers: list[Server] = []
         self._plan, self._memory, self._weights = plan, memory, weights
         self._deaths, self._selector, self._events = deaths, selector, events
-        other = plan.config.seats.network()
-        self._others = [] if other in (None, OLDER) else [other]
+        named = plan.config.seats.network()
+        self._others: list[Weights] = [] if named in (None, OLDER) else [Weights(0, named)]
         """Checkpoints of the network that holds the others' seats. Where the last is refused, the one before stays."""
+        if other is not None:
+            self._others = [Weights.copied(0, other)]
 
     def start(self) -> None:
         """Start all processes. Raises StartError."""
@@ -109,7 +111,7 @@ class InferencePool:
             net=NETS[config.net.net],
             seed=config.seed,
             searched=plan.search.simulations > 0,
-            other=self.other,
+            other=self._others[-1].name if self._others else None,
         )
         return InferenceSpec(
             segment_fd=segment_fd,
@@ -128,9 +130,9 @@ class InferencePool:
         return all(server.ready for server in self.servers)
 
     @property
-    def other(self) -> str | None:
+    def other_path(self) -> str | None:
         """The checkpoint of the other network, None where there is none."""
-        return self._others[-1] if self._others else None
+        return self._others[-1].path if self._others else None
 
     # --- what is told to the processes ---------------------------------------------------------------
 
@@ -142,11 +144,15 @@ class InferencePool:
     def _offer(self, server: Server, weights: Weights) -> None:
         server.lines.post(TakeWeights(weights.name, weights.version))
 
-    def offer_other(self, path: Path) -> None:
-        """Have every process take a checkpoint for the other network from its next batch on."""
-        self._others = [*self._others[-1:], str(path)]
+    def offer_other(self, source: Source) -> None:
+        """Have every process take a checkpoint for the other network from its next batch on. Raises OSError."""
+        other = Weights.copied(0, source) if isinstance(source, CheckpointFile) else Weights(0, str(source))
+        assert other.name is not None
+        if len(self._others) == 2:  # no process is about to read the one before the last: it reads the newest only
+            self._others.pop(0).close()
+        self._others.append(other)
         for server in self.servers:
-            server.lines.post(TakeOther(str(path)))
+            server.lines.post(TakeOther(other.name))
 
     def flush(self) -> None:
         """Send what a process had no room for before: it is busy, or hangs and will be replaced."""
@@ -166,7 +172,7 @@ class InferencePool:
     def _act(self, server: Server, event: Event) -> None:
         match event:
             case DeviceRefused(message):
-                raise ConfigError(self._weights.with_paths(message))
+                raise ConfigError(self._with_paths(message))
             case Ready(description):
                 server.ready = True
                 self._events.append(f"{server.child.name} serves {description}")
@@ -180,12 +186,24 @@ class InferencePool:
                 self._settle(server, version)
             case OtherRefused(checkpoint, message):
                 self._pass_on(server, message)
-                self._others = [path for path in self._others if path != checkpoint]
+                self._drop_other(checkpoint)
             case NetworkCompiled(message):
                 self._pass_on(server, message)
 
     def _pass_on(self, server: Server, message: str) -> None:
-        self._events.append(f"{server.child.name}: {self._weights.with_paths(message)}")
+        self._events.append(f"{server.child.name}: {self._with_paths(message)}")
+
+    def _with_paths(self, message: str) -> str:
+        """A message of a process, in which the checkpoints' own paths stand in place of the copies'."""
+        for other in self._others:
+            message = other.with_path(message)
+        return self._weights.with_paths(message)
+
+    def _drop_other(self, name: str) -> None:
+        """Forget a checkpoint that was refused for the other network; the one before stays."""
+        for other in [other for other in self._others if other.name == name]:
+            self._others.remove(other)
+            other.close()
 
     def _settle(self, server: Server, version: int) -> None:
         """Note that a process is done with a version; what no process can be about to read any more is closed."""
@@ -215,3 +233,5 @@ class InferencePool:
         for server in self.servers:
             server.child.kill()
         self.servers.clear()
+        for other in self._others:
+            other.close()

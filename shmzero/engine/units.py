@@ -35,6 +35,14 @@ class Units:
             units.append(unit)
         return units
 
+    def add(self, units: Mapping[int, list[bytes]]) -> None:
+        """Take units to be handed out after those that are there, each with the records of its finished rounds."""
+        for unit, records in units.items():
+            self._returned.append(unit)
+            if records:
+                self.in_progress[unit] = list(records)
+        self.left += len(units)
+
     def give_back(self, units: Iterable[int]) -> None:
         """Take back units that were handed out and will not be played where they are."""
         self._returned.extend(units)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 from dataclasses import dataclass
@@ -10,6 +11,24 @@ from pathlib import Path
 from shmzero.errors import ConfigError
 from shmzero.files import digest_of
 from shmzero.shm.names import nameless_file
+
+
+@dataclass(frozen=True)
+class CheckpointFile:
+    """A checkpoint by value: for an engine that lives where the file is not."""
+
+    path: str
+    """The file's path where it came from, for people."""
+    data: bytes
+
+    @classmethod
+    def read(cls, path: Path | str) -> CheckpointFile:
+        """Raises OSError."""
+        return cls(str(path), Path(path).read_bytes())
+
+
+Source = Path | str | CheckpointFile
+"""Where weights come from: a file, or what was in one."""
 
 
 @dataclass
@@ -23,18 +42,23 @@ class Weights:
     refused: bool = False
 
     @classmethod
-    def copied(cls, version: int, path: Path | str) -> Weights:
+    def copied(cls, version: int, source: Source) -> Weights:
         """A copy of a checkpoint file. Raises OSError."""
-        with open(path, "rb") as file:
+        path = source.path if isinstance(source, CheckpointFile) else str(source)
+        with io.BytesIO(source.data) if isinstance(source, CheckpointFile) else open(path, "rb") as file:
             fd = nameless_file("shmzero-weights")
             with open(fd, "wb", closefd=False) as copy:
                 shutil.copyfileobj(file, copy)
-        return cls(version, str(path), fd)
+        return cls(version, path, fd)
 
     @property
     def name(self) -> str | None:
-        """Where the children read the copy."""
-        return None if self.path is None else f"/proc/{os.getpid()}/fd/{self.fd}"
+        """Where the children read it: the copy, or the file itself where it was not copied."""
+        return self.path if self.fd < 0 else f"/proc/{os.getpid()}/fd/{self.fd}"
+
+    def with_path(self, text: str) -> str:
+        """A message of a process, in which the checkpoint's own path stands in place of the copy's."""
+        return text if self.name is None or self.path is None else text.replace(self.name, self.path)
 
     def digest(self) -> str | None:
         """SHA-256 of the file."""
@@ -49,7 +73,7 @@ class Weights:
 class WeightsVersions:
     """The weights that are served, those published since, and those that a process may be about to read."""
 
-    def __init__(self, version: int, checkpoint: Path | None) -> None:
+    def __init__(self, version: int, checkpoint: Source | None) -> None:
         """Begin with a checkpoint as `version`, or without one with what is initialised from the seed.
 
         Raises ConfigError for a checkpoint that cannot be read.
@@ -62,10 +86,10 @@ class WeightsVersions:
         """The version that was published last, be it taken, refused or under way."""
         self._known = {version: self.served}
 
-    def publish(self, path: Path | str, version: int | None) -> Weights:
+    def publish(self, source: Source, version: int | None) -> Weights:
         """Copy a checkpoint; it gets the next version, or `version` where that is higher. Raises OSError."""
         wanted = self.newest + 1 if version is None else max(version, self.newest + 1)
-        weights = Weights.copied(wanted, path)
+        weights = Weights.copied(wanted, source)
         self.newest = wanted
         self._known[wanted] = weights
         return weights
@@ -94,8 +118,7 @@ class WeightsVersions:
     def with_paths(self, text: str) -> str:
         """A message of a process, in which the checkpoints' own paths stand in place of the copies'."""
         for weights in self._known.values():
-            if weights.name is not None and weights.path is not None:
-                text = text.replace(weights.name, weights.path)
+            text = weights.with_path(text)
         return text
 
     def close(self) -> None:

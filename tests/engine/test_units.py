@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from shmzero.engine.units import Units
-from shmzero.engine.weights import WeightsVersions
+from shmzero.engine.weights import CheckpointFile, Weights, WeightsVersions
 from shmzero.errors import ConfigError
 
 
@@ -27,6 +27,18 @@ def test_units_are_finished_with_all_their_records_and_taken_once() -> None:
     assert units.left == 0 and units.in_progress == {}
     assert units.take_finished() == [(0, [b"only"]), (1, [b"first", b"second", b"third"])]
     assert units.take_finished() == []
+
+
+def test_units_that_are_added_follow_those_that_were_there_with_the_records_of_their_finished_rounds() -> None:
+    units = Units(iter(()), 0, {})
+    assert units.hand_out(1) == [] and units.left == 0
+    units.add({7: [], 3: [b"first"]})
+    assert units.left == 2 and units.hand_out(9) == [7, 3] and units.in_progress == {3: [b"first"]}
+    units.add({9: []})
+    units.add_record(3, b"second", is_last=True)
+    units.add_record(7, b"only", is_last=True)
+    assert units.hand_out(9) == [9] and units.left == 1
+    assert units.take_finished() == [(3, [b"first", b"second"]), (7, [b"only"])]
 
 
 @pytest.fixture
@@ -60,6 +72,17 @@ def test_weights_are_closed_when_no_process_can_be_about_to_read_them(file: Path
     assert versions.with_paths(f"{second.name} is bad") == f"{file} is bad"
     versions.close()
     assert second.fd < 0
+
+
+def test_weights_by_value_are_read_by_children_as_a_copy_of_the_file_is(file: Path) -> None:
+    read = CheckpointFile.read(file)
+    by_value, copied = Weights.copied(1, read), Weights.copied(1, file)
+    file.unlink()
+    assert by_value.name is not None and Path(by_value.name).read_bytes() == b"weights"
+    assert by_value.digest() == copied.digest() and by_value.path == copied.path == str(file)
+    assert by_value.with_path(f"{by_value.name} is bad") == f"{file} is bad"
+    for weights in (by_value, copied):
+        weights.close()
 
 
 def test_checkpoint_that_cannot_be_read_is_refused_and_costs_no_version(file: Path) -> None:
