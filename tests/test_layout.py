@@ -180,7 +180,7 @@ def test_search_knows_no_features_and_no_rows() -> None:
 
 def test_readme_lists_the_rooms_in_this_order() -> None:
     text = (ROOT / "README.md").read_text()
-    assert len(text.splitlines()) <= 150
+    assert len(text.splitlines()) <= 132, "it is for people in a hurry; what does not fit belongs on a page"
     table = re.findall(r"^\| `(\w+)/?` \|", text[text.index("lowest first") :], re.MULTILINE)
     assert [name for name in table if name in MAY_USE] == list(MAY_USE)
 

@@ -228,12 +228,10 @@ def values(name: str) -> dict[str, Any]:
 
 FIGURES = {
     "search with its encoding": ("search medium, 256 lanes", "{:.0f} ns", 1),
-    "network in bf16": ("compiled bf16 1024 rows, one thread", "{:,.0f} rows/s", 1),
     "self-play, 3 worlds of 30 simulations": ("medium: steady distinct evaluations", "{:,.0f}/s", 1),
     "the same as a share": ("roofline_share", "{:.0%}", 1),
     "the same in rounds": ("medium: steady", "{:,.0f}/min", 10),
     "times faster": ("medium: engine against manager", "{:.0f}", 1),
-    "first finished round": ("medium: first round after", "{:.1f} s", 1),
     "`Client.evaluate`": ("ring: 1 rows, median", "{:.1f} µs", 1),
 }
 """The result that a row of the figures shows, by how the row begins: its name, its form, and what it is rounded to."""
