@@ -16,6 +16,7 @@ from shmzero.cli.command import run_command
 from shmzero.cli.flags import Parser, renamed_words, say, settings_parser, split_help
 from shmzero.cli.interrupts import STARTED, Interrupt, nothing_started
 from shmzero.cli.terminal import Terminal
+from shmzero.cluster.driver import EngineStarter
 from shmzero.engine.config import SelfPlayConfig, read_toml
 from shmzero.engine.plan import resolve
 from shmzero.engine.run import run
@@ -78,8 +79,8 @@ def _main(arguments: list[str] | None) -> int:
         config = parse(arguments)
     folder = config.output.out or Path("runs") / time.strftime("selfplay-%Y%m%d-%H%M%S")
     interrupt = Interrupt()
-    with Terminal() as terminal:
-        summary = run(config, folder, terminal.say, terminal.show, lambda: interrupt.asked, STARTED)
+    with Terminal() as terminal, EngineStarter(config.processes.cluster) as start:
+        summary = run(config, folder, terminal.say, terminal.show, lambda: interrupt.asked, STARTED, start)
     print(json.dumps(summary) if config.output.json else describe(summary))
     return 0 if summary["complete"] else 130
 

@@ -18,6 +18,7 @@ from shmzero.cli.command import run_command
 from shmzero.cli.flags import Parser, renamed_words, say, settings_parser, split_help
 from shmzero.cli.interrupts import STARTED, Interrupt
 from shmzero.cli.terminal import Terminal
+from shmzero.cluster.driver import EngineStarter
 from shmzero.errors import ConfigError
 from shmzero.game.deals import DEALS
 from shmzero.matches.words import match_words
@@ -118,8 +119,8 @@ def main(arguments: list[str] | None = None) -> int:
 def _main(arguments: list[str] | None) -> int:
     config, folder, as_json = parse(arguments)
     interrupt = Interrupt()
-    with Terminal(TrainProgress.table) as terminal:
-        summary = train(config, folder, terminal.say, terminal.show, lambda: interrupt.asked, STARTED)
+    with Terminal(TrainProgress.table) as terminal, EngineStarter(config.processes.cluster) as start:
+        summary = train(config, folder, terminal.say, terminal.show, lambda: interrupt.asked, STARTED, start)
     print(json.dumps(summary) if as_json else describe(summary))
     return 0 if summary["complete"] else 130
 

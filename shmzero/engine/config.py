@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -115,6 +116,15 @@ class Processes(Settings):
     stall_s: float = setting(120.0, low=1, high=86_400, free=True)
     """An inference process that finishes no batch for so long, or a worker that moves nothing on, with work
     waiting, is replaced. How long a round or a decision takes makes no difference."""
+    cluster: str | None = setting(None, free=True)
+    """Play on all nodes of a Ray cluster: auto for the one that runs on this machine, local to start one here, or
+    HOST:PORT of its head. Needs the extra shmzero[cluster]."""
+
+    def check(self) -> None:
+        """Raises ConfigError for what is no address."""
+        if self.cluster is not None and not re.fullmatch(r"auto|local|[^\s:/]+:\d{1,5}", self.cluster):
+            raise ConfigError(f"cluster is {self.cluster!r}; allowed: auto, local, or HOST:PORT of its head")
+        super().check()
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from shmzero.engine.config import SelfPlayConfig, to_flags
 from shmzero.engine.inference_pool import InferencePool
+from shmzero.engine.interface import NodeReport
 from shmzero.engine.plan import FleetPlan
 from shmzero.engine.stalls import StallWatch
 from shmzero.engine.units import Units
@@ -184,6 +185,10 @@ class Fleet:
                 if name not in ("histogram", "waits", "version"):
                     total[name] = total.get(name, 0) + value
         return total
+
+    def by_node(self) -> dict[str, NodeReport]:
+        """Nothing: there is only this machine."""
+        return {}
 
     def pids(self) -> dict[str, list[int]]:
         """Process ids of the living children, by kind."""

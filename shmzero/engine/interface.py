@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
@@ -15,6 +16,24 @@ from typing import Protocol, Self
 from shmzero.engine.plan import FleetPlan
 from shmzero.engine.weights import Weights
 from shmzero.runs.recorder import Executor
+
+
+@dataclass(frozen=True)
+class NodeReport:
+    """How one of several machines is that play together, for metrics and summaries."""
+
+    rounds: int
+    rounds_per_s: float
+    version_lag: int
+    """How many versions its weights are behind those that were published last."""
+    restarts: int
+    """Processes of it that died and were replaced."""
+    bytes_up: int
+    """Of records that came from it."""
+    bytes_down: int
+    """Of checkpoints that went to it."""
+    is_lost: bool = False
+    """Whether it was lost and plays no more."""
 
 
 class Engine(Executor, Protocol):
@@ -74,6 +93,9 @@ class Engine(Executor, Protocol):
 
     def counters(self) -> dict[str, int]:
         """Sums over all workers (prefix `worker_` for times and rows) and inference processes since the start."""
+
+    def by_node(self) -> dict[str, NodeReport]:
+        """How each machine is, by its name; empty where there is only this one."""
 
     def __enter__(self) -> Self: ...
 

@@ -65,8 +65,8 @@ class FleetPlan:
         return replace(self, asked=self.asked.but(checkpoint=path), config=self.config.but(checkpoint=path))
 
     def dump(self) -> dict[str, Any]:
-        """The settings by flat name, as `--config` takes them."""
-        return self.config.flat()
+        """The settings by flat name, as `--config` takes them. On a cluster each node has sizes of its own."""
+        return (self.config if self.asked.processes.cluster is None else self.asked).flat()
 
 
 def resolve(config: SelfPlayConfig, machine: Machine | None = None) -> FleetPlan:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from shmzero import _core
-from shmzero.engine.interface import Engine
+from shmzero.engine.interface import Engine, NodeReport
 
 
 @dataclass
@@ -28,10 +28,14 @@ class Progress:
     mean_batch_rows: float
     inference_busy: float
     workers_busy: float
+    nodes: dict[str, NodeReport] = dataclasses.field(default_factory=dict)
+    """How each machine is, where several play."""
 
     def as_metrics(self) -> dict[str, Any]:
         """The line of metrics.jsonl, where `decided_units` is called `begun`."""
         line = dataclasses.asdict(self)
+        if not self.nodes:
+            del line["nodes"]
         return {"begun" if name == "decided_units" else name: value for name, value in line.items()}
 
     @property
@@ -46,8 +50,23 @@ class Progress:
         return (
             f"{self.rounds} rounds | {self.rounds_per_min:,.0f} rounds/min | "
             f"{self.evaluations_per_s:,.0f} evaluations/s | batch {self.mean_batch_rows:.0f} | "
-            f"inference {self.inference_busy:.0%} workers {self.workers_busy:.0%} busy | ETA {eta}"
+            f"inference {self.inference_busy:.0%} workers {self.workers_busy:.0%} busy | {self.nodes_words()}ETA {eta}"
         )
+
+    def nodes_words(self) -> str:
+        """How the machines are, where several play, and what separates that from what follows."""
+        if not self.nodes:
+            return ""
+        playing = [report for report in self.nodes.values() if not report.is_lost]
+        rates = " + ".join(f"{report.rounds_per_s:,.0f}" for report in playing)
+        behind = max((report.version_lag for report in playing), default=0)
+        words = [
+            f"{len(playing)} nodes" + (f" ({rates} rounds/s)" if playing else ""),
+            *([f"{len(self.nodes) - len(playing)} lost"] if len(playing) < len(self.nodes) else []),
+            *([f"{behind} versions behind"] if behind else []),
+            f"{sum(report.restarts for report in self.nodes.values())} restarts | ",
+        ]
+        return ", ".join(words)
 
 
 class Every:
@@ -136,6 +155,7 @@ class Meter:
             mean_batch_rows=gained["rows"] / max(gained["batches"], 1),
             inference_busy=gained["busy_ns"] / 1e9 * per_second / max(self._engine.num_servers, 1),
             workers_busy=gained["worker_busy_ns"] / 1e9 * per_second / max(self._engine.num_workers, 1),
+            nodes=self._engine.by_node(),
         )
 
 

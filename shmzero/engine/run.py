@@ -5,6 +5,7 @@ Read next: interface.py and fleet.py (who plays), runs/recorder.py (where it goe
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -45,7 +46,8 @@ def run(
     SegmentError, WorkerDied.
     """
     started = time.monotonic() if started is None else started
-    config.inference.check_devices()
+    if config.processes.cluster is None:
+        config.inference.check_devices()
     plan = resolve(config)
     with run_folder(folder, config.identity(), config.old_names) as writer:
         return Run(plan, writer, say, show, stopped, started, start)()
@@ -160,6 +162,7 @@ class Run:
     def _summary(self, engine: Engine, play_s: float, counters: dict[str, int]) -> dict[str, Any]:
         """`play_s`: seconds of playing; `counters`: the engine's at their end."""
         recorder = self._recorder
+        nodes = {name: dataclasses.asdict(report) for name, report in engine.by_node().items()}
         return {
             "records": str(self._writer.path),
             "rounds": recorder.rounds,
@@ -176,7 +179,7 @@ class Run:
             "first_round_s": self._first_round_s,
             "restarts": engine.restarts,
             "weights_version": engine.served.version,
-        }
+        } | ({"nodes": nodes} if nodes else {})
 
 
 def notices(plan: FleetPlan) -> list[str]:

@@ -200,7 +200,8 @@ class TrainConfig(Settings):
 
     def check_devices(self) -> None:
         """Raises ConfigError where this machine does not have the devices of self-play and learner."""
-        self.inference.check_devices()
+        if self.processes.cluster is None:
+            self.inference.check_devices()
         self.learner.check_devices()
 
     def identity(self) -> dict[str, Any]:

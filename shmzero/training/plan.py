@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from shmzero.engine.config import SelfPlayConfig
 from shmzero.engine.plan import FleetPlan, resolve
 from shmzero.learner.config import LearnerConfig
 from shmzero.machine import Machine
@@ -44,18 +45,25 @@ def resolve_training(config: TrainConfig, machine: Machine | None = None) -> Tra
         | {name: plan.dump()[name] for name in ("device", "inference_threads", "workers", "max_batch", "spin_us")}
         for plan in stages
     ]
-    same = {name: value for name, value in sizes[0].items() if all(size[name] == value for size in sizes)}
+    is_here = config.processes.cluster is None  # or each node has sizes of its own
+    same = {name: value for name, value in sizes[0].items() if is_here and all(size[name] == value for size in sizes)}
     learner = ("cuda:0" if machine.has_cuda else "cpu") if config.learner.learner == "auto" else config.learner.learner
     settled = config.but(learner=learner, **same)
     return TrainPlan(settled, stages, settled.learner_config())
+
+
+def plays_on_cuda(play: SelfPlayConfig, machine: Machine) -> bool:
+    """Whether self-play of these settings runs on CUDA, as far as this machine can tell."""
+    asked = play.inference.device
+    return (machine.has_cuda and play.processes.cluster is None) if asked == "auto" else asked.startswith("cuda")
 
 
 def _stage(config: TrainConfig, stage: int, machine: Machine) -> FleetPlan:
     """Self-play in a stage. A policy alone costs less than what it is trained by: one process will do."""
     play = config.self_play(stage)
     if play.search.simulations == 0:
-        if play.inference.device == "auto" and not machine.has_cuda:
+        if play.inference.device == "auto" and not machine.has_cuda and play.processes.cluster is None:
             play = play.but(device="cpu")
         if play.processes.lanes is None:
-            play = play.but(lanes=CPU_LANES if play.inference.device.startswith("cpu") else CUDA_LANES)
+            play = play.but(lanes=CUDA_LANES if plays_on_cuda(play, machine) else CPU_LANES)
     return resolve(play, machine).for_units(ENDLESS)

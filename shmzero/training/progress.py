@@ -82,6 +82,8 @@ class TrainProgress:
         if play.evaluations_per_s:
             body.add_row("", f"{play.evaluations_per_s:,.0f} evaluations/s in batches of {play.mean_batch_rows:,.0f}; "
                              f"waits {self.play_waits:.0%}")  # fmt: skip
+        if self.play.nodes:
+            body.add_row("nodes", self.play.nodes_words().removesuffix(" | "))
         body.add_row("learner", f"step {learner.get('steps', 0):,}" + (
             f", {learner['steps_per_s']:.1f}/s; waits {learner['learner_waits']:.0%}" if "loss" in learner else
             "; waits for its first rounds"))  # fmt: skip

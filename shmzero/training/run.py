@@ -225,6 +225,7 @@ class Run:
                 "self_play_waits": waits,
                 "learner": self._learning.report,
             }
+            | ({"nodes": dataclasses.asdict(play)["nodes"]} if play.nodes else {})
         )
         self._recorder.sync()
 
