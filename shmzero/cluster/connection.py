@@ -25,6 +25,8 @@ ANSWERS_S = 5.0
 """How long the head of a cluster may take to accept a connection."""
 STORE_BYTES = 256 << 20
 """Ray's object store on this machine, for the weights that are on their way."""
+SETTINGS = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_BACKEND_LOG_LEVEL": "error"}
+"""What Ray reads from the environment when it is loaded, unless somebody has set it."""
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -62,7 +64,8 @@ class Connection:
 
     def __enter__(self) -> Self:
         """Connect, or start the cluster. Raises ConfigError where there is none, StartError where it cannot start."""
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        for name, value in SETTINGS.items():
+            os.environ.setdefault(name, value)
         if self.address not in ("auto", "local"):
             check_answers(self.address)
         try:
@@ -82,10 +85,15 @@ class Connection:
         with quiet_ray() as ray:
             try:
                 ray.init(address=self.address, **QUIET)
-            except ConnectionError:
+            except ConnectionError as error:
+                if self.address != "auto":
+                    raise ConfigError(
+                        f"cluster is {self.address!r}, and what answers there is no Ray head that this machine has "
+                        f"joined ({one_line(error)}); join it with: ray start --address={self.address}"
+                    ) from None
                 raise ConfigError(
-                    f"cluster is {self.address!r}, and no Ray cluster runs on this machine; start one with: "
-                    "ray start --head, or use --cluster local"
+                    "cluster is 'auto', and no Ray cluster runs on this machine; start one with: ray start --head, "
+                    "or use --cluster local"
                 ) from None
             except (RuntimeError, ValueError, OSError) as error:
                 raise ConfigError(f"cluster {self.address} cannot be joined: {one_line(error)}") from None

@@ -292,7 +292,7 @@ class ClusterEngine:
         node.status = Status()
         return f"; what it had, {units} of the run's rounds or games, is granted again"
 
-    def _let_go(self, node: RemoteNode) -> None:
+    def _let_go(self, node: RemoteNode, is_lost: bool = True) -> None:
         del self._nodes[node.info.id]
         if node.answers > 1:
             self._gone[node.name] = dataclasses.replace(
@@ -363,7 +363,7 @@ class ClusterEngine:
             self.events.append(str(error))
         for node in list(self._nodes.values()):
             node.kill()
-            self._let_go(node)
+            self._let_go(node, is_lost=False)
         self._weights.close()
         self._is_closed = True
         return self._grants.take_finished()

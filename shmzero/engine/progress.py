@@ -61,7 +61,7 @@ class Progress:
         rates = " + ".join(f"{report.rounds_per_s:,.0f}" for report in playing)
         behind = max((report.version_lag for report in playing), default=0)
         words = [
-            f"{len(playing)} nodes" + (f" ({rates} rounds/s)" if playing else ""),
+            f"{len(playing)} node{'s' * (len(playing) != 1)}" + (f" ({rates} rounds/s)" if playing else ""),
             *([f"{len(self.nodes) - len(playing)} lost"] if len(playing) < len(self.nodes) else []),
             *([f"{behind} versions behind"] if behind else []),
             f"{sum(report.restarts for report in self.nodes.values())} restarts | ",
