@@ -25,7 +25,7 @@ ANSWERS_S = 5.0
 """How long the head of a cluster may take to accept a connection."""
 STORE_BYTES = 256 << 20
 """Ray's object store on this machine, for the weights that are on their way."""
-SETTINGS = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_BACKEND_LOG_LEVEL": "error"}
+SETTINGS = {"RAY_USAGE_STATS_ENABLED": "0"}
 """What Ray reads from the environment when it is loaded, unless somebody has set it."""
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 

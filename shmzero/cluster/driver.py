@@ -18,13 +18,13 @@ from typing import Any, Self
 
 from shmzero.cluster.connection import Connection, NodeInfo
 from shmzero.cluster.grants import Grants
-from shmzero.cluster.messages import Answer, Build, Greeting, Setup, Status, Step
-from shmzero.cluster.remote import Lost, RemoteNode, Shared
+from shmzero.cluster.messages import Answer, Build, Greeting, Setup, Step
+from shmzero.cluster.remote import START_S, Lost, RemoteNode, Shared
 from shmzero.engine.fleet import Fleet
 from shmzero.engine.interface import Engine, NodeReport
 from shmzero.engine.plan import FleetPlan
 from shmzero.engine.weights import CheckpointFile, Weights, WeightsVersions
-from shmzero.errors import ConfigError, ShmzeroError, WorkerDied
+from shmzero.errors import ConfigError, ShmzeroError, StartError, WorkerDied
 from shmzero.game.bots import OLDER
 from shmzero.runs.recorder import Unit
 
@@ -206,8 +206,9 @@ class ClusterEngine:
         """Keep two steps on their way to a node, with units enough; kill an engine that does not answer."""
         if why := node.why_stuck(self.plan.config.processes.stall_s):
             node.restart()
-            self._lose(node, Lost(why, for_good=False))
+            self._lose(node, Lost(why, "engine"))
             return
+        node.greet_if_due()
         while node.has_room:
             units = {} if self.paused else self._grants.grant(node.engine, self._room(node))
             checkpoint = other = None
@@ -232,7 +233,7 @@ class ClusterEngine:
         self._looked_at = time.monotonic()
         alive = {info.id: info for info in self._connection.nodes() if info.num_cpus > 0}
         for node in [node for node in self._nodes.values() if node.info.id not in alive]:
-            self._lose(node, Lost("its node is gone", for_good=True))
+            self._lose(node, Lost("it left the cluster", "node"))
         self._refused = {id: why for id, why in self._refused.items() if id in alive}
         for info in alive.values():
             if info.id not in self._nodes and info.id not in self._refused:
@@ -266,37 +267,38 @@ class ClusterEngine:
 
     def _lose(self, node: RemoteNode, loss: Lost) -> None:
         """Grant again what a node had. Greet the engine that Ray starts in its place, or let go of the node."""
-        what = self._forget_engine(node)
-        self._deaths[node.info.id] += 1
-        if self._deaths[node.info.id] >= MOST_DEATHS:
-            node.kill()
+        self._deaths[node.info.id] += bool(node.engine)
+        if loss.what == "refuses":
+            self._refuse(node, StartError(str(loss)))
+        elif self._deaths[node.info.id] >= MOST_DEATHS:
             self._refuse(node, WorkerDied(f"its engine died {MOST_DEATHS} times with nothing finished: {loss}"))
-        elif loss.for_good:
+        elif node.has_not_started():
+            self._refuse(node, StartError(f"no engine could be started there for {START_S:g} s: {loss}"))
+        elif loss.what == "node":
+            what = self._forget_engine(node)
             node.kill()
             self._let_go(node)
             self._looked_at = time.monotonic()  # Ray may take a moment to tell that the node is gone
             self.events.append(f"node {node.name} is lost: {loss}{what}")
-        else:
-            if what:
-                self.events.append(f"node {node.name} lost its engine and gets another one: {loss}{what}")
-            node.greet()
+        elif what := self._forget_engine(node):
+            self.events.append(f"node {node.name} lost its engine and gets another one: {loss}{what}")
 
     def _forget_engine(self, node: RemoteNode) -> str:
         """Grant again what a node's engine has not finished; returns words about that, where there was an engine."""
-        if not node.engine:
+        engine = node.engine
+        if not engine:
             return ""
-        self._past.update(node.status.counters)
-        node.restarts += 1 + node.status.restarts
         self._restarts += 1 + node.status.restarts
-        units = self._grants.give_back(node.engine)
-        node.status = Status()
+        self._past.update(node.status.counters)
+        node.forget_engine()
+        units = self._grants.give_back(engine)
         return f"; what it had, {units} of the run's rounds or games, is granted again"
 
     def _let_go(self, node: RemoteNode, is_lost: bool = True) -> None:
         del self._nodes[node.info.id]
         if node.answers > 1:
             self._gone[node.name] = dataclasses.replace(
-                node.report(self._weights.newest), rounds_per_s=0.0, is_lost=True
+                node.report(self._weights.newest), rounds_per_s=0.0, is_lost=is_lost
             )
 
     def _refuse(self, node: RemoteNode, error: ShmzeroError) -> None:

@@ -22,6 +22,10 @@ from shmzero.processes.watch import Watch
 CALLS_AT_ONCE = 2
 """While the driver reads one answer, the node plays on for the next."""
 
+START_S = 120.0
+"""A node on which no engine starts within so long is not used."""
+GREET_S = 0.5
+"""How long an engine that died is left alone before the one in its place is greeted."""
 RATE_S = 10.0
 """The time over which a node's rate is told."""
 
@@ -45,11 +49,11 @@ class Shared:
 
 
 class Lost(Exception):
-    """The actor died, or its node; `for_good` says that Ray will not start it again."""
+    """A call came to nothing: with the engine, which Ray starts again, with its node, or because it cannot be had."""
 
-    def __init__(self, why: str, for_good: bool) -> None:
+    def __init__(self, why: str, what: Literal["engine", "node", "refuses"]) -> None:
         super().__init__(why)
-        self.for_good = for_good
+        self.what = what
 
 
 class RemoteNode:
@@ -87,7 +91,10 @@ class RemoteNode:
             )
             .remote(watch_parent=True)
         )
-        self.greet()
+        self._greets_at: float | None = time.monotonic()
+        """When the engine is to be greeted, None where it has been."""
+        self._lost_at = time.monotonic()
+        """Since when there is none that has answered."""
 
     @property
     def name(self) -> str:
@@ -105,10 +112,22 @@ class RemoteNode:
 
     # --- calls -------------------------------------------------------------------------------------------
 
-    def greet(self) -> None:
-        """Ask who is there."""
+    def greet_if_due(self) -> None:
+        """Ask an engine that Ray has started, or is about to start, who it is."""
+        if self._greets_at is not None and time.monotonic() >= self._greets_at:
+            self._greets_at = None
+            self._calls.append(("greet", self._actor.greet.remote()))
+
+    def forget_engine(self) -> None:
+        """Note that the engine is gone; the one in its place is to be greeted."""
+        self.restarts += 1 + self.status.restarts
+        self.status = Status()
         self.began, self.engine = False, ""
-        self._calls.append(("greet", self._actor.greet.remote()))
+        self._lost_at = time.monotonic()
+
+    def has_not_started(self) -> bool:
+        """Whether no engine has answered for START_S, although Ray tries."""
+        return not self.engine and time.monotonic() - self._lost_at > START_S
 
     def begin(self, setup: Setup, checkpoint: Shared | None, other: Shared | None) -> None:
         """Have it start a fleet."""
@@ -137,12 +156,21 @@ class RemoteNode:
         self.answers += 1
         try:
             return kind, ray.get(ref)
-        except ray.exceptions.ActorUnavailableError as error:
-            self._calls.clear()
-            raise Lost(one_line(error), for_good=False) from None
         except ray.exceptions.RayError as error:
             self._calls.clear()
-            raise Lost(one_line(error), for_good=True) from None
+            self._greets_at = time.monotonic() + GREET_S
+            raise self._loss(error) from None
+
+    def _loss(self, error: Exception) -> Lost:
+        """What an error of Ray's means."""
+        from ray import exceptions
+
+        if isinstance(error, exceptions.ActorUnavailableError):
+            return Lost("its process ended", "engine")
+        if isinstance(error, exceptions.RayTaskError) or "creation task" in str(error):
+            lines = [line for line in str(error).splitlines() if line.strip()]
+            return Lost(lines[-1].strip(), "refuses")
+        return Lost(one_line(error), "node")
 
     # --- how it goes ------------------------------------------------------------------------------------
 
@@ -179,6 +207,7 @@ class RemoteNode:
         """Kill the actor; Ray starts another one in its place."""
         self._kill(no_restart=False)
         self._calls.clear()
+        self._greets_at = time.monotonic() + GREET_S
 
     def kill(self) -> None:
         """Kill the actor for good."""
