@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import os
 import shutil
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import reduce
 from pathlib import Path
 from typing import Any, NoReturn
@@ -31,12 +30,42 @@ class Layout(argparse.RawDescriptionHelpFormatter):
         super().__init__(prog, max_help_position=30, width=max(columns, 40) - 2)
 
 
+def near(one: str, other: str, typos: int) -> bool:
+    """Whether so many typos make `other` of `one`: a letter too many, one missing, a wrong one, or two swapped."""
+    if not one or not other:
+        return len(one) + len(other) <= typos
+    if one[0] == other[0]:
+        return near(one[1:], other[1:], typos)
+    rests = [(one[1:], other), (one, other[1:]), (one[1:], other[1:])]
+    if one[:2] == other[1::-1]:
+        rests.append((one[2:], other[2:]))
+    return typos > 0 and any(near(*rest, typos - 1) for rest in rests)
+
+
+def meant(word: str, flags: Iterable[str]) -> str | None:
+    """The one of `flags` that `word` is the beginning of, or else differs from by a typo, in long names by two."""
+    names = {flag.lstrip("-"): flag for flag in flags if flag.startswith("--")}
+    written = word.lstrip("-")
+    if len(written) > 2 and (begun := [flag for name, flag in names.items() if name.startswith(written)]):
+        return begun[0]
+    for typos, shortest in ((1, 0), (2, 5)):
+        for name, flag in names.items():
+            if min(len(written), len(name)) >= shortest and near(written, name, typos):
+                return flag
+    return None
+
+
 class Parser(argparse.ArgumentParser):
     """An ArgumentParser that raises ConfigError instead of printing its usage."""
 
     def __init__(self, **options: Any) -> None:
-        """Abbreviations are not allowed, so that a new option can take away no old one."""
-        super().__init__(**({"allow_abbrev": False} | options))
+        """Abbreviations are not allowed, so that a new option can take away no old one.
+
+        Where `add_help` is left as it is, nothing is hidden from the help, and both flags show the same.
+        """
+        super().__init__(**({"allow_abbrev": False} | options | {"add_help": False}))
+        if options.get("add_help", True):
+            self.add_argument(*HELP, HELP_ALL, action="help", help="show this help and exit")
 
     def error(self, message: str) -> NoReturn:
         """Raises ConfigError."""
@@ -46,10 +75,9 @@ class Parser(argparse.ArgumentParser):
         """As ArgumentParser's, but for what it says of unknown options: which one may have been meant."""
         found, unknown = self.parse_known_args(args, namespace)
         if unknown:
-            name = unknown[0].partition("=")[0]
-            close = difflib.get_close_matches(name, [word for word in self._option_string_actions if "--" in word], 1)
-            meant = f"; perhaps {close[0]}" if close else ""
-            self.error(f"unrecognized options: {', '.join(unknown)}{meant}")
+            flag = meant(unknown[0].partition("=")[0], self._option_string_actions)
+            perhaps = f"; perhaps {flag}" if flag else ""
+            raise ConfigError(f"unrecognized options: {', '.join(unknown)}{perhaps}; see {HELP_ALL}")
         return found
 
 

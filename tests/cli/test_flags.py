@@ -93,9 +93,7 @@ def test_flags_that_the_help_names_are_among_those_that_stay(
     monkeypatch.setenv("COLUMNS", "1000")  # no flag is broken over two lines
     name, _, benchmark = command.partition(" ")
     with pytest.raises(SystemExit):
-        bench.main([benchmark, "--help"]) if name == "bench" else MAINS[name](
-            ["--help-all" if name in ("selfplay", "train", "serve") else "--help"]
-        )
+        bench.main([benchmark, "--help-all"]) if name == "bench" else MAINS[name](["--help-all"])
     text = capsys.readouterr().out.replace("selfplay --config", "")  # a benchmark's word of another command
     shown = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", text)) - {"--help"}
     assert len(shown) > 0 and shown <= {*FLAGS[command], *NEW_FLAGS.get(command, {}), "--help-all"}, (
@@ -134,6 +132,46 @@ def test_help_fits_the_terminal_and_shows_each_default_once(
         for option in re.split(r"\n  (?=-)", options)[1:]:
             assert option.count("(default") <= 1, option
     assert lengths["--help"] < lengths["--help-all"]
+
+
+def refusal(capsys: pytest.CaptureFixture[str], command: str, *words: str) -> str:
+    """What a command says of words that it does not take."""
+    place = ["runs/a"] if command in ("train", "records", "plot") else []
+    assert MAINS[command]([*place, *words]) == 2
+    return capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("command", "flag", "meant"),
+    [
+        ("selfplay", "--rouns", "--rounds"),
+        ("selfplay", "--Rounds", "--rounds"),
+        ("selfplay", "-rounds", "--rounds"),
+        ("selfplay", "--sede", "--seed"),
+        ("selfplay", "--no-jsno", "--no-json"),
+        ("selfplay", "--determ", "--determinizations"),
+        ("train", "--learningrat", "--learning-rate"),
+        ("arena", "--thread=2", "--threads"),
+        ("serve", "--tredas=7", "--threads"),
+        ("serve", "--time", "--timeout-ms"),
+        ("records", "--frist", "--first"),
+        ("plot", "--uot", "--out"),
+    ],
+)
+def test_unknown_flag_near_a_known_one_is_answered_with_that(
+    command: str, flag: str, meant: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert refusal(capsys, command, flag) == f"error: unrecognized options: {flag}; perhaps {meant}; see --help-all\n"
+
+
+@pytest.mark.parametrize("command", MAINS)
+@pytest.mark.parametrize(
+    "flag", ["--bogus", "--xyz", "--owe", "--speed-up", "--no", "-o", "--learn-it-faster", "--" + "e" * 5000]
+)
+def test_unknown_flag_near_no_other_is_answered_with_where_the_flags_are(
+    command: str, flag: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert refusal(capsys, command, flag) == f"error: unrecognized options: {flag}; see --help-all\n"
 
 
 def test_old_flags_and_keys_are_named_with_their_new_ones(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
