@@ -26,7 +26,8 @@ class Layout(argparse.RawDescriptionHelpFormatter):
     """Descriptions as they are written, and options in as many columns as the terminal has, at most 120."""
 
     def __init__(self, prog: str) -> None:
-        columns = int(os.environ.get("COLUMNS", 0)) or min(shutil.get_terminal_size().columns, 120)
+        columns = shutil.get_terminal_size().columns  # or what COLUMNS says, where that is a number
+        columns = columns if os.environ.get("COLUMNS") else min(columns, 120)
         super().__init__(prog, max_help_position=30, width=max(columns, 40) - 2)
 
 

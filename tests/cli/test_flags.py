@@ -134,6 +134,16 @@ def test_help_fits_the_terminal_and_shows_each_default_once(
     assert lengths["--help"] < lengths["--help-all"]
 
 
+@pytest.mark.parametrize("columns", ["", "wide", "-5", "0"])
+def test_help_is_shown_whatever_stands_in_columns(
+    columns: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    with pytest.raises(SystemExit):
+        selfplay.main(["--help"])
+    assert "Search effort, worlds" in capsys.readouterr().out
+
+
 def refusal(capsys: pytest.CaptureFixture[str], command: str, *words: str) -> str:
     """What a command says of words that it does not take."""
     place = ["runs/a"] if command in ("train", "records", "plot") else []
