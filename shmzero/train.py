@@ -20,7 +20,7 @@ from shmzero.cli.interrupts import STARTED, Interrupt
 from shmzero.cli.terminal import Terminal
 from shmzero.cluster.driver import EngineStarter
 from shmzero.errors import ConfigError
-from shmzero.game.deals import DEALS
+from shmzero.game.deals import DEALS, DEALS_FROM
 from shmzero.matches.words import match_words
 from shmzero.training.config import TrainConfig
 from shmzero.training.plan import resolve_training
@@ -37,7 +37,6 @@ EXAMPLES = """examples:
   python -m shmzero.train runs/mine --config run.toml --seed 7"""
 
 
-DEALS_WORDS = "; ".join(f"{name} {deals['players']} players, {deals['cards']} cards" for name, deals in DEALS.items())
 CRITIC_ONLY = (
     "critic_net",
     "critic_learning_rate",
@@ -73,7 +72,7 @@ def parser(asked: TrainConfig | None = None, everything: bool = True) -> Parser:
     found.add_argument(
         "--config", type=Path, metavar="FILE", help="TOML file that sets any of these, such as RUN/config.toml"
     )
-    found.add_argument("--deals-from", choices=DEALS, help=f"sets players and cards: {DEALS_WORDS}")
+    found.add_argument("--deals-from", choices=DEALS, help=DEALS_FROM)
     found.add_argument(
         "--json",
         action=argparse.BooleanOptionalAction,

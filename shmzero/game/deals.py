@@ -15,8 +15,8 @@ SUITS = ("spades", "hearts", "clubs", "diamonds", "none")
 
 
 @dataclass(frozen=True)
-class Deals(Settings):
-    """What is dealt."""
+class DealRules(Settings):
+    """What is dealt, whoever deals it."""
 
     title: ClassVar[str] = "deals"
 
@@ -26,6 +26,12 @@ class Deals(Settings):
     """Cards dealt to each, written likewise; in whole games the largest hand."""
     trump: str = "random"
     """random, spades, hearts, clubs, diamonds, none, or several with commas and weights, as spades:3,none:1."""
+
+
+@dataclass(frozen=True)
+class Deals(DealRules):
+    """What is dealt in self-play."""
+
     dealer: str = "random"
     """random, or a seat."""
 
@@ -95,3 +101,7 @@ DEALS: dict[str, dict[str, Any]] = {
 }
 """Distributions of deals by name. Hands are no larger than the deck allows. `broad` has the fewer rounds of a hand
 size the more decisions they take: each size has about the same share of them."""
+DEALS_FROM = "sets players and cards: " + "; ".join(
+    f"{name} {deals['players']} players, {deals['cards']} cards" for name, deals in DEALS.items()
+)
+"""The help of a flag that takes one of these names."""
