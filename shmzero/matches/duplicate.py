@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from shmzero import _core
 from shmzero.machine import cores
 from shmzero.matches.agents import Agent, AgentLike, make_agent
+from shmzero.matches.config import MOST_DEALS
 from shmzero.mcts.config import SearchConfig
 from shmzero.mcts.play import play_settings
 from shmzero.settings import check_choice, check_number, plain
@@ -117,7 +118,7 @@ def play_match(
     depend on the batch. Raises ConfigError; ValueError and RuntimeError as `search` does.
     """
     deals, seed = operator.index(deals), operator.index(seed)
-    check_number("deals", deals, 2, 10**7)
+    check_number("deals", deals, 2, MOST_DEALS)
     check_choice("mode", mode, ("one", "rest"))
     start = time.monotonic()
     agents = [make_agent(hero), make_agent(villain)]

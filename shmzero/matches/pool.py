@@ -11,6 +11,7 @@ import numpy as np
 from shmzero import _core
 from shmzero.errors import ConfigError
 from shmzero.matches.agents import AgentLike, make_agent
+from shmzero.matches.config import MOST_DEALS
 from shmzero.matches.duplicate import match_plan, play_tables
 from shmzero.matches.rating import Ratings, draw_tables, ratings
 from shmzero.settings import check_number, plain
@@ -33,7 +34,7 @@ def rate(
     With `games` whole games are ranked, otherwise rounds. Raises ConfigError.
     """
     deals, seed = operator.index(deals), operator.index(seed)
-    check_number("deals", deals, 2, 10**7)
+    check_number("deals", deals, 2, MOST_DEALS)
     agents = [make_agent(spec) for spec in pool]
     names = [agent.name for agent in agents]
     if len(agents) < 2:

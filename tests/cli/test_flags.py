@@ -114,7 +114,7 @@ def test_package_lists_the_commands_that_there_are(capsys: pytest.CaptureFixture
     assert main(["selfplay"]) == 2
 
 
-@pytest.mark.parametrize("command", ["selfplay", "train", "serve"])
+@pytest.mark.parametrize("command", ["selfplay", "train", "serve", "arena"])
 @pytest.mark.parametrize("columns", [80, 120])
 def test_help_fits_the_terminal_and_shows_each_default_once(
     command: str, columns: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -124,13 +124,14 @@ def test_help_fits_the_terminal_and_shows_each_default_once(
     for flag in ("--help", "--help-all"):
         with pytest.raises(SystemExit):
             PARSERS[command]([flag])
-        shown = capsys.readouterr().out
-        options, _, _ = shown.partition("examples:")
+        options, examples, _ = capsys.readouterr().out.partition("examples:")
+        assert examples
         lengths[flag] = len(options.splitlines())
         assert max(map(len, options.splitlines())) < columns
         assert "None" not in options and "{None}" not in options
         for option in re.split(r"\n  (?=-)", options)[1:]:
             assert option.count("(default") <= 1, option
+        assert len(re.findall(r"^[a-z]+ options:$", options, re.MULTILINE)) >= 1  # besides those of help
     assert lengths["--help"] < lengths["--help-all"]
 
 
