@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from shmzero.cli.command import run_command
-from shmzero.cli.flags import Parser
+from shmzero.cli.flags import Layout, Parser
 from shmzero.errors import ConfigError
 from shmzero.runs.folder import RunFolder
 from shmzero.runs.metrics import read_metrics
@@ -120,11 +120,14 @@ def main(arguments: list[str] | None = None) -> int:
 def _main(arguments: list[str] | None) -> int:
     parser = Parser(
         prog="python -m shmzero.plot",
-        description="Draws a training run: strength against fixed opponents over wall time, and losses.",
-        epilog="example: python -m shmzero.plot runs/smoke --out smoke.png",
+        usage="python -m shmzero.plot RUN [options]",
+        description="Draws a training run: losses, and strength against fixed opponents,\nover wall time.",
+        epilog="examples:\n  python -m shmzero.plot runs/smoke --out smoke.png",
+        formatter_class=Layout,
     )
     parser.add_argument("run", type=Path, metavar="RUN", help="folder of a training run")
-    parser.add_argument("--out", type=Path, help="PNG, SVG or PDF to write (default: RUN/curves.png)")
+    picture = parser.add_argument_group("picture options")
+    picture.add_argument("--out", type=Path, metavar="PATH", help="PNG, SVG or PDF to write. (default: RUN/curves.png)")
     given = parser.parse_args(arguments)
     out = given.out or RunFolder(given.run).curves
     plot(given.run, out)

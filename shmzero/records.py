@@ -8,7 +8,7 @@ from pathlib import Path
 
 from shmzero import _core
 from shmzero.cli.command import run_command
-from shmzero.cli.flags import Parser
+from shmzero.cli.flags import Layout, Parser
 from shmzero.errors import ConfigError, RecordError
 from shmzero.game.notation import show
 from shmzero.runs.records import Records
@@ -24,13 +24,24 @@ def main(arguments: list[str] | None = None) -> int:
 def _main(arguments: list[str] | None) -> int:
     parser = Parser(
         prog="python -m shmzero.records",
+        usage="python -m shmzero.records path [options]",
         description="Shows the records of a self-play run.",
-        epilog="example: python -m shmzero.records runs/first --show 3",
+        epilog="examples:\n  python -m shmzero.records runs/first --show 3",
+        formatter_class=Layout,
     )
     parser.add_argument("path", type=Path, help="run folder or rounds.sqlite")
-    parser.add_argument("--show", type=int, default=1, metavar="N", help="rounds to print (default 1)")
-    parser.add_argument("--first", type=int, default=0, metavar="ID", help="from this round id on")
-    parser.add_argument("--json", action="store_true", help="one JSON object")
+    rounds = parser.add_argument_group("rounds options")
+    rounds.add_argument(
+        "--first",
+        type=int,
+        default=0,
+        metavar="N",
+        help="Number of the first round to show. (default: %(default)s)",
+    )
+    rounds.add_argument("--show", type=int, default=1, metavar="N", help="Rounds to show. (default: %(default)s)")
+    rounds.add_argument(
+        "--json", action="store_true", help="Print one JSON object and nothing else on standard output."
+    )
     given = parser.parse_args(arguments)
     for name, value in (("show", given.show), ("first", given.first)):
         if not 0 <= value < 2**63:
