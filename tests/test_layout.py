@@ -25,7 +25,7 @@ MAY_USE: dict[str, set[str]] = {
     "inference": {"nets", "shm", "processes"},
     "runs": {"game", "nets"},
     "engine": {"game", "mcts", "nets", "shm", "processes", "inference", "runs"},
-    "cluster": {"game", "processes", "runs", "engine"},
+    "cluster": {"cli", "game", "processes", "runs", "engine"},
     "service": {"cli", "nets", "shm", "inference"},
     "learner": {"nets", "processes", "runs"},
     "matches": {"game", "mcts", "nets", "processes", "inference", "runs", "learner"},

@@ -14,6 +14,13 @@ from shmzero.cli.standard_files import Unfailing, open_standard_files, output, o
 from shmzero.errors import ConfigError, ShmzeroError
 
 
+class Ending:
+    """How this process ends after its command."""
+
+    is_at_once = False
+    """Set where a library's threads would crash a process that ends in the usual way."""
+
+
 def run_command(body: Callable[[], int]) -> int:
     """`body`'s exit code: 0 done, 130 interrupted; or what an error makes of it, said in one line on
     standard error: 2 the user's (ConfigError), 1 the environment's (every other ShmzeroError).
@@ -21,6 +28,15 @@ def run_command(body: Callable[[], int]) -> int:
     Unless `body` has an Interrupt, a first Ctrl-C raises KeyboardInterrupt in it and a second ends the process;
     SIGTERM and SIGHUP do so at once.
     """
+    code = _exit_code(body)
+    if Ending.is_at_once:
+        for file in (sys.stdout, sys.stderr):
+            file.flush()
+        os._exit(code)
+    return code
+
+
+def _exit_code(body: Callable[[], int]) -> int:
     open_standard_files()  # for a command that is no module of this package
     if sys.__stderr__ is not None and sys.stderr is sys.__stderr__:
         sys.stderr = io.TextIOWrapper(

@@ -355,6 +355,7 @@ class ClusterEngine:
     def close(self) -> list[Unit]:
         """End every node's engine and return what was finished and not yet returned."""
         nodes = [node for node in self._nodes.values() if node.began]
+        is_there = self._connection.is_there()
         try:
             for node in nodes:
                 node.end()
@@ -364,7 +365,8 @@ class ClusterEngine:
         except ShmzeroError as error:  # what is being returned counts more than what is wrong with a node now
             self.events.append(str(error))
         for node in list(self._nodes.values()):
-            node.kill()
+            if is_there:
+                node.kill()
             self._let_go(node, is_lost=False)
         self._weights.close()
         self._is_closed = True
