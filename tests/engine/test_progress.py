@@ -64,3 +64,17 @@ def test_shares_count_nothing_of_before_the_first_row(fleet: Any, attended: bool
     assert progress.workers_busy == pytest.approx((0.25 if attended else 0.33) / played_s)
     assert progress.inference_busy == pytest.approx(0.1 / played_s)
     assert progress.evaluations_per_s == pytest.approx(50 / played_s)
+
+
+def report(rounds_per_s: float, version_lag: int = 0, restarts: int = 0, is_lost: bool = False) -> NodeReport:
+    return NodeReport(1000, rounds_per_s, version_lag, restarts, 0, 0, is_lost)
+
+
+def test_line_says_how_the_nodes_are_where_several_machines_play(fleet: Any) -> None:
+    progress = Meter(fleet, 10).progress(0, 0)
+    assert "node" not in progress.line() and "nodes" not in progress.as_metrics()
+    progress.nodes = {"a": report(1500.4), "b": report(20, version_lag=2, restarts=1), "c": report(0, is_lost=True)}
+    assert "| 2 nodes (1,500 + 20 rounds/s), 1 lost, 2 versions behind, 1 restarts | ETA" in progress.line()
+    assert progress.as_metrics()["nodes"]["b"]["version_lag"] == 2
+    progress.nodes = {"a": report(3)}
+    assert "| 1 node (3 rounds/s), 0 restarts | ETA" in progress.line()
