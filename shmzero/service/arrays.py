@@ -9,35 +9,35 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from shmzero import _core
+from shmzero.shm.sizes import Widths
 
 
-def slot_arrays(
-    states: Any, masks: Any, segment: _core.Segment, ndim: int
-) -> tuple[NDArray[Any], NDArray[np.bool_], Any]:
+def slot_arrays(states: Any, masks: Any, widths: Widths, ndim: int) -> tuple[NDArray[Any], NDArray[np.bool_], Any]:
     """(states, masks) as the slot takes them, and the tensor that the answers shall be like, or None for numpy.
 
     `ndim`: 1 for one row, 2 for several. Raises ValueError for other shapes, dtypes and masks.
     """
+    state_dim, action_dim, _, wire = widths
     states, like = _untorched(states)
     try:
         states = np.asarray(states)
     except ValueError as error:
         raise ValueError(f"states cannot be made an array: {error}") from None
-    if states.dtype.kind not in "fiub":
+    if states.dtype == wire:
+        rows = np.ascontiguousarray(states)
+    elif states.dtype.kind in "fiub":
+        with np.errstate(over="ignore"):  # what does not fit becomes infinite, and is refused as such
+            rows = np.ascontiguousarray(states, wire)
+    else:
         raise ValueError(f"states has dtype {states.dtype}; allowed: real numbers, as float32 or int64")
-    with np.errstate(over="ignore"):  # beyond float16: infinite, and refused as such
-        rows = np.ascontiguousarray(states, segment.wire)
     bools = mask_bools(masks)
     if ndim == 2 and len(rows) == 0 == len(bools):
-        rows, bools = np.empty((0, segment.state_dim)), np.empty((0, segment.action_dim), np.bool_)
-    if rows.ndim != ndim or rows.shape[-1] != segment.state_dim:
-        wanted = f"[n, {segment.state_dim}]" if ndim == 2 else f"[{segment.state_dim}]"
+        rows, bools = np.empty((0, state_dim)), np.empty((0, action_dim), np.bool_)
+    if rows.ndim != ndim or rows.shape[-1] != state_dim:
+        wanted = f"[n, {state_dim}]" if ndim == 2 else f"[{state_dim}]"
         raise ValueError(f"states has shape {list(rows.shape)}; the service takes {wanted}")
-    if bools.shape != (*rows.shape[:-1], segment.action_dim):
-        raise ValueError(
-            f"masks has shape {list(bools.shape)}; these states need {[*rows.shape[:-1], segment.action_dim]}"
-        )
+    if bools.shape != (*rows.shape[:-1], action_dim):
+        raise ValueError(f"masks has shape {list(bools.shape)}; these states need {[*rows.shape[:-1], action_dim]}")
     return rows, bools, like
 
 
@@ -61,8 +61,7 @@ def mask_bools(masks: Any) -> NDArray[np.bool_]:
 
 def _untorched(given: Any) -> tuple[Any, Any]:
     """(what numpy understands, the tensor that it was or None). Where torch is not imported nothing is a tensor."""
-    torch = sys.modules.get("torch")
-    if torch is None or type(given) is np.ndarray:
+    if type(given) is np.ndarray or (torch := sys.modules.get("torch")) is None:
         return given, None
     if isinstance(given, Sequence) and len(given) > 0 and isinstance(given[0], torch.Tensor):
         given = torch.stack(list(given))

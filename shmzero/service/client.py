@@ -83,7 +83,7 @@ class Client:
         deadline = time.monotonic() + seconds("timeout", timeout)
         link = self._link
         connection = link.current(deadline)
-        rows, bools, like = slot_arrays(state, mask, connection.segment, 1)
+        rows, bools, like = slot_arrays(state, mask, connection.widths, 1)
         policy, value, link.version = call(link, connection, rows, bools, deadline)
         return (policy, value) if like is None else (as_torch(policy, like), as_torch(value, like))
 
@@ -95,7 +95,7 @@ class Client:
         deadline = time.monotonic() + seconds("timeout", timeout)
         link = self._link
         connection = link.current(deadline)
-        rows, bools, like = slot_arrays(states, masks, connection.segment, 2)
+        rows, bools, like = slot_arrays(states, masks, connection.widths, 2)
         if not 0 < len(rows) <= connection.segment.rows_per_slot:
             return split(link, connection, rows, bools, like, deadline)[0]
         policies, values, link.version = call(link, connection, rows, bools, deadline)
@@ -108,7 +108,7 @@ class Client:
         call, which has no server yet, waits for one: up to 30 seconds.
         """
         connection = self._link.current()
-        rows, bools, like = slot_arrays(states, masks, connection.segment, 2)
+        rows, bools, like = slot_arrays(states, masks, connection.widths, 2)
         return PendingRequest(self._link, connection, rows, bools, like)
 
     def request(self, rows: int, timeout: float | None = 30.0) -> SlotRequest:

@@ -12,7 +12,7 @@ import weakref
 from collections import deque
 
 from shmzero import _core
-from shmzero.shm.sizes import SegmentSizes, Widths
+from shmzero.shm.sizes import SegmentSizes
 
 MOST_PORTS = 16
 """Requests that one client has in flight at most; further threads wait."""
@@ -27,6 +27,8 @@ class Connection:
     def __init__(self, segment: _core.Segment, inode: int) -> None:
         self.segment = segment
         self.inode = inode
+        self.widths = SegmentSizes.of(segment).widths
+        """Widths of the service's rows and answers."""
         self._identity = _core.own_identity()
         self._idle: deque[_core.RequestPort] = deque()
         self._ports: list[weakref.ref[_core.RequestPort]] = []
@@ -34,11 +36,6 @@ class Connection:
         self._claiming = threading.Lock()
         self._waiters: deque[threading.Lock] = deque()
         """One held lock for each thread that waits for a port. Whoever releases a port releases one of them."""
-
-    @property
-    def widths(self) -> Widths:
-        """Widths of the service's rows and answers."""
-        return SegmentSizes.of(self.segment).widths
 
     @property
     def num_blocks(self) -> int:

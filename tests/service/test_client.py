@@ -129,6 +129,30 @@ def test_float16_wire_rounds_states_and_refuses_what_it_cannot_hold(name: str, r
             client.evaluate_many(np.where(np.arange(20)[:, None] == 1, 1e6, states), masks)
 
 
+@pytest.mark.parametrize("wire", ["float16", "float32"])
+def test_states_of_any_layout_and_type_arrive(name: str, wire: str, rng: np.random.Generator) -> None:
+    asked = rows(rng, 20)
+    states, masks = asked[0].astype(wire), asked[1]
+    with InferenceServer(echo, *WIDTHS, name=name, wire=wire) as server:
+        client = server.client()
+        swapped = states.astype(states.dtype.newbyteorder())
+        for given in (states, np.asfortranarray(states), swapped, states.astype(np.float64), states.tolist()):
+            check(states.astype(np.float32), masks, *client.evaluate_many(given, masks))
+        check(states[::2].astype(np.float32), masks[::2], *client.evaluate_many(states[::2], masks[::2]))
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("wire", ["float16", "float32"])
+def test_states_beyond_what_travels_are_refused_without_a_warning(
+    name: str, wire: str, rng: np.random.Generator
+) -> None:
+    states, masks = rows(rng, 3)
+    with InferenceServer(echo, *WIDTHS, name=name, wire=wire) as server:
+        client = server.client()
+        with pytest.raises(ValueError, match=f"row 0 is NaN, or infinite as {wire}"):
+            client.evaluate(states[0].astype(np.float64) + 1e300, masks[0])
+
+
 # --- other ways to ask ------------------------------------------------------------------------------------
 
 
