@@ -20,8 +20,6 @@ from shmzero.shm.names import inode_of, service_path
 from shmzero.shm.service_segment import find_service
 from shmzero.shm.sizes import Widths
 
-SLICE_MS = 100.0
-"""How long to wait for an answer before looking whether the server is still there."""
 LOOK_S = 0.02
 """How long to wait between two looks for a server, or for a free block."""
 CONNECT_S = 30.0
@@ -190,11 +188,6 @@ class Link:
         self.connection = None  # the blocks are the parent's
         self._pending = weakref.WeakSet()
         self._lock = threading.Lock()  # another thread of the parent may have held this one
-
-
-def slice_ms(left_s: float) -> float:
-    """How long to wait before looking whether the server is still there, in ms, with `left_s` until the deadline."""
-    return min(max(left_s * 1e3, 0.0), SLICE_MS)
 
 
 def _after_fork() -> None:

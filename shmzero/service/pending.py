@@ -17,7 +17,7 @@ from shmzero import _core
 from shmzero.errors import ModelFailed, RequestLost, ServerGone
 from shmzero.service.arrays import as_torch
 from shmzero.service.connection import Connection, give_up
-from shmzero.service.link import Link, slice_ms
+from shmzero.service.link import Link
 from shmzero.settings import seconds
 
 Answer = tuple[NDArray[np.float32], NDArray[np.float32], int]
@@ -90,7 +90,7 @@ class Piece:
                 num_sent += 1
                 continue
             try:
-                is_answered = port.wait(slice_ms(left), self.link.spin_us)
+                is_answered = port.wait(left * 1e3, self.link.spin_us)
             except RequestLost:
                 self.drop()
                 continue
@@ -267,7 +267,7 @@ def call(link: Link, connection: Connection, states: NDArray[Any], masks: NDArra
             return *answers, version
     is_lost = False
     try:
-        answer = port.call(states, masks, slice_ms(deadline - time.monotonic()), link.spin_us)
+        answer = port.call(states, masks, (deadline - time.monotonic()) * 1e3, link.spin_us)
     except RequestLost:
         connection.forget(port)
         answer, is_lost = None, True

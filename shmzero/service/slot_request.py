@@ -14,7 +14,7 @@ from shmzero import _core
 from shmzero.errors import ServerGone
 from shmzero.service.arrays import mask_bools
 from shmzero.service.connection import Connection, give_up
-from shmzero.service.link import Link, slice_ms
+from shmzero.service.link import Link
 from shmzero.settings import seconds
 
 
@@ -89,7 +89,7 @@ class SlotRequest(AbstractContextManager["SlotRequest"]):
         self._sent = True
         while True:
             left = deadline - time.monotonic()
-            if self._port.wait(slice_ms(left), self._link.spin_us):
+            if self._port.wait(left * 1e3, self._link.spin_us):
                 break
             if self._link.is_lost(self._connection):
                 self._send_again(deadline)

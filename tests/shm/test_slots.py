@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -191,6 +192,16 @@ def test_worker_whose_slot_comes_back_failed_ends_with_the_message() -> None:
         with pytest.raises(RuntimeError, match="slot 0 was answered with a failure: the kettle is empty"):
             worker.result()
     memory.close()
+
+
+@pytest.mark.parametrize("timeout_ms", [-math.inf, -1.0, 0.0, 1e300, math.inf])
+def test_wait_for_an_answer_that_never_comes_ends_whatever_its_time_out(pair: Pair, timeout_ms: float) -> None:
+    """So that whoever waits can look whether its server is still there."""
+    port = _core.RequestPort.claim(pair.segment, _core.own_identity())
+    assert port is not None
+    assert port.call(np.zeros(256, np.float16), np.ones(52, np.bool_), timeout_ms, 0.0) is None
+    assert not port.wait(timeout_ms, 0.0)
+    port.close()
 
 
 def test_scatter_of_an_unknown_batch_raises(pair: Pair) -> None:
