@@ -130,9 +130,9 @@ class FunctionDevice:
         found = policy_and_value(answer)
         _, action_dim, value_dim, _ = self._widths
         if found is not None:
-            policies, values = (self._numbers(part) for part in found)
+            policies, values = map(self._numbers, found)
             if policies is not None and values is not None:
-                if tuple(policies.shape) == (rows, action_dim) and tuple(values.shape) == (rows, value_dim):
+                if policies.shape == (rows, action_dim) and values.shape == (rows, value_dim):
                     return policies, values
                 raise ValueError(
                     f"it returned policies {list(policies.shape)} and values {list(values.shape)}; "
@@ -198,11 +198,13 @@ def one_line(error: BaseException) -> str:
 
 def policy_and_value(answer: Any) -> tuple[Any, Any] | None:
     """The two parts of what a model returned: by name where they have names, else the first two. None: neither."""
-    if isinstance(answer, Mapping):
-        return (answer["policy"], answer["value"]) if "policy" in answer and "value" in answer else None
     if hasattr(answer, "policy") and hasattr(answer, "value"):  # a named tuple, a dataclass
         return answer.policy, answer.value
-    return (answer[0], answer[1]) if isinstance(answer, (tuple, list)) and len(answer) >= 2 else None
+    if isinstance(answer, (tuple, list)):
+        return (answer[0], answer[1]) if len(answer) >= 2 else None
+    if isinstance(answer, Mapping) and "policy" in answer and "value" in answer:
+        return answer["policy"], answer["value"]
+    return None
 
 
 def described(answer: Any) -> str:
