@@ -214,7 +214,7 @@ def test_device_that_no_node_has_is_refused(cluster: RayNodes, tmp_path: Path) -
         cluster, "selfplay", "--device", "cuda", "--cluster", cluster.address, "--out", tmp_path / "run"
     )  # fmt: skip
     code, said = refused(going)
-    assert code == 2 and "device is 'cuda'" in said and "is not used: " in said
+    assert code == 2 and "device is 'cuda:0'" in said and "is not used: " in said
 
 
 def test_cluster_without_ray_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
