@@ -11,7 +11,7 @@ import contextlib
 import dataclasses
 import time
 from collections import Counter, deque
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -50,12 +50,17 @@ class ClusterEngine:
         in_progress: Mapping[int, list[bytes]],
         *,
         connection: Connection,
+        remote: Callable[[NodeInfo], RemoteNode] = RemoteNode,
     ) -> None:
-        """See StartEngine. Raises ConfigError for a checkpoint that cannot be read."""
+        """See StartEngine; `remote` has the engine of a node started.
+
+        Raises ConfigError for a checkpoint that cannot be read.
+        """
         self.plan = plan
         self.events: deque[str] = deque()
         self.paused = False
         self._connection = connection
+        self._remote = remote
         self._build = str(Build.here())
         self._grants = Grants(units, num_units, in_progress)
         self._num_units = num_units
@@ -237,7 +242,7 @@ class ClusterEngine:
         self._refused = {id: why for id, why in self._refused.items() if id in alive}
         for info in alive.values():
             if info.id not in self._nodes and info.id not in self._refused:
-                self._nodes[info.id] = RemoteNode(info)
+                self._nodes[info.id] = self._remote(info)
         self._check_any_can_play(alive.values())
 
     def _check_any_can_play(self, alive: Collection[NodeInfo]) -> None:

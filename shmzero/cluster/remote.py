@@ -61,9 +61,6 @@ class RemoteNode:
 
     def __init__(self, info: NodeInfo) -> None:
         """Has Ray start the actor, which nothing waits for."""
-        import ray
-        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
         self.info = info
         self.engine = ""
         """The name of the engine that plays, empty until it has been begun."""
@@ -80,7 +77,19 @@ class RemoteNode:
         self.rounds = self.restarts = 0
         self._rounds_lately: deque[tuple[float, int]] = deque()
         self._calls: deque[tuple[Kind, Any]] = deque()
-        self._actor = (
+        self._actor = self._start()
+        self._greets_at: float | None = time.monotonic()
+        """When the engine is to be greeted, None where it has been."""
+        self._lost_at = time.monotonic()
+        """Since when there is none that has answered."""
+
+    def _start(self) -> Any:
+        """The actor: one engine on this node alone, which Ray starts again when it dies."""
+        import ray
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        info = self.info
+        return (
             ray.remote(NodeEngine)
             .options(
                 num_cpus=info.num_cpus,
@@ -91,10 +100,6 @@ class RemoteNode:
             )
             .remote(watch_parent=True)
         )
-        self._greets_at: float | None = time.monotonic()
-        """When the engine is to be greeted, None where it has been."""
-        self._lost_at = time.monotonic()
-        """Since when there is none that has answered."""
 
     @property
     def name(self) -> str:
