@@ -9,7 +9,7 @@ import functools
 import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from shmzero import _core
 from shmzero.engine.config import SelfPlayConfig
@@ -131,6 +131,15 @@ class Answer:
     status: Status
     error: ShmzeroError | None = None
     """What ended the fleet: an error of this package."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Parts travel as plain tuples: Ray's pickler calls Python functions for each object that has a class."""
+        return _answer, (self.engine, [tuple(part) for part in self.parts], self.events, self.status, self.error)
+
+
+def _answer(engine: str, parts: list[tuple[Any, ...]], *rest: Any) -> Answer:
+    """An Answer that has travelled."""
+    return Answer(engine, [Part(*part) for part in parts], *rest)
 
 
 CHUNK_BYTES = 90 * 1024

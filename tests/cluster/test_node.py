@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import pickle
 from pathlib import Path
 
 import pytest
 
 from shmzero import _core
 from shmzero.cluster import node as node_module
-from shmzero.cluster.messages import CHUNK_BYTES, Answer, Build, Part, Setup, Step
+from shmzero.cluster.messages import CHUNK_BYTES, Answer, Build, Part, Setup, Status, Step
 from shmzero.cluster.node import NodeEngine, size_of
 from shmzero.engine.config import SelfPlayConfig
 from shmzero.engine.weights import CheckpointFile
@@ -193,3 +194,12 @@ def test_build_tells_what_has_to_be_the_same_everywhere() -> None:
     words = str(Build.here())
     assert words == NodeEngine().greet().build
     assert f"features {_core.FEATURE_VERSION}" in words and f"records {_core.RECORD_VERSION}" in words
+
+
+@pytest.mark.parametrize("error", [None, ConfigError("no such device")])
+def test_answer_that_has_travelled_is_what_was_sent(error: ConfigError | None) -> None:
+    parts = [Part(3, 0, True, [b"a"]), Part(4, 2, False, [b"b", b"c"])]
+    sent = Answer("engine", parts, ["a line"], Status(served=7, counters={"rows": 1}), error)
+    come = pickle.loads(pickle.dumps(sent))
+    assert repr(come) == repr(sent) and [type(part) for part in come.parts] == [Part, Part]
+    assert b"Part" not in pickle.dumps(sent)  # each would cost calls of Python functions
