@@ -8,12 +8,11 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
+import struct
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from shmzero import _core
 from shmzero.errors import ConfigError, RecordError, ShmzeroError
@@ -32,6 +31,9 @@ from shmzero.runs.database import (
 )
 from shmzero.runs.folder import OwnedFolder
 from shmzero.runs.ledger import UnitLedger
+
+RECORD_HEAD = struct.Struct("<xBB5xQ")
+"""What a record begins with: players, cards, and in its last eight bytes the round's id (csrc/play/record.h)."""
 
 
 @contextmanager
@@ -203,8 +205,8 @@ class RecordWriter:
         rows = []
         for unit, records in units:
             for record in records:
-                head = np.frombuffer(record, "<u8", 1, offset=8)
-                rows.append((int(head[0]), unit, record[1], record[2], record))
+                players, cards, id = RECORD_HEAD.unpack_from(record)
+                rows.append((id, unit, players, cards, record))
         try:
             self._write_ahead()
             self._connection.execute("BEGIN IMMEDIATE")
