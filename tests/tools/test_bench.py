@@ -98,6 +98,12 @@ def test_bench_signature_is_the_same_whoever_plays(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_bench_signature_over_a_cluster_is_that_of_one_machine() -> None:
+    pytest.importorskip("ray")
+    assert bench("signature", "--cluster", "local").stdout == bench("signature").stdout
+
+
+@pytest.mark.slow
 def test_bench_engines_take_turns_and_short_runs_are_held_against_their_rows(tmp_path: Path) -> None:
     hashed = ("--evaluator", "hash", "--repeats", 1)
     bench("scaling", "--quick", *hashed, "--workers", 1, 3, "--save", tmp_path / "scaling.json")
