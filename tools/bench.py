@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import csv
 import dataclasses
+import importlib.util
 import sys
 import time
 from pathlib import Path
@@ -23,6 +24,7 @@ try:
     from shmzero.errors import ConfigError, RecordError, ShmzeroError
     from tools.benchmarks import (
         ablate,
+        cluster,
         inference,
         numerics,
         report,
@@ -64,6 +66,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     "ablate": ablate,
     "tune": tune,
     "training": training,
+    "cluster": cluster,
 }
 WITH_DEVICE = {"inference", "numerics", "selfplay", "short", "scaling", "ablate", "tune", "training"}
 ALL_S = 600.0
@@ -79,6 +82,7 @@ ALL: dict[str, tuple[float, str]] = {
     "ablate": (110, "--quick --repeats 1 --seconds 1"),
     "numerics": (50, "--quick --steps 200"),
     "training": (50, "--quick --minutes 0.3 --deals 40 --match-opponents threshold"),
+    "cluster": (60, "--quick --repeats 1 --nodes 1 8"),
 }
 """What `all` runs, and for about how many seconds on two cores; what would end after ALL_S is left out.
 `tune` is not among them: it looks for settings, it does not judge them."""
@@ -136,6 +140,12 @@ def measure_all(given: argparse.Namespace, described: dict[str, Any]) -> int:
         start = time.monotonic()
         if start - STARTED + estimate_s > ALL_S:
             print(f"\n{name}\nleft out: it might end after {ALL_S:.0f} s", flush=True)
+            lasted.append(Result(name, "left out"))
+            continue
+        if name == "cluster" and importlib.util.find_spec("ray") is None:
+            print(
+                f'\n{name}\nleft out: Ray is not installed; install it with: pip install "shmzero[cluster]"', flush=True
+            )
             lasted.append(Result(name, "left out"))
             continue
         print(f"\n{name}", flush=True)

@@ -17,16 +17,18 @@ from typing import Any
 
 import pytest
 
-from shmzero import _core
+from shmzero import SearchConfig, _core, play_rounds
+from shmzero.cluster.messages import Step
 from shmzero.engine.config import SelfPlayConfig, read_toml
 from shmzero.engine.plan import resolve
 from shmzero.errors import WorkerDied
+from shmzero.mcts.evaluators import HashEvaluator
 from shmzero.nets.blob_net import BlobNet
 from shmzero.nets.checkpoint import save_checkpoint
 from shmzero.nets.config import NETS
 from shmzero.settings import to_toml
 from tools import bench as tools_bench
-from tools.benchmarks import report, search, selfplay, tune
+from tools.benchmarks import cluster, report, search, selfplay, tune
 from tools.benchmarks.engines import Rates
 from tools.benchmarks.machine import machine
 from tools.benchmarks.measure import Result, windowed
@@ -101,6 +103,39 @@ def test_bench_signature_is_the_same_whoever_plays(tmp_path: Path) -> None:
 def test_bench_signature_over_a_cluster_is_that_of_one_machine() -> None:
     pytest.importorskip("ray")
     assert bench("signature", "--cluster", "local").stdout == bench("signature").stdout
+
+
+@pytest.mark.slow
+def test_bench_cluster_measures_the_driver_and_a_real_node(tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    short = ("--quick", "--repeats", 1, "--nodes", 1, 2, "--seconds", 0.2, "--node-seconds", 0.2)
+    bench("cluster", *short, "--save", tmp_path / "cluster.json")
+    found = {row["name"]: row["value"] for row in json.loads((tmp_path / "cluster.json").read_text())["results"]}
+    assert all(found[f"{nodes}: the driver takes"] > 0 for nodes in ("1 node", "2 nodes"))
+    assert found["under Ray against the fleet: rounds/CPU s"] > 0
+    assert sum(name.startswith("profile of 2 nodes: ") for name in found) == cluster.PROFILED
+    assert found["profile of 2 nodes: runs/recorder.py:poll"] > 0.5
+
+
+def test_bench_cluster_answers_with_rounds_of_the_numbers_that_were_granted() -> None:
+    records = play_rounds(HashEvaluator(), 2, SearchConfig(determinizations=1, simulations=4))
+    engine = cluster.SimulatedEngine(records, network_s=0.0)
+    units = [2**40, 2**40 + 1, 5]
+    answer = engine.step(Step(engine.greet().engine, {unit: [] for unit in units}, False))
+    assert [(part.unit, part.first, part.is_last) for part in answer.parts] == [(unit, 0, True) for unit in units]
+    for part, of in zip(answer.parts, (0, 1, 1), strict=True):
+        played = _core.decode_record(records[of]) | {"id": part.unit}
+        assert repr([_core.decode_record(record) for record in part.records]) == repr([played])
+
+
+def test_bench_all_leaves_the_cluster_out_where_ray_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    real = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "ray" else real(name))
+    monkeypatch.setattr(tools_bench, "ALL", {"cluster": (1.0, "")})
+    monkeypatch.setattr(tools_bench, "measure", lambda given, described: pytest.fail("it was measured"))
+    assert tools_bench.main(["all", "--results", str(tmp_path)]) == 0
+    kept = json.loads((tmp_path / "all.json").read_text())
+    assert kept["results"][0]["value"] == "left out"
 
 
 @pytest.mark.slow
