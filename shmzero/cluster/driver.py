@@ -204,7 +204,8 @@ class ClusterEngine:
         if not node.began:
             node.began = True
             self.events.append(f"node {node.name} plays: {'; '.join(answer.status.notices)}")
-        node.status = answer.status
+        if answer.status.num_workers:  # one that has ended its fleet has nothing more to tell
+            node.status = answer.status
         self._note_served(answer.status.served)
 
     def _feed(self, node: RemoteNode) -> None:

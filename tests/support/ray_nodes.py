@@ -102,8 +102,21 @@ def end_session(session: int) -> None:
 
 
 def pids_of(*words: str) -> list[int]:
-    """Processes whose command line has one of these words."""
-    return [pid for pid, _, line in processes() if any(word in line for word in words)]
+    """Processes of this test run's clusters whose command line has one of these words."""
+    return [pid for pid, _, line in processes() if any(word in line for word in words) and is_ours(pid)]
+
+
+def is_ours(pid: int) -> bool:
+    """Whether a process has the token of this test run, which all that its clusters start inherits."""
+    try:
+        return ENVIRONMENT["RAY_AUTH_TOKEN"].encode() in Path(f"/proc/{pid}/environ").read_bytes()
+    except OSError:
+        return False
+
+
+def any_cluster_runs() -> bool:
+    """Whether somebody has a Ray cluster on this machine."""
+    return any("gcs_server" in line for _, _, line in processes())
 
 
 OURS = ("ray::NodeEngine", "shmzero.engine.worker", "shmzero.inference.process")
