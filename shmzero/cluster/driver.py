@@ -204,8 +204,7 @@ class ClusterEngine:
         if not node.began:
             node.began = True
             self.events.append(f"node {node.name} plays: {'; '.join(answer.status.notices)}")
-        if answer.status.num_workers:  # one that has ended its fleet has nothing more to tell
-            node.status = answer.status
+        node.status = answer.status
         self._note_served(answer.status.served)
 
     def _feed(self, node: RemoteNode) -> None:
@@ -302,6 +301,8 @@ class ClusterEngine:
 
     def _let_go(self, node: RemoteNode, is_lost: bool = True) -> None:
         del self._nodes[node.info.id]
+        self._restarts += node.status.restarts
+        self._past.update(node.status.counters)
         if node.answers > 1:
             self._gone[node.name] = dataclasses.replace(
                 node.report(self._weights.newest), rounds_per_s=0.0, is_lost=is_lost

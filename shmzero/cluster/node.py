@@ -6,6 +6,7 @@ Between two calls the workers play on. Read next: driver.py, which calls.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import secrets
 import socket
@@ -37,6 +38,8 @@ class NodeEngine:
             _core.die_with_parent(os.getppid())
         self._name = secrets.token_hex(8)
         self._fleet: Fleet | None = None
+        self._ended = Status()
+        """How the fleet was that has ended."""
         self._error: ShmzeroError | None = None
         self._outbox: deque[Part] = deque()
         self._sent: dict[int, int] = {}
@@ -50,7 +53,7 @@ class NodeEngine:
     def begin(self, setup: Setup, checkpoint: CheckpointFile | None, other: CheckpointFile | None) -> Answer:
         """Start a fleet, in place of one that there may be. `checkpoint`, `other`: see Fleet."""
         self._close()
-        self._error, self._outbox, self._sent = None, deque(), {}
+        self._error, self._outbox, self._sent, self._ended = None, deque(), {}, Status()
         cores = min(setup.num_cpus, Machine.here().cores) or 1
         machine = Machine(cores, setup.num_gpus > 0 and has_cuda())
         try:
@@ -83,7 +86,7 @@ class NodeEngine:
         return self._answer()
 
     def end(self) -> Answer:
-        """End the fleet; what it has finished is in the answer."""
+        """End the fleet; what it has finished is in the answer, and what it has counted."""
         self._close()
         return self._answer(most_bytes=None)
 
@@ -132,7 +135,7 @@ class NodeEngine:
     def _status(self) -> Status:
         fleet = self._fleet
         if fleet is None:
-            return Status()
+            return self._ended
         return Status(
             notices=fleet.notices(),
             served=fleet.served.version,
@@ -147,6 +150,8 @@ class NodeEngine:
 
     def _close(self) -> None:
         """End the fleet, if there is one, and keep what it has finished for the driver."""
+        if self._fleet is not None:
+            self._ended = dataclasses.replace(self._status(), ready=False, num_workers=0, num_servers=0, wanted=0)
         fleet, self._fleet = self._fleet, None
         if fleet is not None:
             for unit, records in fleet.close():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import signal
 from pathlib import Path
 
 import pytest
@@ -79,6 +80,19 @@ def test_rounds_are_those_of_one_machine_and_answers_are_small(monkeypatch: pyte
     assert [driver.found[unit] for unit in range(2000)] == [[record] for record in expected]
     assert CHUNK_BYTES / 2 < max(driver.sizes) <= CHUNK_BYTES
     assert driver.status.num_workers == 0 and driver.node.pids() == {"engine": [os.getpid()]}
+
+
+def test_node_that_ends_still_tells_of_what_was_replaced_and_counted() -> None:
+    driver = Driver(LIGHT, 10)
+    os.kill(driver.node.pids()["workers"][0], signal.SIGKILL)
+    while not driver.status.restarts:
+        driver.step()
+    driver.step({unit: [] for unit in range(10)})
+    driver.until_finished(*range(10))
+    played = driver.status.counters["decisions"]
+    driver.end()
+    assert driver.status.restarts == 1 and driver.status.counters["decisions"] >= played > 0
+    assert driver.status.num_workers == 0
 
 
 GAMES = SelfPlayConfig.of(evaluator="hash", preset="light", games=4, cards="3", workers=2)
