@@ -49,7 +49,9 @@ class RayNodes:
 
     def _start(self, *options: str, **environment: str) -> subprocess.Popen[bytes]:
         ray = Path(sys.executable).with_name("ray")
-        fixed = ["--block", "--object-store-memory=83886080", f"--temp-dir={self._folder}", "--disable-usage-stats"]
+        # Of nodes that start at the same time in one folder, one may take the other's sockets and never join.
+        folder = tempfile.mkdtemp(dir=self._folder)
+        fixed = ["--block", "--object-store-memory=83886080", f"--temp-dir={folder}", "--disable-usage-stats"]
         return subprocess.Popen(
             [ray, "start", *fixed, *options],
             env=self.environment | environment,
